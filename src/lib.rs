@@ -1,0 +1,4 @@
+//! settled: exactly one completion per run.
+pub mod providers;
+pub mod run;
+pub mod secret;

@@ -1,0 +1,188 @@
+//! When to ask: the policy of a source, the curve of its polls and the limits on absence.
+//!
+//! Jitter comes from a hash of the run and the number of the question, so the same history asks
+//! at the same moments.
+
+use std::time::Duration;
+
+use super::observation::Latch;
+use super::{At, words};
+
+words! {
+    /// Whether a terminal webhook settles at once.
+    Confirm {
+        /// As the provider's dialect says for each event.
+        Auto = "auto",
+        /// Always ask once first.
+        Always = "always",
+        /// Never ask first.
+        Never = "never",
+    }
+}
+
+/// Everything that a person may decide about when a run settles and how it is asked about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Does a terminal webhook settle alone?
+    pub confirm: Confirm,
+    /// How long a terminal webhook may wait for that answer.
+    pub confirm_timeout: Duration,
+    /// How long a polled end must hold before it is believed. Zero: at once.
+    pub grace: Duration,
+    /// Open for longer than this: overdue.
+    pub deadline: Duration,
+    /// Known and open for longer than this: indeterminate.
+    pub give_up: Duration,
+    /// Age of a run at its first poll; also the first interval of the curve.
+    pub first_poll: Duration,
+    /// The longest interval of the curve.
+    pub max_interval: Duration,
+    /// Ages at which the provider's own limits make an answer likely: asked at in any case.
+    pub landmarks: &'static [Duration],
+    /// Which of two differing answers is believed.
+    pub latch: Latch,
+    /// Whether we have what it takes to ask (an API key).
+    pub can_ask: bool,
+    /// How long being listed as open spares a run its own question.
+    pub listed_for: Duration,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A run younger than this, or a webhook fresher than this, makes a 404 or a "running" mere lag.
+pub const YOUNG: Duration = MINUTE;
+/// So many misses make an absence …
+pub const MISSES_MIN: u32 = 3;
+/// … if the last is at least this long after the first.
+pub const MISSES_SPAN: Duration = Duration::from_secs(600);
+/// After a miss we ask again this much later.
+pub const MISS_INTERVAL: Duration = Duration::from_secs(300);
+/// Hints may bring a run's next poll forward this often.
+pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
+/// A run past its `give_up` still gets this long for one last answer (we may have been down).
+pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
+/// When a settlement nobody confirmed is looked at again.
+pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
+/// An overdue run is asked about this many times less often.
+const OVERDUE_STRETCH: u32 = 12;
+/// Waiting times while a provider's own store lags behind its webhook.
+const LAG: [Duration; 5] =
+    [SECOND, Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
+
+const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSES_SPAN.as_secs());
+
+/// When a run that was opened at `opened_at` and is known from `now` on is asked about first.
+pub fn first(policy: &Policy, opened_at: At, now: At) -> At {
+    opened_at.plus(policy.first_poll).max(now)
+}
+
+/// When to ask next after `asks` answers that did not end the run.
+pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64, now: At) -> At {
+    let curve = now.plus(interval(policy, asks, overdue, seed));
+    policy
+        .landmarks
+        .iter()
+        .map(|age| opened_at.plus(*age))
+        .find(|landmark| *landmark > now)
+        .map_or(curve, |landmark| curve.min(landmark))
+}
+
+/// When to look again while the provider's answers lag behind what it already told us.
+pub fn after_lag(asks: u32, now: At) -> At {
+    now.plus(LAG[(asks as usize).min(LAG.len() - 1)])
+}
+
+/// `first_poll × 1.6ⁿ`, at most `max_interval`, ±20 %.
+fn interval(policy: &Policy, asks: u32, overdue: bool, seed: u64) -> Duration {
+    let cap = policy.max_interval.max(policy.first_poll);
+    let grown = policy.first_poll.as_secs_f64() * 1.6_f64.powi(i32::try_from(asks.min(64)).unwrap_or(64));
+    let base = if overdue {
+        cap.saturating_mul(OVERDUE_STRETCH)
+    } else {
+        cap.min(Duration::from_secs_f64(grown.min(cap.as_secs_f64())))
+    };
+    base.mul_f64(0.8 + 0.4 * unit(seed ^ (u64::from(asks) << 32 | 0x5bd1)))
+}
+
+/// A number in `[0, 1)` from a hash: splitmix64's finalizer.
+pub fn unit(seed: u64) -> f64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+    let unit = (z >> 11) as f64 / (1_u64 << 53) as f64;
+    unit
+}
+
+/// The seed of a run's jitter: FNV-1a over its key.
+pub fn seed(source: &str, run_id: &str) -> u64 {
+    source
+        .bytes()
+        .chain([0])
+        .chain(run_id.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn policy() -> Policy {
+        Policy {
+            confirm: Confirm::Auto,
+            confirm_timeout: MINUTE,
+            grace: Duration::ZERO,
+            deadline: Duration::from_secs(24 * 3600),
+            give_up: Duration::from_secs(7 * 24 * 3600),
+            first_poll: 20 * SECOND,
+            max_interval: 5 * MINUTE,
+            landmarks: &[],
+            latch: Latch::Last,
+            can_ask: true,
+            listed_for: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_curve_grows_by_1_6_and_stops_at_the_cap() {
+        let policy = policy();
+        for asks in 0..200 {
+            let nominal = (20.0 * 1.6_f64.powi(asks)).min(300.0);
+            let at = next(&policy, At(0), asks.try_into().unwrap(), false, 7, At(0));
+            #[expect(clippy::cast_precision_loss)]
+            let ratio = at.0 as f64 / 1000.0 / nominal;
+            assert!((0.79..=1.21).contains(&ratio), "{asks}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn jitter_differs_between_runs_and_repeats_for_one() {
+        let policy = policy();
+        let of = |run: &str| next(&policy, At(0), 9, false, seed("s", run), At(0));
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+    }
+
+    #[test]
+    fn a_landmark_is_never_slept_through() {
+        let policy = Policy { landmarks: &[Duration::from_secs(900), Duration::from_secs(960)], ..policy() };
+        let at = next(&policy, At(0), 50, false, 3, At(800_000));
+        assert_eq!(at, At(900_000));
+        assert_eq!(next(&policy, At(0), 50, false, 3, At(900_000)), At(960_000));
+        assert!(next(&policy, At(0), 50, false, 3, At(960_000)) > At(1_100_000));
+    }
+
+    #[test]
+    fn an_overdue_run_is_asked_about_hourly() {
+        let at = next(&policy(), At(0), 50, true, 3, At(0));
+        assert!((2_880_000..=4_320_000).contains(&at.0), "{at:?}");
+    }
+
+    #[test]
+    fn the_first_poll_counts_from_the_birth_of_the_run() {
+        assert_eq!(first(&policy(), At(0), At(5_000)), At(20_000));
+        assert_eq!(first(&policy(), At(0), At(50_000)), At(50_000));
+    }
+}

@@ -1,0 +1,198 @@
+//! Observations: what one report says about one run, in our words instead of a provider's.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{At, Kind, Outcome, RunId, Trust, Via};
+
+/// How far along an open run is. Only used to keep a late "queued" from hiding a "running".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rank {
+    /// Not started yet, or the word is not known to us.
+    Waiting,
+    /// Work was seen to begin (running, paused, between two attempts).
+    Started,
+}
+
+/// One claim about a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claim {
+    /// A client or an operator says that the run exists.
+    Tracked,
+    /// A list named it, perhaps with a state. Lists lag and omit, so this never settles anything;
+    /// `over` asks for a closer look.
+    Listed {
+        /// The list's word suggests that the run has ended.
+        over: bool,
+    },
+    /// The run is not over.
+    Open(Rank),
+    /// The run is over.
+    Ended(Ending),
+    /// The provider says that it knows no such run, and a call that must work with this key worked.
+    Missing,
+    /// We asked and learned nothing: a failure, a refusal, an unreadable answer.
+    Nothing,
+    /// Nobody said anything; one of our own limits was passed.
+    Alarm,
+}
+
+/// The end of a run as a provider told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Another outcome for which this provider uses the same word here, so that a weaker voice
+    /// saying it refines instead of contradicts (a cancelled Firecrawl agent polls as failed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covers: Option<Outcome>,
+    /// Whether a webhook saying this settles by itself under `confirm = "auto"`.
+    #[serde(default)]
+    pub sufficient: bool,
+}
+
+impl Ending {
+    /// An ending that under `confirm = "auto"` needs an authoritative answer beside it.
+    pub const fn needs_answer(outcome: Outcome) -> Ending {
+        Ending { outcome, covers: None, sufficient: false }
+    }
+
+    /// An ending that settles by itself under `confirm = "auto"`.
+    pub const fn sufficient(outcome: Outcome) -> Ending {
+        Ending { outcome, covers: None, sufficient: true }
+    }
+}
+
+/// What a report tells beside its claim. Everything is optional; absent means "not said".
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detail {
+    /// The provider's own status word, verbatim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_status: Option<String>,
+    /// Workflow, recipe or agent the run belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
+    /// One word of ours that qualifies the outcome or the state (`retry_pending`, `max_steps`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The provider's error text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The provider's own identity of a delivery, the same over its retries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery_id: Option<String>,
+    /// Numbers the provider counts (pages, items, credits, steps), by their own names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counters: Option<serde_json::Map<String, serde_json::Value>>,
+    /// What `track` or the provider attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+    /// When the provider says the run was created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opened_at: Option<At>,
+    /// When the provider says that what it reports happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_time: Option<At>,
+}
+
+/// One claim about one run, read out of one report by its provider's dialect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// Whom it is about.
+    pub run_id: RunId,
+    /// What sort of run it is, where the report tells.
+    pub kind: Option<Kind>,
+    /// What is claimed.
+    pub claim: Claim,
+    /// How far it may be believed.
+    pub trust: Trust,
+    /// By which mouth it came.
+    pub via: Via,
+    /// For an answer: when the question was asked. Otherwise when the report came in. A later
+    /// question outranks an earlier one, whatever the order in which the answers arrive.
+    pub asked_at: At,
+    /// The run should be asked about no sooner than this after now (a provider's own word for
+    /// when its next attempt begins).
+    pub ask_after: Option<Duration>,
+    /// The rest of what was said.
+    pub detail: Detail,
+}
+
+impl Observation {
+    /// Whether it may change what we believe of a run. Hints may not.
+    pub fn entitled(&self) -> bool {
+        self.trust > Trust::Hint
+    }
+}
+
+/// One entitled "it ended" that we heard, kept with the run until something stronger replaces it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Voice {
+    /// What it said.
+    pub ending: Ending,
+    /// How far it may be believed.
+    pub trust: Trust,
+    /// By which mouth it came.
+    pub via: Via,
+    /// See [`Observation::asked_at`].
+    pub asked_at: At,
+    /// When we heard it.
+    pub heard_at: At,
+    /// The stored report that said it; its body is the payload of the completion.
+    pub report: i64,
+    /// The rest of what was said.
+    pub detail: Detail,
+}
+
+/// Which of two authoritative answers is believed when they differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Latch {
+    /// The one asked for last: a provider may correct itself.
+    Last,
+    /// The one asked for first: the provider forgets (a cancelled Firecrawl crawl can read back
+    /// as completed once its record has expired).
+    First,
+}
+
+impl Voice {
+    /// Position in the order of belief. Trust first. Among answers the order of the questions;
+    /// among equal webhooks, which carry no order that can be relied on, the outcome: Skyvern's
+    /// contradicting pairs end as the one that ranks higher here (cancelled then completed,
+    /// cancelled then failed, completed then failed).
+    fn rank(&self, latch: Latch) -> (Trust, i64, u8) {
+        let outcome = match self.ending.outcome {
+            Outcome::Indeterminate => 0,
+            Outcome::Cancelled => 1,
+            Outcome::TimedOut => 2,
+            Outcome::Succeeded => 3,
+            Outcome::Failed => 4,
+        };
+        let order = match (self.trust, latch) {
+            (Trust::Authoritative, Latch::Last) => self.asked_at.0,
+            (Trust::Authoritative, Latch::First) => -self.asked_at.0,
+            _ => 0,
+        };
+        (self.trust, order, outcome)
+    }
+
+    /// Whether this voice is to be believed over `other`.
+    pub fn outranks(&self, other: &Voice, latch: Latch) -> bool {
+        self.rank(latch) > other.rank(latch)
+    }
+
+    /// Whether both say the same end: the material projection of an ending is its outcome.
+    /// Everything else (signed addresses, credits, texts) differs benignly between two tellings
+    /// of one fact.
+    pub fn agrees(&self, other: &Voice) -> bool {
+        self.ending.outcome == other.ending.outcome
+    }
+
+    /// Whether `other` says more exactly what this voice says too.
+    pub fn is_refined_by(&self, other: &Voice) -> bool {
+        self.ending.covers == Some(other.ending.outcome)
+    }
+}

@@ -1,0 +1,251 @@
+//! Records: the lines of the feed, each a CloudEvents 1.0 event.
+//!
+//! A record is rendered once, when it is appended, and never changes. Only the cursor is put in
+//! while reading, since its epoch belongs to the database that serves it. Ids are functions of the
+//! run and of what happened to it, so the same history gives the same ids on every machine.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::decide::{Phase, Publication, Run, Settled};
+use super::observation::Detail;
+use super::{At, Kind, Origin, Outcome, RunKey, words};
+
+words! {
+    /// The types of records that are stored.
+    RecordType {
+        /// A run has settled.
+        Completion = "settled.run.completion",
+        /// What was published about a run was wrong.
+        Amendment = "settled.run.amendment",
+        /// An open run's status changed.
+        Status = "settled.run.status",
+    }
+}
+
+/// The terminal JSON of a provider that is passed on with a completion.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// Compact JSON text of at most [`PAYLOAD_BYTES_MAX`] bytes.
+    Inline(&'a RawValue),
+    /// Too large or not JSON: the path of the stored body on the control socket.
+    Ref(i64),
+    /// No provider said anything.
+    Absent,
+}
+
+/// The largest payload that travels in a record; larger ones are referred to.
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+
+/// A record ready to be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// Which of the types it is.
+    pub record_type: RecordType,
+    /// Deterministic id.
+    pub id: String,
+    /// The line up to where the cursor goes.
+    pub envelope: String,
+    /// The `data` object.
+    pub data: String,
+}
+
+/// Who a record is about.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// The provider's name.
+    pub provider: &'a str,
+    /// The run's key.
+    pub key: &'a RunKey,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    specversion: &'static str,
+    id: &'a str,
+    source: String,
+    r#type: RecordType,
+    subject: &'a str,
+    time: String,
+    datacontenttype: &'static str,
+}
+
+#[derive(Serialize)]
+struct Common<'a> {
+    provider: &'a str,
+    source: &'a str,
+    run_id: &'a str,
+    kind: Option<Kind>,
+    group_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct EndData<'a> {
+    #[serde(flatten)]
+    common: Common<'a>,
+    outcome: Outcome,
+    provider_status: Option<&'a str>,
+    origin: Origin,
+    confirmed: bool,
+    reason: Option<&'a str>,
+    error: Option<&'a str>,
+    counters: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    opened_at: String,
+    provider_time: Option<String>,
+    observed_at: String,
+    webhooks: Webhooks,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    amends: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_outcome: Option<Outcome>,
+    payload: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_ref: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Webhooks {
+    count: u32,
+    first_at: Option<String>,
+    last_at: Option<String>,
+}
+
+#[derive(Serialize)]
+struct StatusData<'a> {
+    #[serde(flatten)]
+    common: Common<'a>,
+    provider_status: Option<&'a str>,
+    reason: Option<&'a str>,
+    metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    opened_at: String,
+    observed_at: String,
+}
+
+/// Renders what `publication` says about `run` at `now`.
+pub fn draft(about: About<'_>, run: &Run, publication: Publication, payload: Payload<'_>, now: At) -> Draft {
+    let (record_type, suffix) = match publication {
+        Publication::Completion => (RecordType::Completion, "completion".to_owned()),
+        Publication::Amendment { number, .. } => (RecordType::Amendment, format!("amendment:{number}")),
+        Publication::Status(number) => (RecordType::Status, format!("status:{number}")),
+    };
+    let id = format!("{}:{suffix}", about.key);
+    let envelope = json(&Envelope {
+        specversion: "1.0",
+        id: &id,
+        source: format!("/settled/{}", about.key.source),
+        r#type: record_type,
+        subject: about.key.run_id.as_str(),
+        time: now.rfc3339(),
+        datacontenttype: "application/json",
+    });
+    let common = Common {
+        provider: about.provider,
+        source: about.key.source.as_str(),
+        run_id: about.key.run_id.as_str(),
+        kind: run.kind,
+        group_id: run.detail.group_id.as_deref(),
+    };
+    let data = match &run.phase {
+        Phase::Settled(settled) => json(&end(about, run, settled, publication, payload, common)),
+        Phase::Open(_) => json(&status(run, common, now)),
+    };
+    Draft { record_type, id, envelope, data }
+}
+
+fn end<'a>(
+    about: About<'_>,
+    run: &'a Run,
+    settled: &'a Settled,
+    publication: Publication,
+    payload: Payload<'a>,
+    common: Common<'a>,
+) -> EndData<'a> {
+    let Detail { provider_status, reason, error, counters, provider_time, .. } = &settled.belief.detail;
+    let previous_outcome = match publication {
+        Publication::Amendment { previous, .. } => Some(previous),
+        _ => None,
+    };
+    EndData {
+        common,
+        outcome: settled.belief.ending.outcome,
+        provider_status: provider_status.as_deref(),
+        origin: settled.origin,
+        confirmed: settled.confirmed,
+        reason: reason.as_deref(),
+        error: error.as_deref(),
+        counters: counters.as_ref(),
+        metadata: run.detail.metadata.as_ref(),
+        opened_at: run.opened_at().rfc3339(),
+        provider_time: provider_time.map(At::rfc3339),
+        observed_at: settled.belief.heard_at.rfc3339(),
+        webhooks: Webhooks {
+            count: run.webhooks.count,
+            first_at: run.webhooks.first.map(At::rfc3339),
+            last_at: run.webhooks.last.map(At::rfc3339),
+        },
+        amends: previous_outcome.map(|_| format!("{}:completion", about.key)),
+        previous_outcome,
+        payload: if let Payload::Inline(json) = payload { Some(json) } else { None },
+        payload_ref: if let Payload::Ref(report) = payload {
+            Some(format!("/v1/deliveries/{report}/body"))
+        } else {
+            None
+        },
+    }
+}
+
+fn status<'a>(run: &'a Run, common: Common<'a>, now: At) -> StatusData<'a> {
+    StatusData {
+        common,
+        provider_status: run.detail.provider_status.as_deref(),
+        reason: run.detail.reason.as_deref(),
+        metadata: run.detail.metadata.as_ref(),
+        opened_at: run.opened_at().rfc3339(),
+        observed_at: now.rfc3339(),
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a record has only string keys and cannot fail to render")
+}
+
+/// The whole line, without its newline.
+pub fn line(envelope: &str, cursor: &str, data: &str) -> String {
+    let open = envelope.strip_suffix('}').unwrap_or(envelope);
+    format!("{open},\"cursor\":\"{cursor}\",\"data\":{data}}}")
+}
+
+/// Strips the white space between tokens, so that one record is one line. `json` must be JSON.
+pub fn compact(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if matches!(c, ' ' | '\t' | '\n' | '\r') {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compacting_keeps_strings_and_drops_the_rest() {
+        let json = "{ \"a b\" : [ 1 ,\n\t2 ], \"q\\\" \\\\\" : \" \\n \" }";
+        assert_eq!(compact(json), "{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}");
+    }
+
+    #[test]
+    fn the_cursor_is_spliced_before_the_data() {
+        assert_eq!(line(r#"{"id":"x"}"#, "e.7", r#"{"a":1}"#), r#"{"id":"x","cursor":"e.7","data":{"a":1}}"#);
+    }
+}

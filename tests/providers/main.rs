@@ -1,0 +1,1 @@
+//! The dialects against captured deliveries, signature vectors and every fact of the dossiers.
