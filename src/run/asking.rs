@@ -167,7 +167,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_landmark_is_never_slept_through() {
-        let policy = Policy { landmarks: &[Duration::from_secs(900), Duration::from_secs(960)], ..policy() };
+        const AGES: &[Duration] = &[Duration::from_secs(900), Duration::from_secs(960)];
+        let policy = Policy { landmarks: AGES, ..policy() };
         let at = next(&policy, At(0), 50, false, 3, At(800_000));
         assert_eq!(at, At(900_000));
         assert_eq!(next(&policy, At(0), 50, false, 3, At(900_000)), At(960_000));
