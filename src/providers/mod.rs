@@ -10,6 +10,7 @@
 //! `tests/vectors/<name>/`.
 
 pub mod json;
+pub mod pace;
 pub mod signature;
 
 use std::time::Duration;
