@@ -1,7 +1,14 @@
 //! settled: exactly one completion per run.
 pub mod calendar;
+pub mod calls;
 pub mod config;
+pub mod http;
 pub mod limits;
+pub mod poller;
 pub mod providers;
+pub mod receiver;
+pub mod reconciler;
+pub mod report;
 pub mod run;
 pub mod secret;
+pub mod store;

@@ -34,6 +34,10 @@ pub const HOOK_BODY_BYTES_MIN: usize = 64 * KIB;
 /// The most that may be configured: a row of the database has to hold it.
 pub const HOOK_BODY_BYTES_MAX: usize = 256 * MIB;
 
+/// Header lines stored with a delivery. Honest ones carry about ten; the rest of a longer list is
+/// not worth its room.
+pub const HOOK_HEADERS_MAX: usize = 64;
+
 /// Bytes of bodies held in memory at once, over all connections and the queue: beyond it, readers
 /// wait. The number of connections times the size of one body is no bound anybody has memory for.
 pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
@@ -56,12 +60,29 @@ pub const RETRY_AFTER_SECONDS: u64 = 5;
 /// Reports that wait for the writer. A full queue makes the mouths wait, which is what they should.
 pub const QUEUE_REPORTS_MAX: usize = 4096;
 
+/// How long a mouth waits for room in that queue before it says 503.
+pub const QUEUE_WAIT: Duration = Duration::from_secs(5);
+
 /// Reports in one transaction. More gains nothing (measured: the commit is paid off by then) and
 /// would delay the first of them.
 pub const GROUP_REPORTS_MAX: usize = 512;
 
 /// How often a report may kill its reader before it is set aside.
 pub const ATTEMPTS_MAX: u32 = 3;
+
+/// The pause after a failed read or write of the database, before the next try.
+pub const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs whose limits have passed that are looked at together.
+pub const ALARMS_PER_ROUND_MAX: u32 = 200;
+
+/// How often passed limits are looked for at the least.
+pub const ALARM_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+// ── Every server ────────────────────────────────────────────────────────────────────────────────
+
+/// What is buffered of a connection; bounds the size of a request's head.
+pub const CONNECTION_BUFFER_BYTES: usize = 64 * KIB;
 
 // ── The sockets ─────────────────────────────────────────────────────────────────────────────────
 
@@ -75,6 +96,21 @@ pub const STREAMS_MAX: usize = 1_100;
 /// Rows read from the database for one page of a stream or list: short reads keep the log of the
 /// database small.
 pub const PAGE_ROWS: usize = 500;
+
+/// Rows looked at for one page, matching or not: a narrow filter must not hold a snapshot for long.
+pub const PAGE_SCAN_ROWS: i64 = 10_000;
+
+/// After so many rows without a match a stream says how far it has come.
+pub const BOOKMARK_ROWS: i64 = 1_000;
+
+/// The longest `wait` of a request.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How large the body of a request on a socket may be.
+pub const REQUEST_BYTES_MAX: usize = MIB;
+
+/// How long a local client may take to send a request's headers.
+pub const SOCKET_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a stream is silent before it says that it is alive, unless the client asks otherwise.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -101,6 +137,21 @@ pub const CONCURRENCY_MAX: usize = 256;
 
 /// The shortest `first_poll` and `max_interval`: at nought, the curve would never leave nought.
 pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How long connecting to a provider may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Questions that make up one poll: the state, what must be known beside it, the canary.
+pub const QUESTIONS_PER_POLL_MAX: usize = 6;
+
+/// Pages of a list read in one sweep.
+pub const SWEEP_PAGES_MAX: usize = 200;
+
+/// A source's loop looks around at least this often.
+pub const POLLER_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// … and never more often than this.
+pub const POLLER_IDLE_MIN: Duration = Duration::from_millis(5);
 
 // ── The rest ────────────────────────────────────────────────────────────────────────────────────
 
