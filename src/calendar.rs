@@ -99,8 +99,9 @@ impl Schedule {
     /// Reads five fields (`minute hour day month weekday`) or six (the second first).
     pub fn parse(text: &str) -> Result<Schedule, BadSchedule> {
         let fields = six_fields(text)?;
-        refuse_double_meanings(text, &fields)?;
+        refuse_numeric_weekdays(text, &fields)?;
         let times = read(&fields).ok_or_else(|| culprit(text, &fields))?;
+        refuse_two_days(text, &fields)?;
         let Some(gap) = largest_gap(&times) else {
             return Err(BadSchedule::Never { text: text.to_owned() });
         };
@@ -152,12 +153,15 @@ fn six_fields(text: &str) -> Result<[&str; 6], BadSchedule> {
     }
 }
 
-fn refuse_double_meanings(text: &str, fields: &[&str; 6]) -> Result<(), BadSchedule> {
-    let any = |field: &str| matches!(field, "*" | "?");
-    let [.., day, _, weekday] = fields;
+fn refuse_numeric_weekdays(text: &str, [.., weekday]: &[&str; 6]) -> Result<(), BadSchedule> {
     if weekday.bytes().any(|byte| byte.is_ascii_digit()) {
         return Err(BadSchedule::NumericWeekday { text: text.to_owned() });
     }
+    Ok(())
+}
+
+fn refuse_two_days(text: &str, [.., day, _, weekday]: &[&str; 6]) -> Result<(), BadSchedule> {
+    let any = |field: &str| matches!(field, "*" | "?");
     if !any(day) && !any(weekday) {
         return Err(BadSchedule::TwoDays { text: text.to_owned() });
     }
@@ -313,8 +317,30 @@ mod tests {
             "\"every minute or so please\": the minute cannot be \"every\"; write \"*\", or 0 to 59, for example \
              \"0\" or \"*/5\""
         );
-        for bad in ["*/0 * * * *", "* * 0 * *", "* * * 13 *", "* * * * Someday", "5-1 * * * *", "99999999999 * * * *"] {
+        for bad in [
+            "*/0 * * * *",
+            "* * 0 * *",
+            "* * * 13 *",
+            "* * * * Someday",
+            "5-1 * * * *",
+            "99999999999 * * * *",
+            "0-4294967295 * * * *",
+        ] {
             assert!(Schedule::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_written_is_read_or_refused_without_a_panic(text in "[-0-9*/,?@LW#A-Za-z ]{0,24}") {
+            if let Ok(schedule) = Schedule::parse(&text) {
+                assert!(schedule.next_after(REFERENCE).is_some_and(|next| next > REFERENCE));
+            }
+        }
+
+        #[test]
+        fn six_fields_of_the_right_letters_are_too(fields in proptest::collection::vec("[0-9*/,-]{1,5}", 5)) {
+            let _ = Schedule::parse(&format!("{} *", fields.join(" ")));
         }
     }
 }

@@ -234,7 +234,7 @@ fn join(path: &str, name: &str) -> String {
 pub(super) fn suggestion(found: &str, known: &[&str]) -> String {
     let near = known.iter().map(|word| (distance(found, word), word)).min();
     match near {
-        Some((steps, word)) if steps <= 2.min(word.len() / 2) => format!("did you mean {word:?}?"),
+        Some((steps, word)) if steps <= 2.min(word.len().div_ceil(2)) => format!("did you mean {word:?}?"),
         _ => format!("there are: {}", known.join(", ")),
     }
 }

@@ -10,8 +10,10 @@ use crate::providers::Provider;
 use crate::run::SourceName;
 use crate::secret::{Key, Secret, SecretLabel};
 
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+
 /// Looks up environment variables. Tests pass a list; so nothing else in here touches the process.
-pub struct Env(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
+pub struct Env(Box<Lookup>);
 
 impl Env {
     /// The environment of this process.

@@ -45,6 +45,12 @@ const SOURCE: &[&str] = &[
     "concurrency",
 ];
 
+/// Every key there is, for the test that the example shows them all.
+#[cfg(test)]
+pub(super) fn every_key() -> impl Iterator<Item = &'static str> {
+    [HOOKS, STORE, SOCKETS, RETENTION, SOURCE].into_iter().flatten().copied()
+}
+
 /// Reads a whole file, with its secrets.
 pub(super) fn read(
     registry: &[&'static dyn Provider],
@@ -60,7 +66,6 @@ pub(super) fn read(
         let store_path = store(&root, env);
         (hooks(&root), sockets(&root, env, &store_path), sources(&root, registry, env), retention(&root), store_path)
     };
-    drop(table);
     let (hooks, sockets, sources, retention, store_path) = found;
     let mut told = doc.finish()?;
     told.extend(warnings(&hooks, &sources, registry, &origin));
@@ -78,7 +83,6 @@ pub(super) fn client_sockets(file: &Path, text: &str, env: &Env) -> Result<Socke
         let found = sockets(&root, env, &store.unwrap_or_default());
         if configured { found } else { reachable(found, env) }
     };
-    drop(table);
     doc.finish()?;
     Ok(sockets)
 }
@@ -228,29 +232,29 @@ const ORDER: [(Part, Part); 4] = [
 
 fn check_order(section: &Section<'_>, source: &Source) {
     let kinds = || std::iter::once(None).chain(Kind::ALL.iter().copied().map(Some));
-    for ((short, short_of), (long, long_of)) in ORDER {
-        let configured = |name| section.get(name).is_some();
-        let wrong = |policy: &Policy| short_of(policy) > long_of(policy);
-        let Some((kind, policy)) = kinds().map(|kind| (kind, source.policy(kind))).find(|(_, policy)| wrong(policy))
-        else {
-            continue;
-        };
-        let said = |name, span| match (configured(name), kind) {
-            (true, _) => format!("{:?}", values::shown(span)),
-            (false, None) => format!("{:?} by default", values::shown(span)),
-            (false, Some(kind)) => format!("{:?} by default for a {kind}", values::shown(span)),
-        };
-        let (blamed, rest) = if configured(short) {
-            (short, format!("is longer than {long} ({})", said(long, long_of(&policy))))
-        } else if configured(long) {
-            (long, format!("is shorter than {short} ({})", said(short, short_of(&policy))))
-        } else {
-            continue; // then it is the dialect's mistake, which its own tests find
-        };
-        let span = if blamed == short { short_of(&policy) } else { long_of(&policy) };
-        let other = if blamed == short { long } else { short };
-        section.problem(blamed, format!("{:?} {rest}; change one, or set {other} too", values::shown(span)));
+    for (short, long) in ORDER {
+        let wrong = |policy: &Policy| (short.1)(policy) > (long.1)(policy);
+        let found = kinds().map(|kind| (kind, source.policy(kind))).find(|(_, policy)| wrong(policy));
+        let Some((kind, policy)) = found else { continue };
+        // If neither is configured it is the dialect's mistake, which its own tests find.
+        if section.get(short.0).is_some() {
+            blame(section, short, "longer", long, kind, &policy);
+        } else if section.get(long.0).is_some() {
+            blame(section, long, "shorter", short, kind, &policy);
+        }
     }
+}
+
+fn blame(section: &Section<'_>, (key, span): Part, word: &str, other: Part, kind: Option<Kind>, policy: &Policy) {
+    let (other, other_span) = (other.0, values::shown((other.1)(policy)));
+    let by_default = match kind {
+        _ if section.get(other).is_some() => String::new(),
+        None => " by default".to_owned(),
+        Some(kind) => format!(" by default for a {kind}"),
+    };
+    let span = values::shown(span(policy));
+    let text = format!("{span:?} is {word} than {other} ({other_span:?}{by_default}); change one, or set {other} too");
+    section.problem(key, text);
 }
 
 fn with_secrets(section: &Section<'_>, mut source: Source, env: &Env) -> Source {

@@ -1,7 +1,7 @@
 //! The configuration: a TOML file, or the environment variables people already have.
 //!
 //! Order: `--config`, `$SETTLED_CONFIG`, `/etc/settled/settled.toml` if it is there, the
-//! environment. The file is walked and not derived ([`document`]), since its error messages are
+//! environment. The file is walked and not derived (see `document.rs`), since its error messages are
 //! what a person meets first: each names file, line and key and says what would be right, and all
 //! of them come at once. Every table knows its keys; one that it does not know is an error.
 //!

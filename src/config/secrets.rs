@@ -116,7 +116,7 @@ fn read(entry: &Entry<'_>, env: &Env) -> Option<Secret> {
         "env" => place.parse("\"SKYVERN_API_KEY\"", |name| variable(name, env)),
         "file" => place.parse("\"/etc/settled/skyvern_api_key\"", |path| {
             let path = document::path(place.doc, path)?;
-            file(&place, &path)?.ok_or_else(|| format!("{} is not there", path.display()))
+            file(&place, &path)?.ok_or_else(|| format!("{} is not there; put the secret into it", path.display()))
         }),
         _ => None, // the section has complained
     }

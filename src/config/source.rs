@@ -57,7 +57,7 @@ pub struct PolicyOverrides {
 }
 
 impl PolicyOverrides {
-    fn over(&self, policy: Policy) -> Policy {
+    fn over(&self, policy: &Policy) -> Policy {
         Policy {
             confirm: self.confirm.unwrap_or(policy.confirm),
             confirm_timeout: self.confirm_timeout.unwrap_or(policy.confirm_timeout),
@@ -66,7 +66,7 @@ impl PolicyOverrides {
             give_up: self.give_up.unwrap_or(policy.give_up),
             first_poll: self.first_poll.unwrap_or(policy.first_poll),
             max_interval: self.max_interval.unwrap_or(policy.max_interval),
-            ..policy
+            ..policy.clone()
         }
     }
 }
@@ -110,7 +110,7 @@ impl Source {
         // Half as long again as lists are apart, so that one late list does not set off a question
         // for every run on it.
         let listed_for = if can_ask { self.sweep.largest_gap().mul_f64(1.5) } else { Duration::ZERO };
-        Policy { can_ask, listed_for, ..self.overrides.over(self.provider.policy(kind)) }
+        Policy { can_ask, listed_for, ..self.overrides.over(&self.provider.policy(kind)) }
     }
 
     /// Blots out all of this source's secrets.

@@ -58,7 +58,7 @@ pub(super) fn shown(span: Duration) -> String {
         return format!("{}ms", span.as_millis());
     }
     // Weeks are read but not shown: "7d" is what people write.
-    let unit = UNITS[1..].iter().find(|(_, length)| seconds % length == 0 && seconds >= *length);
+    let unit = UNITS[1..].iter().find(|(_, length)| seconds.is_multiple_of(*length) && seconds >= *length);
     unit.map_or_else(|| format!("{seconds}s"), |(name, length)| format!("{}{name}", seconds / length))
 }
 
@@ -127,8 +127,10 @@ pub(super) fn base_url(text: &str) -> Result<String, String> {
 pub(super) fn in_the_clear(base_url: &str) -> bool {
     let Some(rest) = base_url.strip_prefix("http://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();
-    let host = host.rsplit_once(':').map_or(host, |(host, port)| if port.ends_with(']') { rest } else { host });
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = match host.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
     host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -199,11 +201,24 @@ mod tests {
 
     #[test]
     fn only_loopback_may_be_spoken_to_in_the_clear() {
-        for fine in ["https://x", "http://localhost:1", "http://127.0.0.1/x", "http://[::1]:80", "http://[::1]"] {
+        for fine in ["https://x", "http://localhost:1", "http://127.0.0.1/x", "http://[::1]:80", "http://[::1]/x"] {
             assert!(!in_the_clear(fine), "{fine}");
         }
         for clear in ["http://example.com", "http://10.0.0.1:80/x", "http://[2001:db8::1]"] {
             assert!(in_the_clear(clear), "{clear}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_a_value_panic(text in "\\PC{0,16}|[0-9a-z/. ]{0,24}") {
+            let _ = (duration(&text), rate(&text), bytes(0, u64::MAX)(&text), listen(&text));
+            let _ = base_url(&text).map(|url| in_the_clear(&url));
+        }
+
+        #[test]
+        fn a_duration_is_read_back_as_it_was_shown(seconds in 0_u64..=3_650 * 86_400) {
+            assert_eq!(duration(&shown(Duration::from_secs(seconds))), Ok(Duration::from_secs(seconds)));
         }
     }
 }
