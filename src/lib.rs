@@ -2,6 +2,8 @@
 pub mod calendar;
 pub mod calls;
 pub mod config;
+pub mod daemon;
+pub mod feed;
 pub mod http;
 pub mod limits;
 pub mod poller;
@@ -12,3 +14,4 @@ pub mod report;
 pub mod run;
 pub mod secret;
 pub mod store;
+pub mod telemetry;

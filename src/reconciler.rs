@@ -47,6 +47,13 @@ pub struct Member {
     redactor: Redactor,
 }
 
+impl Member {
+    /// The text without this source's secrets.
+    pub fn redacted(&self, text: String) -> String {
+        self.redactor.redact(text)
+    }
+}
+
 impl Fleet {
     /// Gives every source its row.
     pub fn enlist(writer: &mut Writer, sources: &BTreeMap<SourceName, Arc<Source>>) -> Result<Fleet, StoreError> {
@@ -333,7 +340,7 @@ fn digest_one(
         Ok(Reading::Said(observations)) => observations,
         Ok(Reading::Ping) => return Ok(digest),
         Ok(Reading::Unreadable(why)) => {
-            tx.note(id, &member.redactor.redact(why))?;
+            tx.note(id, &member.redacted(why))?;
             return Ok(digest);
         }
         Err(()) => {
@@ -426,7 +433,7 @@ fn append(
         _ => Payload::Absent,
     };
     let mut draft = draft(about, run, publication, payload, now);
-    draft.data = member.redactor.redact(draft.data);
+    draft.data = member.redacted(draft.data);
     tx.append(row, member.id, run, &draft, now)
 }
 
