@@ -11,6 +11,7 @@
 
 pub mod json;
 pub mod signature;
+pub mod skyvern;
 
 use std::time::Duration;
 
@@ -22,7 +23,6 @@ use crate::run::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
-pub static REGISTRY: &[&dyn Provider] = &[];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {
