@@ -12,6 +12,7 @@
 pub mod json;
 pub mod signature;
 pub mod skyvern;
+pub mod smartbrowse;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::run::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
+pub static REGISTRY: &[&dyn Provider] = &[&skyvern::Skyvern, &smartbrowse::SmartBrowse];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {
