@@ -184,7 +184,7 @@ impl Provider for Skyvern {
             return state.tell(answered, &said);
         }
         let reads = if has_older_read(run.run_id) { 2 } else { 1 };
-        if answers.len() == reads + 1 && answers.iter().take(reads).all(no_such_run) {
+        if answers.iter().take(reads).all(no_such_run) {
             return Observation { claim: super::missing_if_canary_worked(self, answers), ..silent() };
         }
         silent()
