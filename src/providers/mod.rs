@@ -12,6 +12,8 @@
 pub mod json;
 pub mod pace;
 pub mod signature;
+pub mod skyvern;
+pub mod smartbrowse;
 
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::run::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
-pub static REGISTRY: &[&dyn Provider] = &[];
+pub static REGISTRY: &[&dyn Provider] = &[&skyvern::Skyvern, &smartbrowse::SmartBrowse];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {
@@ -99,9 +101,9 @@ pub trait Provider: Sync {
     /// `page` is what [`Listing::next`] said, `None` for the first.
     fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question>;
 
-    /// Reads a page of a list. Observations carry [`Claim::Listed`]; trust is authoritative as to
-    /// the run's existence.
-    fn read_list(&self, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
+    /// Reads a page of a list; `page` is what was asked for, since not every list names its pages.
+    /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
+    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
     fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {

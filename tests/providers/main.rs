@@ -1,1 +1,4 @@
 //! The dialects against captured deliveries, signature vectors and every fact of the dossiers.
+
+mod skyvern;
+mod smartbrowse;
