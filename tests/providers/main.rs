@@ -1,1 +1,2 @@
 //! The dialects against captured deliveries, signature vectors and every fact of the dossiers.
+mod firecrawl;
