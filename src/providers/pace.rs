@@ -241,12 +241,11 @@ impl Pace {
 
     fn refused(&mut self, why: &str, now: At) {
         self.heard.refused += 1;
-        match &mut self.breaker {
-            Some(breaker) => why.clone_into(&mut breaker.why),
-            None => {
-                let next_probe = now.plus(probe_interval(self.caution));
-                self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
-            }
+        if let Some(breaker) = &mut self.breaker {
+            why.clone_into(&mut breaker.why);
+        } else {
+            let next_probe = now.plus(probe_interval(self.caution));
+            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
         }
     }
 
