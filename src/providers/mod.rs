@@ -10,6 +10,7 @@
 //! `tests/vectors/<name>/`.
 
 pub mod json;
+pub mod python_json;
 pub mod signature;
 
 use std::time::Duration;
