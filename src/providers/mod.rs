@@ -99,9 +99,9 @@ pub trait Provider: Sync {
     /// `page` is what [`Listing::next`] said, `None` for the first.
     fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question>;
 
-    /// Reads a page of a list. Observations carry [`Claim::Listed`]; trust is authoritative as to
-    /// the run's existence.
-    fn read_list(&self, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
+    /// Reads a page of a list, the one that [`Provider::list_question`] asked for with this `page`.
+    /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
+    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
     fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {
