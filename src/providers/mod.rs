@@ -9,6 +9,7 @@
 //! To add a provider: write its file, add it to [`REGISTRY`], and add vectors under
 //! `tests/vectors/<name>/`.
 
+pub mod browser_use;
 pub mod json;
 pub mod python_json;
 pub mod signature;
@@ -23,7 +24,7 @@ use crate::run::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
-pub static REGISTRY: &[&dyn Provider] = &[];
+pub static REGISTRY: &[&dyn Provider] = &[&browser_use::BrowserUse];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {

@@ -1,1 +1,3 @@
 //! The dialects against captured deliveries, signature vectors and every fact of the dossiers.
+
+mod browser_use;
