@@ -12,6 +12,9 @@
 pub mod firecrawl;
 pub mod json;
 pub mod pace;
+pub mod browser_use;
+pub mod json;
+pub mod python_json;
 pub mod signature;
 pub mod skyvern;
 pub mod smartbrowse;
@@ -103,8 +106,8 @@ pub trait Provider: Sync {
     /// `page` is what [`Listing::next`] said, `None` for the first.
     fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question>;
 
-    /// Reads the answer to [`Provider::list_question`] for the same `page`. Observations carry
-    /// [`Claim::Listed`]; trust is authoritative as to the run's existence.
+    /// Reads a page of a list, the one that [`Provider::list_question`] asked for with this `page`.
+    /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
     fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
