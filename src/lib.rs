@@ -1,6 +1,7 @@
 //! settled: exactly one completion per run.
 pub mod calendar;
 pub mod calls;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod feed;

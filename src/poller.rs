@@ -17,6 +17,7 @@ use crate::limits;
 use crate::providers::{Answer, Question, Subject};
 use crate::reconciler::{Clock, Handle};
 use crate::report::{AnswerHead, Head, PollHead, Report, SweepHead};
+use crate::run::decide::Run;
 use crate::run::{At, RunId};
 use crate::store::{Due, Reader, StoreError};
 
@@ -71,9 +72,9 @@ impl Poller {
                     under_way.push(self.work(Work::Sweep));
                 }
             }
-            let mut wait =
-                self.start_due(&gates, now, broken, &mut busy, |due| under_way.push(self.work(Work::Run(due)))).await;
-            wait = wait.min(gates.next_poll).min(gates.next_sweep).min(now.plus(limits::POLLER_IDLE_MAX));
+            let (due, look_again) = self.due(&gates, now, broken, &mut busy).await;
+            under_way.extend(due.into_iter().map(|due| self.work(Work::Run(due))));
+            let wait = look_again.min(gates.next_poll).min(gates.next_sweep).min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
                 Some(finished) = under_way.next() => match finished {
@@ -102,42 +103,31 @@ impl Poller {
         }
     }
 
-    /// Starts as many due questions as there are free hands and the pace allows. Gives the moment
-    /// at which looking again is worthwhile.
-    async fn start_due(
-        &self,
-        gates: &Gates,
-        now: At,
-        broken: bool,
-        busy: &mut BTreeSet<i64>,
-        mut start: impl FnMut(Due),
-    ) -> At {
+    /// As many due runs as there are free hands and the pace allows, and the moment at which
+    /// looking again is worthwhile.
+    async fn due(&self, gates: &Gates, now: At, broken: bool, busy: &mut BTreeSet<i64>) -> (Vec<Due>, At) {
         let hands = self.asker.member.source.concurrency;
-        if broken || busy.len() >= hands || self.asker.member.source.api_key.is_none() {
-            return At::NEVER;
+        if broken || busy.len() >= hands {
+            return (Vec::new(), At::NEVER);
         }
         // Rows under way are still due until their answer is digested: look past them.
-        let (due, next_urgent) = match self.look(now, gates.opened, hands + busy.len()).await {
+        let (mut due, mut look_again) = match self.look(now, gates.opened, hands + busy.len()).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
-                return now.plus(limits::FAILURE_PAUSE);
+                return (Vec::new(), now.plus(limits::FAILURE_PAUSE));
             }
         };
-        for due in due {
-            if busy.contains(&due.row) {
-                continue;
-            }
-            if busy.len() >= hands {
-                break;
-            }
-            if let Err(at) = self.asker.may_ask(now) {
-                return at;
-            }
-            busy.insert(due.row);
-            start(due);
-        }
-        next_urgent
+        due.retain(|due| !busy.contains(&due.row));
+        due.truncate(hands - busy.len());
+        let allowed = due.iter().map(|_| self.asker.may_ask(now)).take_while(|allowed| {
+            look_again = allowed.err().unwrap_or(look_again);
+            allowed.is_ok()
+        });
+        let allowed = allowed.count();
+        due.truncate(allowed);
+        busy.extend(due.iter().map(|due| due.row));
+        (due, look_again)
     }
 
     async fn look(&self, now: At, gate: At, max: usize) -> Result<(Vec<Due>, At), StoreError> {
@@ -174,7 +164,7 @@ impl Poller {
 
     /// One run: its question, and whatever the dialect must know beside it.
     async fn ask_about(&self, due: &Due) {
-        if let Some(report) = poll(&self.asker, &due.run_id, due.run.kind, (self.clock)(), true).await {
+        if let Some(report) = poll(&self.asker, &due.run_id, &due.run, (self.clock)(), true).await {
             self.hand_in(Report { at: (self.clock)(), ..report }).await;
         }
     }
@@ -190,9 +180,10 @@ impl Poller {
             let Some(question) = source.provider.list_question(page.as_deref(), &source.settings) else { return };
             let asked_at = (self.clock)();
             let Some(answer) = self.asker.ask(&question).await else { return };
-            page = source.provider.read_list(&answer, &source.settings, asked_at).next;
+            let next = source.provider.read_list(page.as_deref(), &answer, &source.settings, asked_at).next;
             let (answer, body) = AnswerHead::split(question.path, answer);
-            let head = Head::Sweep(SweepHead { asked_at, answer });
+            let head = Head::Sweep(SweepHead { page, asked_at, answer });
+            page = next;
             self.hand_in(Report { source: self.asker.member.id, at: (self.clock)(), head, body }).await;
             if page.is_none() {
                 return;
@@ -217,16 +208,11 @@ enum Work {
 
 /// Asks about one run and makes the report of it. `paid`: the pace has already let the first
 /// question through. `None`: the breaker is open.
-pub async fn poll(
-    asker: &Asker,
-    run_id: &RunId,
-    kind: Option<crate::run::Kind>,
-    asked_at: At,
-    paid: bool,
-) -> Option<Report> {
+pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: bool) -> Option<Report> {
     let source = &asker.member.source;
-    let kind = kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings));
-    let subject = Subject { run_id, kind, settings: &source.settings };
+    let kind = run.kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings));
+    let group_id = run.detail.group_id.clone();
+    let subject = Subject { run_id, kind, group_id: group_id.as_deref(), settings: &source.settings };
     let (mut paths, mut answers): (Vec<String>, Vec<Answer>) = (Vec::new(), Vec::new());
     let mut question: Option<Question> = Some(source.provider.status_question(&subject));
     while let Some(next) = question.take() {
@@ -243,7 +229,7 @@ pub async fn poll(
         heads.push(head);
         body.extend(bytes);
     }
-    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, asked_at, answers: heads });
+    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, group_id, asked_at, answers: heads });
     Some(Report { source: asker.member.id, at: asked_at, head, body })
 }
 

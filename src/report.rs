@@ -70,6 +70,9 @@ pub struct PollHead {
     pub run_id: RunId,
     /// As what.
     pub kind: Kind,
+    /// The group it was known to belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
     /// When the first question was sent.
     pub asked_at: At,
     /// The answers without their bodies.
@@ -101,6 +104,9 @@ pub struct AnswerHead {
 /// Which page of a list was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepHead {
+    /// What the page before said the next one is; `None` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<String>,
     /// When.
     pub asked_at: At,
     /// The answer without its body.
@@ -198,12 +204,13 @@ impl Report {
                 settings,
             }),
             Head::Poll(head) => {
-                let subject = Subject { run_id: &head.run_id, kind: head.kind, settings };
+                let group_id = head.group_id.as_deref();
+                let subject = Subject { run_id: &head.run_id, kind: head.kind, group_id, settings };
                 Reading::Said(vec![provider.read_status(&subject, &head.answers(&self.body), head.asked_at)])
             }
             Head::Sweep(head) => {
                 let answer = head.answer.join(&mut self.body.as_slice());
-                Reading::Said(provider.read_list(&answer, settings, head.asked_at).runs)
+                Reading::Said(provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at).runs)
             }
             Head::Clock { run_id } => Reading::Said(vec![self.ours(run_id, None, Claim::Alarm, Detail::default())]),
             Head::Track(head) => {

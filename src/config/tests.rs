@@ -58,7 +58,7 @@ impl Provider for Fake {
     fn list_question(&self, _: Option<&str>, _: &Settings) -> Option<Question> {
         unreachable!()
     }
-    fn read_list(&self, _: &Answer, _: &Settings, _: At) -> Listing {
+    fn read_list(&self, _: Option<&str>, _: &Answer, _: &Settings, _: At) -> Listing {
         unreachable!()
     }
 }

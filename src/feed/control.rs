@@ -119,7 +119,7 @@ pub async fn poll(State(desk): Shared, Segments(path): Segments<(String, String)
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
     let row = desk.run(&key).await?;
-    let asked = poller::poll(&asker, &key.run_id, row.run.kind, (desk.clock)(), true).await;
+    let asked = poller::poll(&asker, &key.run_id, &row.run, (desk.clock)(), true).await;
     let broken = || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
     let digest = desk.ledger.digest(Report { at: (desk.clock)(), ..report }).await?;

@@ -9,11 +9,10 @@
 //! To add a provider: write its file, add it to [`REGISTRY`], and add vectors under
 //! `tests/vectors/<name>/`.
 
+pub mod browser_use;
 pub mod firecrawl;
 pub mod json;
 pub mod pace;
-pub mod browser_use;
-pub mod json;
 pub mod python_json;
 pub mod signature;
 pub mod skyvern;
