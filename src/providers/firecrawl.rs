@@ -144,6 +144,11 @@ impl Provider for Firecrawl {
         Kind::Crawl
     }
 
+    /// Ids of all kinds are UUIDs.
+    fn guesses_kind(&self) -> bool {
+        true
+    }
+
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, _now: At) -> Proof {
         if keyring.signing.is_empty() {
             return Proof::without(Verdict::NoSecret);
@@ -191,26 +196,34 @@ impl Provider for Firecrawl {
     }
 
     fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
-        match answers {
-            [Answer::Http(response)] if has_address(run) && is_absence(run, response.status) => {
-                Some(self.canary_question(run.settings))
-            }
-            _ => None,
+        let kinds = kinds(run);
+        let absent = |(answer, kind): (&Answer, &Kind)| is_absent(&as_kind(run, *kind), answer);
+        if !has_address(run) || answers.len() > kinds.len() || !answers.iter().zip(kinds).all(absent) {
+            return None;
+        }
+        match kinds.get(answers.len()) {
+            Some(kind) => Some(self.status_question(&as_kind(run, *kind))),
+            None => Some(self.canary_question(run.settings)),
         }
     }
 
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        let nothing = (Claim::Nothing, Detail::default());
-        let (claim, detail) = match answers {
-            [Answer::Http(response), ..] if !has_address(run) || response.status < 200 => nothing,
-            [Answer::Http(response), ..] if response.status < 300 => read_state(run.kind, response).unwrap_or(nothing),
-            [Answer::Http(response), ..] if is_absence(run, response.status) => {
-                (missing_if_canary_worked(self, answers), Detail::default())
+        let kinds = kinds(run);
+        let asked = answers.iter().zip(kinds);
+        let present = asked.clone().find(|(answer, kind)| !is_absent(&as_kind(run, **kind), answer));
+        let (claim, detail, kind) = match present {
+            Some((Answer::Http(response), kind)) if has_address(run) && (200..300).contains(&response.status) => {
+                let (claim, detail) = read_state(*kind, response).unwrap_or((Claim::Nothing, Detail::default()));
+                // What answers to a guess shows what the run is; a kind somebody named is known already.
+                let shown = run.guessed && claim != Claim::Nothing;
+                (claim, detail, shown.then_some(*kind))
             }
-            _ => nothing,
+            None if has_address(run) && answers.len() > kinds.len() => {
+                (missing_if_canary_worked(self, answers), Detail::default(), None)
+            }
+            _ => (Claim::Nothing, Detail::default(), None),
         };
-        // The kind may be our own guess: an answer does not make it more.
-        Observation { detail, ..answered(run.run_id, None, claim, asked_at) }
+        Observation { detail, ..answered(run.run_id, kind, claim, asked_at) }
     }
 
     /// Works with every key, in the cloud and self-hosted, touches no run, and has a rate limit of
@@ -398,6 +411,23 @@ fn whole_result(path: String) -> Question {
 /// Whether [`Provider::status_question`] is about the run, and not the canary in its place.
 fn has_address(run: &Subject<'_>) -> bool {
     run.kind != Kind::MonitorCheck || run.group_id.is_some()
+}
+
+/// What a run may be: the kind somebody named, or each in turn, the most common first.
+fn kinds<'k>(run: &'k Subject<'_>) -> &'k [Kind] {
+    const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Extract, Kind::Agent];
+    if run.guessed { &GUESSES } else { std::slice::from_ref(&run.kind) }
+}
+
+fn as_kind<'r>(run: &Subject<'r>, kind: Kind) -> Subject<'r> {
+    Subject { kind, ..*run }
+}
+
+/// Whether an answer says that there is no such run of this kind. While guessing, a self-hosted
+/// extract's 500 counts: its status controller dereferences the row that is not there.
+fn is_absent(run: &Subject<'_>, answer: &Answer) -> bool {
+    let Answer::Http(response) = answer else { return false };
+    is_absence(run, response.status) || (run.guessed && run.kind == Kind::Extract && response.status == 500)
 }
 
 /// Whether this status says that there is no such run. An id that is no UUID is refused with 400
