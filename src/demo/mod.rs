@@ -1,0 +1,4 @@
+//! demo
+pub mod dice;
+pub mod plan;
+pub mod stories;
