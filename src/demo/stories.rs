@@ -104,12 +104,8 @@ fn skyvern(dice: &mut Dice, kind: Kind, prefix: &str, story: &'static str) -> Li
 fn skyvern_ends(dice: &mut Dice, span: Duration, kind: Kind, prefix: &str, story: &'static str) -> Life {
     let (word, outcome) = *dice.weigh(&SKYVERN_ENDS);
     let end = State::over(word);
-    let course = [
-        (0.0, State::open("created")),
-        (0.05, State::open("queued")),
-        (0.2, State::open("running")),
-        (1.0, end),
-    ];
+    let course =
+        [(0.0, State::open("created")), (0.05, State::open("queued")), (0.2, State::open("running")), (1.0, end)];
     Life {
         states: states(span, &course),
         mail: vec![Mail::new(soon(dice, span), end)],
@@ -273,12 +269,8 @@ fn session(dice: &mut Dice, span: Duration) -> Life {
         (1, ("a session breaks without a word", State::over("error"), Outcome::Failed)),
     ];
     let (story, end, outcome) = *dice.weigh(&ENDS);
-    let course = [
-        (0.0, State::open("created")),
-        (0.05, State::open("idle")),
-        (0.3, State::open("running")),
-        (1.0, end),
-    ];
+    let course =
+        [(0.0, State::open("created")), (0.05, State::open("idle")), (0.3, State::open("running")), (1.0, end)];
     let mut mail = vec![Mail::new(span.mul_f64(0.31), State::open("running"))];
     if end.word == "stopped" {
         mail.push(Mail::new(soon(dice, span), end));
@@ -299,12 +291,8 @@ fn run(dice: &mut Dice, span: Duration) -> Life {
         (1, ("a run is cancelled without a word", State::over("cancelled"), Outcome::Cancelled)),
     ];
     let (story, end, outcome) = *dice.weigh(&ENDS);
-    let course = [
-        (0.0, State::open("queued")),
-        (0.05, State::open("dispatching")),
-        (0.2, State::open("running")),
-        (1.0, end),
-    ];
+    let course =
+        [(0.0, State::open("queued")), (0.05, State::open("dispatching")), (0.2, State::open("running")), (1.0, end)];
     Life {
         states: states(span, &course),
         truth: truth(outcome),
@@ -382,15 +370,19 @@ fn firecrawl_kickoff(dice: &mut Dice, _: Duration) -> Life {
 }
 
 fn firecrawl_extract(dice: &mut Dice, span: Duration) -> Life {
-    const ENDS: [(u32, (&str, &str, Outcome)); 2] =
-        [(3, ("an extract completes", "completed", Outcome::Succeeded)), (1, ("an extract fails", "failed", Outcome::Failed))];
+    const ENDS: [(u32, (&str, &str, Outcome)); 2] = [
+        (3, ("an extract completes", "completed", Outcome::Succeeded)),
+        (1, ("an extract fails", "failed", Outcome::Failed)),
+    ];
     let (story, word, outcome) = *dice.weigh(&ENDS);
     working(dice, span, Kind::Extract, story, word, outcome)
 }
 
 fn firecrawl_agent(dice: &mut Dice, span: Duration) -> Life {
-    const ENDS: [(u32, (&str, &str, Outcome)); 2] =
-        [(3, ("an agent completes", "completed", Outcome::Succeeded)), (1, ("an agent fails", "failed", Outcome::Failed))];
+    const ENDS: [(u32, (&str, &str, Outcome)); 2] = [
+        (3, ("an agent completes", "completed", Outcome::Succeeded)),
+        (1, ("an agent fails", "failed", Outcome::Failed)),
+    ];
     let (story, word, outcome) = *dice.weigh(&ENDS);
     working(dice, span, Kind::Agent, story, word, outcome)
 }
