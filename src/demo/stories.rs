@@ -77,8 +77,8 @@ fn states(span: Duration, course: &[(f64, State)]) -> Vec<(Duration, State)> {
     course.iter().map(|(part, state)| (span.mul_f64(*part), *state)).collect()
 }
 
-fn truth(outcome: Outcome) -> Option<Truth> {
-    Some(Truth { outcome, hinge: None })
+const fn truth(outcome: Outcome) -> Truth {
+    Truth { outcome, hinge: None }
 }
 
 /// A little after the end: the cloud writes its letter once it has cleaned up.
@@ -109,7 +109,7 @@ fn skyvern_ends(dice: &mut Dice, span: Duration, kind: Kind, prefix: &str, story
     Life {
         states: states(span, &course),
         mail: vec![Mail::new(soon(dice, span), end)],
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..skyvern(dice, kind, prefix, story)
     }
 }
@@ -147,7 +147,7 @@ fn skyvern_retries(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail,
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..skyvern(dice, Kind::Workflow, "wr_", "a failed attempt is repeated")
     }
 }
@@ -167,7 +167,7 @@ fn skyvern_finally(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states,
         mail: vec![Mail::new(soon(dice, end), State::over(word))],
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..skyvern(dice, Kind::Workflow, "wr_", "a finally block reopens a failed workflow")
     }
 }
@@ -190,7 +190,7 @@ fn skyvern_cancel_race(dice: &mut Dice, _: Duration) -> Life {
     Life {
         states,
         mail,
-        truth: truth(Outcome::Failed),
+        truth: Some(truth(Outcome::Failed)),
         ..skyvern(dice, Kind::Task, "tsk_v2_", "a cancelled task runs on and fails")
     }
 }
@@ -229,7 +229,7 @@ fn skyvern_cancelled_twice(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail,
-        truth: truth(Outcome::Cancelled),
+        truth: Some(truth(Outcome::Cancelled)),
         ..skyvern(dice, Kind::Workflow, "wr_", "a cancelled workflow says so twice")
     }
 }
@@ -254,7 +254,7 @@ fn task(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail,
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..blank(Source::Tasks, Kind::Task, story, dice.uuid(4), dice.uuid(4))
     }
 }
@@ -278,7 +278,7 @@ fn session(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail,
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..blank(Source::Sessions, Kind::Session, story, dice.uuid(4), String::new())
     }
 }
@@ -295,7 +295,7 @@ fn run(dice: &mut Dice, span: Duration) -> Life {
         [(0.0, State::open("queued")), (0.05, State::open("dispatching")), (0.2, State::open("running")), (1.0, end)];
     Life {
         states: states(span, &course),
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..blank(Source::Runs, Kind::Agent, story, dice.uuid(4), dice.uuid(4))
     }
 }
@@ -314,7 +314,7 @@ fn recipe(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail: vec![Mail::new(soon(dice, span), end)],
-        truth: truth(outcome),
+        truth: Some(truth(outcome)),
         ..blank(Source::Recipes, Kind::Recipe, story, dice.base62(11), dice.base62(11))
     }
 }
@@ -337,7 +337,7 @@ fn firecrawl_ends(dice: &mut Dice, span: Duration, kind: Kind, story: &'static s
     let course = [(0.0, State::open("scraping")), (1.0, State::over("completed"))];
     let mut mail = pages(dice, span);
     mail.push(Mail::new(soon(dice, span), State::over("completed")));
-    Life { states: states(span, &course), mail, truth: truth(Outcome::Succeeded), ..firecrawl(dice, kind, story) }
+    Life { states: states(span, &course), mail, truth: Some(truth(Outcome::Succeeded)), ..firecrawl(dice, kind, story) }
 }
 
 fn firecrawl_pages(dice: &mut Dice, span: Duration) -> Life {
@@ -357,7 +357,7 @@ fn firecrawl_cancelled_pages(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         mail,
-        truth: truth(Outcome::Cancelled),
+        truth: Some(truth(Outcome::Cancelled)),
         ..firecrawl(dice, kind, "a cancelled crawl says it completed")
     }
 }
@@ -365,7 +365,7 @@ fn firecrawl_cancelled_pages(dice: &mut Dice, span: Duration) -> Life {
 /// Never got going: failed from the first moment on, and no letter at all.
 fn firecrawl_kickoff(dice: &mut Dice, _: Duration) -> Life {
     let states = vec![(Duration::ZERO, State::over("failed"))];
-    let truth = truth(Outcome::Failed);
+    let truth = Some(truth(Outcome::Failed));
     Life { states, truth, ..firecrawl(dice, Kind::Crawl, "a crawl fails at its start without a word") }
 }
 
@@ -399,7 +399,7 @@ fn working(
     let end = State::over(word);
     let course = [(0.0, State::open("processing")), (1.0, end)];
     let mail = vec![Mail::new(span.mul_f64(0.05), State::open("started")), Mail::new(soon(dice, span), end)];
-    Life { states: states(span, &course), mail, truth: truth(outcome), ..firecrawl(dice, kind, story) }
+    Life { states: states(span, &course), mail, truth: Some(truth(outcome)), ..firecrawl(dice, kind, story) }
 }
 
 /// A cancelled agent: its letter says so, its status says "failed".

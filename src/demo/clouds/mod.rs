@@ -161,7 +161,8 @@ fn naive(at: At) -> String {
 /// 64 digits that look like a signature.
 fn random_hex(item: &Item<'_>) -> String {
     let mut dice = Dice::new(asking::seed("forged", &item.life.id), item.number as u64);
-    (0..4).map(|_| format!("{:016x}", dice.bits())).collect()
+    let bytes: Vec<u8> = (0..4).flat_map(|_| dice.bits().to_be_bytes()).collect();
+    data_encoding::HEXLOWER.encode(&bytes)
 }
 
 /// A JSON object made unreadable by one more field.

@@ -169,7 +169,7 @@ impl World {
     }
 
     /// The moment at which the monotonic clock shows `age`, for timers.
-    pub(super) fn instant(&self, age: Duration) -> Instant {
+    pub fn instant(&self, age: Duration) -> Instant {
         self.began.get().map_or_else(Instant::now, |(began, _)| *began) + age
     }
 
@@ -188,7 +188,7 @@ impl World {
         self.accepted[run][letter].load(Relaxed)
     }
 
-    pub(super) fn note_accepted(&self, run: usize, letter: usize) {
+    pub(in crate::demo) fn note_accepted(&self, run: usize, letter: usize) {
         self.accepted[run][letter].store(true, Relaxed);
     }
 
