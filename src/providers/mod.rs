@@ -9,8 +9,14 @@
 //! To add a provider: write its file, add it to [`REGISTRY`], and add vectors under
 //! `tests/vectors/<name>/`.
 
+pub mod browser_use;
+pub mod firecrawl;
 pub mod json;
+pub mod pace;
+pub mod python_json;
 pub mod signature;
+pub mod skyvern;
+pub mod smartbrowse;
 
 use std::time::Duration;
 
@@ -22,7 +28,8 @@ use crate::run::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
-pub static REGISTRY: &[&dyn Provider] = &[];
+pub static REGISTRY: &[&dyn Provider] =
+    &[&skyvern::Skyvern, &browser_use::BrowserUse, &smartbrowse::SmartBrowse, &firecrawl::Firecrawl];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {
@@ -98,9 +105,9 @@ pub trait Provider: Sync {
     /// `page` is what [`Listing::next`] said, `None` for the first.
     fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question>;
 
-    /// Reads a page of a list. Observations carry [`Claim::Listed`]; trust is authoritative as to
-    /// the run's existence.
-    fn read_list(&self, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
+    /// Reads a page of a list, the one that [`Provider::list_question`] asked for with this `page`.
+    /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
+    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
     fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {
@@ -266,6 +273,9 @@ pub struct Subject<'a> {
     pub run_id: &'a RunId,
     /// What sort of run it is.
     pub kind: Kind,
+    /// The workflow, recipe, agent or monitor it belongs to, where somebody said: some providers
+    /// want it in the path.
+    pub group_id: Option<&'a str>,
     /// The source's settings.
     pub settings: &'a Settings,
 }

@@ -30,7 +30,7 @@ pub const AMENDMENTS_MAX: u32 = 3;
 const DISPUTES_MAX: u32 = 3;
 
 /// Everything `decide` needs to know of a run, and all it changes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// What sort of run, once anybody said.
     pub kind: Option<Kind>,
@@ -63,7 +63,7 @@ pub struct Run {
 }
 
 /// How many came, and when the first and the last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arrivals {
     /// How many.
     pub count: u32,
@@ -74,7 +74,7 @@ pub struct Arrivals {
 }
 
 /// A question that is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// Not before this.
     pub at: At,

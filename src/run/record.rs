@@ -23,6 +23,31 @@ words! {
     }
 }
 
+/// A position in the feed: `<epoch>.<seq>` on the wire, opaque to clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which database, and which life of it since its last restore.
+    pub epoch: String,
+    /// The number of the last record before the position.
+    pub seq: i64,
+}
+
+impl Cursor {
+    /// Reads a cursor.
+    pub fn parse(text: &str) -> Option<Cursor> {
+        let (epoch, seq) = text.split_once('.')?;
+        let plain = !epoch.is_empty() && epoch.len() <= 32 && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let digits = !seq.is_empty() && seq.bytes().all(|byte| byte.is_ascii_digit());
+        (plain && digits).then(|| Some(Cursor { epoch: epoch.to_owned(), seq: seq.parse().ok()? }))?
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.seq)
+    }
+}
+
 /// The terminal JSON of a provider that is passed on with a completion.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload<'a> {
@@ -242,6 +267,15 @@ mod tests {
     fn compacting_keeps_strings_and_drops_the_rest() {
         let json = "{ \"a b\" : [ 1 ,\n\t2 ], \"q\\\" \\\\\" : \" \\n \" }";
         assert_eq!(compact(json), "{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}");
+    }
+
+    #[test]
+    fn cursors_are_read_back_and_nonsense_is_not() {
+        let cursor = Cursor { epoch: "k3v9".to_owned(), seq: 42 };
+        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        for bad in ["", ".", "k.", ".4", "k.-1", "k.+1", "k.4x", "k 3.4", "k.99999999999999999999", "earliest"] {
+            assert_eq!(Cursor::parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -1,0 +1,120 @@
+-- The ledger of settled, version 1. Applied by src/store/mod.rs to an empty file; changes go into
+-- src/store/migrations, one numbered step each. Times are milliseconds since 1970, UTC.
+
+-- One row: what this file is, and how far its reports are digested.
+CREATE TABLE meta (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
+    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (device and inode)
+    created_at INTEGER NOT NULL,
+    digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
+    trimmed    INTEGER NOT NULL               -- retention has removed records up to this seq
+) STRICT;
+
+CREATE TABLE sources (
+    id            INTEGER PRIMARY KEY,
+    name          TEXT    NOT NULL UNIQUE,
+    provider      TEXT    NOT NULL,
+    webhook_at    INTEGER,                    -- last authentic delivery
+    unverified_at INTEGER,                    -- last one that was not
+    answer_at     INTEGER,                    -- last answer to a question of ours
+    counted       INTEGER                     -- runs the provider's own counter last showed
+) STRICT;
+
+-- Whatever reached us, as it came. Written before anything is parsed.
+CREATE TABLE reports (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    source   INTEGER NOT NULL REFERENCES sources (id),
+    via      TEXT    NOT NULL,                -- webhook, poll, sweep, replay, clock, operator
+    at       INTEGER NOT NULL,
+    verdict  TEXT,                            -- of a webhook: what verification found
+    secret   TEXT,                            -- of a webhook: the label of the secret that matched
+    ring     INTEGER,                         -- 1: unverified, lives in the bounded ring
+    head     TEXT    NOT NULL,                -- JSON: headers, statuses, what was asked
+    body     BLOB    NOT NULL,                -- raw bytes
+    note     TEXT,                            -- why it could not be read
+    attempts INTEGER NOT NULL DEFAULT 0       -- digestions that did not come back
+) STRICT;
+CREATE INDEX reports_ring ON reports (source, id) WHERE ring = 1;
+
+-- Reports that could not be digested in three attempts. They block nobody and can be looked at.
+CREATE TABLE set_aside (
+    report INTEGER PRIMARY KEY REFERENCES reports (id) ON DELETE CASCADE,
+    at     INTEGER NOT NULL,
+    why    TEXT    NOT NULL
+) STRICT;
+
+-- One row per run we know or ever knew; never deleted, so that a late duplicate finds it.
+-- `state` is everything the decision needs; the other columns repeat what is searched for.
+CREATE TABLE runs (
+    id               INTEGER PRIMARY KEY,
+    source           INTEGER NOT NULL REFERENCES sources (id),
+    run_id           TEXT    NOT NULL,
+    phase            TEXT    NOT NULL CHECK (phase IN ('open', 'settled')),
+    overdue          INTEGER NOT NULL,
+    outcome          TEXT,
+    origin           TEXT,
+    settled_at       INTEGER,
+    first_webhook_at INTEGER,
+    ask_at           INTEGER,                 -- when to ask, once the source's gate opens
+    urgent_at        INTEGER,                 -- when to ask, gate or no gate
+    wake_at          INTEGER,                 -- when our own clock has something to say
+    completion       INTEGER,                 -- seq of its completion
+    state            TEXT    NOT NULL,
+    UNIQUE (source, run_id),
+    CHECK ((phase = 'settled') = (completion IS NOT NULL)),
+    CHECK (ask_at IS NULL OR urgent_at IS NULL)
+) STRICT;
+CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
+CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
+CREATE INDEX runs_wake ON runs (wake_at) WHERE wake_at IS NOT NULL;  -- exactly the open runs
+
+-- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
+-- the same completion.
+CREATE TRIGGER a_completion_is_for_ever
+BEFORE UPDATE ON runs
+WHEN OLD.completion IS NOT NULL AND NEW.completion IS NOT OLD.completion
+BEGIN
+    SELECT RAISE(ABORT, 'a settled run has one completion, for ever');
+END;
+
+-- What each report did to each run it spoke of: the timeline.
+CREATE TABLE heard (
+    run    INTEGER NOT NULL REFERENCES runs (id),
+    report INTEGER NOT NULL,
+    at     INTEGER NOT NULL,
+    via    TEXT    NOT NULL,
+    trust  TEXT    NOT NULL,
+    claim  TEXT    NOT NULL,                  -- one word: open, ended, missing, …
+    status TEXT,                              -- the provider's word
+    effect TEXT    NOT NULL,
+    seq    INTEGER,                           -- the record it caused
+    PRIMARY KEY (run, report)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX heard_report ON heard (report);
+
+-- The feed. Rows never change.
+CREATE TABLE records (
+    seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+    run      INTEGER NOT NULL REFERENCES runs (id),
+    type     TEXT    NOT NULL,
+    at       INTEGER NOT NULL,
+    source   INTEGER NOT NULL,
+    group_id TEXT,
+    outcome  TEXT,
+    origin   TEXT,
+    envelope TEXT    NOT NULL,                -- the line up to where the cursor goes
+    data     TEXT    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_completion_per_run ON records (run) WHERE type = 'settled.run.completion';
+
+-- Named readers whose position we keep.
+CREATE TABLE consumers (
+    name       TEXT    PRIMARY KEY,
+    acked      INTEGER NOT NULL,
+    filter     TEXT    NOT NULL,              -- JSON, fixed for life
+    window     INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    seen_at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,89 @@
+//! The process environment, as a function that is passed in, and the sources it alone can make.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::source::Source;
+use super::{ConfigError, Problem, secrets};
+use crate::providers::Provider;
+use crate::run::SourceName;
+use crate::secret::{Key, Secret, SecretLabel};
+
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+/// Looks up environment variables. Tests pass a list; so nothing else in here touches the process.
+pub struct Env(Box<Lookup>);
+
+impl Env {
+    /// The environment of this process.
+    pub fn of_process() -> Env {
+        Env(Box::new(|name| std::env::var(name).ok()))
+    }
+
+    /// These variables and no others.
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Env {
+        let variables = BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        Env(Box::new(move |name| variables.get(name).cloned()))
+    }
+
+    /// A variable. One that is empty is as good as none.
+    pub fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.trim().is_empty())
+    }
+
+    /// A variable that holds an absolute path, or several with colons between them: the first.
+    pub(super) fn folder(&self, name: &str) -> Option<PathBuf> {
+        let value = self.get(name)?;
+        let first = PathBuf::from(value.split(':').next()?);
+        first.is_absolute().then_some(first)
+    }
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Env(…)")
+    }
+}
+
+/// A source, named after its provider, for each provider one of whose variables is set.
+pub(super) fn sources(
+    registry: &[&'static dyn Provider],
+    env: &Env,
+) -> Result<BTreeMap<SourceName, Arc<Source>>, ConfigError> {
+    let mut problems = Vec::new();
+    let mut sources = BTreeMap::new();
+    for provider in registry {
+        // A provider whose name is no source name is caught by the test of the registry.
+        let Ok(name) = SourceName::new(provider.name()) else { continue };
+        if let Some(source) = source(name.clone(), *provider, env, &mut problems) {
+            sources.insert(name, Arc::new(source));
+        }
+    }
+    if problems.is_empty() { Ok(sources) } else { Err(ConfigError::Invalid(problems)) }
+}
+
+fn source(name: SourceName, provider: &'static dyn Provider, env: &Env, problems: &mut Vec<Problem>) -> Option<Source> {
+    let names = provider.environment();
+    let mut key = |name: &str| {
+        let key = Key { label: SecretLabel(name.to_owned()), secret: Secret::new(&env.get(name)?) };
+        if !key.secret.expose().bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            problems.push(Problem::in_environment(name, "the secret has to be one line of ASCII"));
+        }
+        Some(key)
+    };
+    let api_key = key(names.api_key);
+    let webhook_secret = names.webhook_secret.and_then(&mut key);
+    let path_token = names.path_token.and_then(&mut key);
+    if let Some(token) = &path_token
+        && let Err(why) = secrets::check_path_token(token.secret.expose())
+    {
+        problems.push(Problem::in_environment(&token.label.0, why));
+    }
+    if api_key.is_none() && webhook_secret.is_none() && path_token.is_none() {
+        return None;
+    }
+    let mut source = Source::new(name, provider);
+    source.keyring.path_tokens.extend(path_token);
+    Some(source.with_keys(api_key, webhook_secret))
+}

@@ -1,0 +1,144 @@
+//! One configured account at a provider.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::calendar::Schedule;
+use crate::limits;
+use crate::providers::{Provider, Settings};
+use crate::run::asking::{Confirm, Policy};
+use crate::run::{Kind, SourceName};
+use crate::secret::{Key, Keyring, Redactor, Secret};
+
+/// Everything settled knows about an account before it has spoken to it.
+#[derive(Clone)]
+pub struct Source {
+    /// The name the person gave to it.
+    pub name: SourceName,
+    /// How its provider speaks.
+    pub provider: &'static dyn Provider,
+    /// Where the provider's API is, without a slash at the end.
+    pub base_url: String,
+    /// What the configuration says to the dialect.
+    pub settings: Settings,
+    /// The key to ask with; without one, webhooks are recorded and nothing is asked.
+    pub api_key: Option<Secret>,
+    /// What deliveries are verified against.
+    pub keyring: Keyring,
+    /// When polls may start.
+    pub poll: Schedule,
+    /// When lists are read.
+    pub sweep: Schedule,
+    /// Questions per second.
+    pub rate: f64,
+    /// Questions at once.
+    pub concurrency: usize,
+    /// What the configuration says about settling and asking.
+    pub overrides: PolicyOverrides,
+}
+
+/// The parts of a [`Policy`] that the configuration may set; what is not set stays the provider's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyOverrides {
+    /// See [`Policy::confirm`].
+    pub confirm: Option<Confirm>,
+    /// See [`Policy::confirm_timeout`].
+    pub confirm_timeout: Option<Duration>,
+    /// See [`Policy::grace`].
+    pub grace: Option<Duration>,
+    /// See [`Policy::deadline`].
+    pub deadline: Option<Duration>,
+    /// See [`Policy::give_up`].
+    pub give_up: Option<Duration>,
+    /// See [`Policy::first_poll`].
+    pub first_poll: Option<Duration>,
+    /// See [`Policy::max_interval`].
+    pub max_interval: Option<Duration>,
+}
+
+impl PolicyOverrides {
+    fn over(&self, policy: &Policy) -> Policy {
+        Policy {
+            confirm: self.confirm.unwrap_or(policy.confirm),
+            confirm_timeout: self.confirm_timeout.unwrap_or(policy.confirm_timeout),
+            grace: self.grace.unwrap_or(policy.grace),
+            deadline: self.deadline.unwrap_or(policy.deadline),
+            give_up: self.give_up.unwrap_or(policy.give_up),
+            first_poll: self.first_poll.unwrap_or(policy.first_poll),
+            max_interval: self.max_interval.unwrap_or(policy.max_interval),
+            ..policy.clone()
+        }
+    }
+}
+
+impl Source {
+    /// A source with the defaults of its provider and no secrets.
+    ///
+    /// # Panics
+    /// Never: the default schedules are valid, which a test shows.
+    pub fn new(name: SourceName, provider: &'static dyn Provider) -> Source {
+        let schedule = |text| Schedule::parse(text).expect("the default schedules are valid");
+        Source {
+            name,
+            provider,
+            base_url: provider.base_url().to_owned(),
+            settings: Settings { api: provider.apis().first().map(|api| (*api).to_owned()) },
+            api_key: None,
+            keyring: Keyring::default(),
+            poll: schedule(Schedule::POLL),
+            sweep: schedule(Schedule::SWEEP),
+            rate: limits::RATE_PER_SECOND,
+            concurrency: limits::CONCURRENCY,
+            overrides: PolicyOverrides::default(),
+        }
+    }
+
+    /// With this API key and these secrets beside what is there. Where the provider signs with the
+    /// API key, that comes first among the signing secrets.
+    #[must_use]
+    pub fn with_keys(mut self, api_key: Option<Key>, webhook_secrets: impl IntoIterator<Item = Key>) -> Source {
+        self.api_key = api_key.as_ref().map(|key| key.secret.clone());
+        self.keyring.signing.extend(api_key.filter(|_| self.provider.signs_with_api_key()));
+        self.keyring.signing.extend(webhook_secrets);
+        self
+    }
+
+    /// How runs of this kind are settled and asked about: the provider's way, with the
+    /// configuration's values laid over it.
+    pub fn policy(&self, kind: Option<Kind>) -> Policy {
+        let can_ask = self.api_key.is_some();
+        // Half as long again as lists are apart, so that one late list does not set off a question
+        // for every run on it.
+        let listed_for = if can_ask { self.sweep.largest_gap().mul_f64(1.5) } else { Duration::ZERO };
+        Policy { can_ask, listed_for, ..self.overrides.over(&self.provider.policy(kind)) }
+    }
+
+    /// Blots out all of this source's secrets.
+    pub fn redactor(&self) -> Redactor {
+        Redactor::new(self.api_key.iter().chain(self.keyring.secrets()))
+    }
+
+    /// Whether there is anything to verify a delivery against.
+    pub fn can_verify(&self) -> bool {
+        let Keyring { signing, path_tokens, headers } = &self.keyring;
+        !(signing.is_empty() && path_tokens.is_empty() && headers.is_empty())
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("name", &self.name.as_str())
+            .field("provider", &self.provider.name())
+            .field("base_url", &self.base_url)
+            .field("settings", &self.settings)
+            .field("api_key", &self.api_key)
+            .field("keyring", &self.keyring)
+            .field("poll", &self.poll)
+            .field("sweep", &self.sweep)
+            .field("rate", &self.rate)
+            .field("concurrency", &self.concurrency)
+            .field("overrides", &self.overrides)
+            .finish()
+    }
+}

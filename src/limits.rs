@@ -1,0 +1,199 @@
+//! Every bound in one place, with the relations between them checked when this is compiled.
+//!
+//! Nothing in settled grows without one of these. What a person may change is in the
+//! configuration, and these are then its defaults and its borders.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// ── Webhooks in ─────────────────────────────────────────────────────────────────────────────────
+
+/// How long a connection may take to send a request's headers. Senders are programs that have them
+/// ready; more would only feed a slow-header attack. Also ends idle kept-alive connections.
+pub const HOOK_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a body may take in all: the largest default body over a line of 5 Mbit/s.
+pub const HOOK_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a body may pause. A sender that is alive sends something within it.
+pub const HOOK_BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections to the webhook endpoint at once. Providers retry when refused, so this only has to
+/// keep a flood from taking all file descriptors.
+pub const HOOK_CONNECTIONS_MAX: usize = 10_000;
+
+/// How much of a body is read unless configured. Firecrawl sends whole pages.
+pub const HOOK_BODY_BYTES: usize = 32 * MIB;
+
+/// The least that may be configured: less than this would cut off ordinary webhooks, and would
+/// make the kept head of a cut-off body larger than a whole one.
+pub const HOOK_BODY_BYTES_MIN: usize = 64 * KIB;
+
+/// The most that may be configured: a row of the database has to hold it.
+pub const HOOK_BODY_BYTES_MAX: usize = 256 * MIB;
+
+/// Header lines stored with a delivery. Honest ones carry about ten; the rest of a longer list is
+/// not worth its room.
+pub const HOOK_HEADERS_MAX: usize = 64;
+
+/// Bytes of bodies held in memory at once, over all connections and the queue: beyond it, readers
+/// wait. The number of connections times the size of one body is no bound anybody has memory for.
+pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
+
+/// What is kept of a body that was too large: enough to find the run's id in.
+pub const TRUNCATED_HEAD_BYTES: usize = 16 * KIB;
+
+/// Unverified deliveries kept per source unless configured; the oldest go first.
+pub const UNVERIFIED_ROWS: u64 = 10_000;
+
+/// Bytes of unverified deliveries kept per source unless configured; the oldest go first.
+pub const UNVERIFIED_BYTES: u64 = 64 * MIB as u64;
+
+/// What `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
+/// providers' own retries are coarser.
+pub const RETRY_AFTER_SECONDS: u64 = 5;
+
+// ── The reconciler ──────────────────────────────────────────────────────────────────────────────
+
+/// Reports that wait for the writer. A full queue makes the mouths wait, which is what they should.
+pub const QUEUE_REPORTS_MAX: usize = 4096;
+
+/// How long a mouth waits for room in that queue before it says 503.
+pub const QUEUE_WAIT: Duration = Duration::from_secs(5);
+
+/// Reports in one transaction. More gains nothing (measured: the commit is paid off by then) and
+/// would delay the first of them.
+pub const GROUP_REPORTS_MAX: usize = 512;
+
+/// How often a report may kill its reader before it is set aside.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// The pause after a failed read or write of the database, before the next try.
+pub const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs whose limits have passed that are looked at together.
+pub const ALARMS_PER_ROUND_MAX: u32 = 200;
+
+/// How often passed limits are looked for at the least.
+pub const ALARM_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+// ── Every server ────────────────────────────────────────────────────────────────────────────────
+
+/// What is buffered of a connection; bounds the size of a request's head.
+pub const CONNECTION_BUFFER_BYTES: usize = 64 * KIB;
+
+// ── The sockets ─────────────────────────────────────────────────────────────────────────────────
+
+/// Connections to each Unix socket at once.
+pub const SOCKET_CONNECTIONS_MAX: usize = 1_200;
+
+/// Streams that follow the feed at once. Fewer than the connections, so that a command still gets
+/// through when every stream is taken.
+pub const STREAMS_MAX: usize = 1_100;
+
+/// Rows read from the database for one page of a stream or list: short reads keep the log of the
+/// database small.
+pub const PAGE_ROWS: usize = 500;
+
+/// Rows looked at for one page, matching or not: a narrow filter must not hold a snapshot for long.
+pub const PAGE_SCAN_ROWS: i64 = 10_000;
+
+/// After so many rows without a match a stream says how far it has come.
+pub const BOOKMARK_ROWS: i64 = 1_000;
+
+/// The longest `wait` of a request.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How large the body of a request on a socket may be.
+pub const REQUEST_BYTES_MAX: usize = MIB;
+
+/// How long a local client may take to send a request's headers.
+pub const SOCKET_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a stream is silent before it says that it is alive, unless the client asks otherwise.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How long a reader may leave our bytes lying before its connection is closed.
+pub const WRITE_STALL: Duration = Duration::from_secs(60);
+
+/// The longest path of a Unix socket: `sun_path` has 108 bytes, one of which is the NUL.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+// ── Asking ──────────────────────────────────────────────────────────────────────────────────────
+
+/// Questions per second to a source unless configured: below every provider's published limit.
+pub const RATE_PER_SECOND: f64 = 5.0;
+
+/// The most that may be configured, here only to catch slips.
+pub const RATE_PER_SECOND_MAX: f64 = 1_000.0;
+
+/// Questions to a source at once unless configured.
+pub const CONCURRENCY: usize = 4;
+
+/// The most that may be configured.
+pub const CONCURRENCY_MAX: usize = 256;
+
+/// The shortest `first_poll` and `max_interval`: at nought, the curve would never leave nought.
+pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How long connecting to a provider may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Questions that make up one poll: the state, what must be known beside it, the canary.
+pub const QUESTIONS_PER_POLL_MAX: usize = 6;
+
+/// Pages of a list read in one sweep.
+pub const SWEEP_PAGES_MAX: usize = 200;
+
+/// A source's loop looks around at least this often.
+pub const POLLER_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// … and never more often than this.
+pub const POLLER_IDLE_MIN: Duration = Duration::from_millis(5);
+
+// ── The rest ────────────────────────────────────────────────────────────────────────────────────
+
+/// How long deliveries are kept unless configured.
+pub const RETENTION_DELIVERIES: Duration = Duration::from_secs(30 * 86_400);
+
+/// How long the feed is kept unless configured.
+pub const RETENTION_FEED: Duration = Duration::from_secs(90 * 86_400);
+
+/// The shortest retention that may be configured: what nobody had time to read must not go.
+pub const RETENTION_MIN: Duration = Duration::from_secs(60);
+
+/// The longest duration that may be configured (ten years): sums of a few of these still fit into
+/// every number they are put in.
+pub const DURATION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
+
+/// The longest secret. Also keeps a mistaken `file = "/dev/zero"` from filling the memory.
+pub const SECRET_BYTES_MAX: usize = 16 * KIB;
+
+/// A path token shorter than this can be guessed; `settled init` makes longer ones.
+pub const TOKEN_BYTES_MIN: usize = 16;
+
+/// How long what is under way may take after SIGTERM.
+pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
+
+/// File descriptors the unit asks for (`LimitNOFILE`).
+pub const FILES_MAX: usize = 16_384;
+
+const _: () = {
+    assert!(HOOK_BODY_IDLE_TIMEOUT.as_secs() < HOOK_BODY_TIMEOUT.as_secs());
+    assert!(HOOK_BODY_BYTES_MIN <= HOOK_BODY_BYTES && HOOK_BODY_BYTES <= HOOK_BODY_BYTES_MAX);
+    assert!(HOOK_BODY_BYTES_MAX <= HOOK_BODIES_BYTES_MAX, "the largest body must fit");
+    assert!(TRUNCATED_HEAD_BYTES < HOOK_BODY_BYTES_MIN);
+    assert!(UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64, "the ring must hold one whole delivery");
+    assert!(GROUP_REPORTS_MAX <= QUEUE_REPORTS_MAX);
+    assert!(STREAMS_MAX < SOCKET_CONNECTIONS_MAX, "commands must get through");
+    assert!(HEARTBEAT.as_secs() * 2 <= WRITE_STALL.as_secs(), "a stall shows on a heartbeat");
+    assert!(CONCURRENCY <= CONCURRENCY_MAX && RATE_PER_SECOND <= RATE_PER_SECOND_MAX);
+    assert!(RETENTION_MIN.as_secs() <= RETENTION_DELIVERIES.as_secs());
+    assert!(RETENTION_FEED.as_secs() <= DURATION_MAX.as_secs());
+    // systemd kills after 90 seconds (DefaultTimeoutStopSec).
+    assert!(SHUTDOWN_DRAIN.as_secs() < 90);
+    // Two sockets, and a reserve for the database, calls to providers and the log.
+    assert!(HOOK_CONNECTIONS_MAX + 2 * SOCKET_CONNECTIONS_MAX + 2_048 <= FILES_MAX);
+};

@@ -1,0 +1,248 @@
+//! Webhooks in: bound what is read, verify it, hand it in, and answer only when it is on disk.
+//!
+//! What a sender sees: 200 stored; 401 stored but not authentic; 404 unknown source; 405 with
+//! `Allow`; 408 too slow; 411 no length; 413 stored cut off; 415 for a `Content-Encoding`; 503 with
+//! `Retry-After` when it could not be stored, never anything else then.
+
+use std::sync::Arc;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::http::{AnyBody, Peer, Problem, json};
+use crate::limits;
+use crate::providers::{Delivery, Headers, Verdict};
+use crate::reconciler::{Clock, Fleet, Handle, Member};
+use crate::report::{Head, Report, WebhookHead};
+use crate::secret::TokenDigest;
+
+/// The webhook endpoint.
+pub struct Receiver {
+    fleet: watch::Receiver<Arc<Fleet>>,
+    ledger: Handle,
+    clock: Clock,
+    body_bytes_max: usize,
+    /// One permit per KiB of body in memory.
+    room: Arc<Semaphore>,
+}
+
+/// A body as far as it was taken.
+struct Taken {
+    bytes: Vec<u8>,
+    truncated: bool,
+    /// Its share of the memory for bodies, given back when it is stored.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Receiver {
+    /// An endpoint for these sources that takes bodies up to `body_bytes_max`.
+    pub fn new(fleet: watch::Receiver<Arc<Fleet>>, ledger: Handle, clock: Clock, body_bytes_max: usize) -> Receiver {
+        let room = Arc::new(Semaphore::new(limits::HOOK_BODIES_BYTES_MAX / 1024));
+        Receiver { fleet, ledger, clock, body_bytes_max, room }
+    }
+
+    /// Answers one request.
+    pub async fn respond(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnyBody> {
+        match self.receive(request, peer).await {
+            Ok(response) => response,
+            Err(problem) => {
+                let mut response = problem.response();
+                if problem.status == StatusCode::METHOD_NOT_ALLOWED {
+                    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                }
+                // What was not read of the request must not be taken for the next one.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+            }
+        }
+    }
+
+    async fn receive(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
+        let (head, body) = request.into_parts();
+        let (member, path_token) = self.route(&head.method, head.uri.path())?;
+        check_headers(&head.headers)?;
+        let declared = content_length(&head.headers);
+        let taken = self.take(body, declared).await?;
+        let headers = flatten(&head.headers);
+        let delivery = Delivery {
+            headers: &headers,
+            body: &taken.bytes,
+            truncated: taken.truncated,
+            path_token: path_token.as_ref(),
+        };
+        let now = (self.clock)();
+        let proof = member.source.provider.verify(&delivery, &member.source.keyring, now);
+        let truncated = taken.truncated;
+        let head = WebhookHead {
+            headers,
+            path_token,
+            verdict: proof.verdict(),
+            secret: proof.secret().cloned(),
+            truncated,
+            peer: peer_text(peer),
+        };
+        let _room = taken.room;
+        let report = Report { source: member.id, at: now, head: Head::Webhook(head), body: taken.bytes };
+        let id = self
+            .ledger
+            .record(report)
+            .await
+            .map_err(|refusal| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_stored", refusal.to_string()))?;
+        if truncated {
+            return Err(too_large(self.body_bytes_max).with("id", id));
+        }
+        answer(proof.verdict(), id)
+    }
+
+    /// Reads a body up to the limit; of a larger one only the head is kept.
+    async fn take(&self, mut body: Incoming, declared: usize) -> Result<Taken, Problem> {
+        let deadline = Instant::now() + limits::HOOK_BODY_TIMEOUT;
+        // Not more than a first page is believed of the declared length until bytes show it.
+        let mut bytes = Vec::with_capacity(declared.min(limits::TRUNCATED_HEAD_BYTES));
+        let mut room = None;
+        if declared > self.body_bytes_max {
+            // The rest is not worth reading: a head is all that will be kept.
+            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(&mut body)).await.map_err(|_| slow())??;
+            return Ok(Taken { bytes: head, truncated: true, room });
+        }
+        loop {
+            let next = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, body.frame());
+            let frame = timeout_at(deadline, next).await.map_err(|_| slow())?.map_err(|_| slow())?;
+            let Some(frame) = frame else { return Ok(Taken { bytes, truncated: false, room }) };
+            let Some(data) = frame.map_err(broken)?.into_data().ok() else { continue };
+            if bytes.len() + data.len() > self.body_bytes_max {
+                bytes.extend_from_slice(&data);
+                bytes.truncate(limits::TRUNCATED_HEAD_BYTES);
+                return Ok(Taken { bytes, truncated: true, room });
+            }
+            self.make_room(&mut room, data.len(), deadline).await?;
+            bytes.extend_from_slice(&data);
+        }
+    }
+
+    /// Takes a share of the memory for bodies, as bytes really arrive.
+    async fn make_room(
+        &self,
+        room: &mut Option<OwnedSemaphorePermit>,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(), Problem> {
+        let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let full = || {
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "too many large bodies at once; try again in a few seconds",
+            )
+        };
+        let more = timeout_at(deadline, self.room.clone().acquire_many_owned(permits)).await;
+        let more = more.ok().and_then(Result::ok).ok_or_else(full)?;
+        match room {
+            Some(room) => room.merge(more),
+            None => *room = Some(more),
+        }
+        Ok(())
+    }
+
+    /// Which source a path names, and the token in it.
+    fn route(&self, method: &Method, path: &str) -> Result<(Arc<Member>, Option<TokenDigest>), Problem> {
+        let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "post webhooks to /hooks/SOURCE");
+        let rest = path.strip_prefix("/hooks/").ok_or_else(not_found)?;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (name, token) = match rest.split_once('/') {
+            Some((name, token)) => (name, Some(token)),
+            None => (rest, None),
+        };
+        let Some(member) = self.fleet.borrow().named(name).cloned() else {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", "no source of this name is configured"));
+        };
+        if method != Method::POST {
+            return Err(Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "webhooks are sent with POST",
+            ));
+        }
+        Ok((member, token.map(TokenDigest::of)))
+    }
+}
+
+/// 200 for what is authentic or a test ping, 401 for the rest.
+fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
+    if verdict.authentic() || verdict == Verdict::Ping {
+        return Ok(json(StatusCode::OK, &serde_json::json!({ "stored": id })));
+    }
+    let message = match verdict {
+        Verdict::NoSecret => "nothing is configured to verify this source's deliveries against",
+        Verdict::Unsigned => "the delivery is not signed",
+        Verdict::BadToken => "the path token or a required header is missing or wrong",
+        _ => "the signature does not verify",
+    };
+    Err(Problem::new(StatusCode::UNAUTHORIZED, "not_authentic", message).with("verdict", verdict.word()))
+}
+
+/// Refuses what cannot be verified on raw bytes, and bodies whose end cannot be known.
+fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
+    let encoded =
+        headers.get(CONTENT_ENCODING).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if encoded {
+        let message = "send the body without Content-Encoding";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message));
+    }
+    if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Problem::new(StatusCode::LENGTH_REQUIRED, "length_required", "send a Content-Length"));
+    }
+    Ok(())
+}
+
+fn content_length(headers: &HeaderMap) -> usize {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// The first bytes of a body.
+async fn head_of(body: &mut Incoming) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    while bytes.len() < limits::TRUNCATED_HEAD_BYTES {
+        let Some(frame) = body.frame().await else { break };
+        if let Ok(data) = frame.map_err(broken)?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    bytes.truncate(limits::TRUNCATED_HEAD_BYTES);
+    Ok(bytes)
+}
+
+fn slow() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not arrive in time")
+}
+
+/// The sender broke off or broke the protocol; it will hardly read this.
+#[expect(clippy::needless_pass_by_value, reason = "used as a function for map_err")]
+fn broken(error: hyper::Error) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "broken_body", format!("the body broke off ({error})"))
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    let message = format!("bodies may have {bytes_max} bytes; only the beginning of this one was kept");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+}
+
+/// Headers as they are stored: lower-case names, at most as much as a delivery reasonably carries.
+fn flatten(headers: &HeaderMap) -> Headers {
+    headers
+        .iter()
+        .take(limits::HOOK_HEADERS_MAX)
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect()
+}
+
+fn peer_text(peer: &Peer) -> Option<String> {
+    match peer {
+        Peer::Tcp(address) => Some(address.ip().to_string()),
+        Peer::Unix { .. } => None,
+    }
+}

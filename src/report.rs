@@ -1,0 +1,251 @@
+//! Reports: whatever reached us, in the form in which it is stored, and the one way in which each
+//! kind is read into observations.
+
+use serde::{Deserialize, Serialize};
+
+use crate::providers::{Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook};
+use crate::run::observation::{Claim, Detail, Observation};
+use crate::run::{At, Kind, RunId, Trust, Via};
+use crate::secret::{SecretLabel, TokenDigest};
+
+/// A report on its way to the ledger.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Row id of the source it belongs to.
+    pub source: i64,
+    /// When it reached us.
+    pub at: At,
+    /// Everything about it but its bytes.
+    pub head: Head,
+    /// The raw bytes.
+    pub body: Vec<u8>,
+}
+
+/// Everything about a report but its bytes: what it is, and what is needed to read it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Head {
+    /// An HTTP request on a webhook endpoint.
+    Webhook(WebhookHead),
+    /// The signed payload out of a provider's retry answer; headers as the provider reported them.
+    Replay(WebhookHead),
+    /// Answers about one run, in the order of the questions; the body is their bodies on end.
+    Poll(PollHead),
+    /// One page of a list.
+    Sweep(SweepHead),
+    /// A limit of ours was passed.
+    Clock {
+        /// Whose limit.
+        run_id: RunId,
+    },
+    /// A client told us of a run.
+    Track(TrackHead),
+}
+
+/// What is known of a delivery beside its body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WebhookHead {
+    /// As received, names in lower case.
+    pub headers: Headers,
+    /// Digest of the path segment after the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_token: Option<TokenDigest>,
+    /// What verification found.
+    pub verdict: Verdict,
+    /// Which secret matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretLabel>,
+    /// The body was larger than we take; only its beginning is kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The peer's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+}
+
+/// What was asked about a run, and how it was answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PollHead {
+    /// About whom.
+    pub run_id: RunId,
+    /// As what.
+    pub kind: Kind,
+    /// The group it was known to belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
+    /// When the first question was sent.
+    pub asked_at: At,
+    /// The answers without their bodies.
+    pub answers: Vec<AnswerHead>,
+}
+
+/// One answer without its body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnswerHead {
+    /// The path that was asked.
+    pub path: String,
+    /// The HTTP status; `None` if there was no response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Why there was no response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// The response headers that may matter later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Headers,
+    /// How many bytes of the report's body are this answer's.
+    #[serde(default)]
+    pub bytes: usize,
+    /// The body was cut off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+/// Which page of a list was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepHead {
+    /// What the page before said the next one is; `None` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<String>,
+    /// When.
+    pub asked_at: At,
+    /// The answer without its body.
+    pub answer: AnswerHead,
+}
+
+/// What a client says of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrackHead {
+    /// The provider's id of it.
+    pub run_id: RunId,
+    /// What sort of run it is.
+    pub kind: Kind,
+    /// The group it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
+    /// What the client wants to see again in the completion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl Head {
+    /// By which mouth it came.
+    pub fn via(&self) -> Via {
+        match self {
+            Head::Webhook(_) => Via::Webhook,
+            Head::Replay(_) => Via::Replay,
+            Head::Poll(_) => Via::Poll,
+            Head::Sweep(_) => Via::Sweep,
+            Head::Clock { .. } => Via::Clock,
+            Head::Track(_) => Via::Operator,
+        }
+    }
+
+    /// The delivery, if it is one.
+    pub fn webhook(&self) -> Option<&WebhookHead> {
+        match self {
+            Head::Webhook(head) | Head::Replay(head) => Some(head),
+            _ => None,
+        }
+    }
+}
+
+impl AnswerHead {
+    /// Response headers that are kept.
+    const KEPT: [&'static str; 4] = ["date", "retry-after", "content-type", "x-request-id"];
+
+    /// Splits an answer into what goes into the head and what goes into the body.
+    pub fn split(path: String, answer: Answer) -> (AnswerHead, Vec<u8>) {
+        let empty = AnswerHead { path, status: None, failed: None, headers: Vec::new(), bytes: 0, truncated: false };
+        match answer {
+            Answer::Failed { what } => (AnswerHead { failed: Some(what), ..empty }, Vec::new()),
+            Answer::Http(response) => {
+                let headers =
+                    response.headers.into_iter().filter(|(name, _)| Self::KEPT.contains(&name.as_str())).collect();
+                let (bytes, truncated) = (response.body.len(), response.truncated);
+                (AnswerHead { status: Some(response.status), headers, bytes, truncated, ..empty }, response.body)
+            }
+        }
+    }
+
+    /// The answer again, taking its share off the front of `body`.
+    fn join(&self, body: &mut &[u8]) -> Answer {
+        let (mine, rest) = body.split_at(self.bytes.min(body.len()));
+        *body = rest;
+        match self.status {
+            None => Answer::Failed { what: self.failed.clone().unwrap_or_default() },
+            Some(status) => Answer::Http(Response {
+                status,
+                headers: self.headers.clone(),
+                body: mine.to_vec(),
+                truncated: self.truncated,
+            }),
+        }
+    }
+}
+
+impl PollHead {
+    /// The answers again, from the report's body.
+    pub fn answers(&self, mut body: &[u8]) -> Vec<Answer> {
+        self.answers.iter().map(|head| head.join(&mut body)).collect()
+    }
+}
+
+impl Report {
+    /// What it says, in its provider's dialect.
+    pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
+        match &self.head {
+            Head::Webhook(head) | Head::Replay(head) => provider.read_webhook(&Webhook {
+                body: &self.body,
+                truncated: head.truncated,
+                trust: head.verdict.trust(),
+                via: self.head.via(),
+                received_at: self.at,
+                settings,
+            }),
+            Head::Poll(head) => {
+                let group_id = head.group_id.as_deref();
+                let subject = Subject { run_id: &head.run_id, kind: head.kind, group_id, settings };
+                Reading::Said(vec![provider.read_status(&subject, &head.answers(&self.body), head.asked_at)])
+            }
+            Head::Sweep(head) => {
+                let answer = head.answer.join(&mut self.body.as_slice());
+                Reading::Said(provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at).runs)
+            }
+            Head::Clock { run_id } => Reading::Said(vec![self.ours(run_id, None, Claim::Alarm, Detail::default())]),
+            Head::Track(head) => {
+                let detail =
+                    Detail { group_id: head.group_id.clone(), metadata: head.metadata.clone(), ..Detail::default() };
+                Reading::Said(vec![self.ours(&head.run_id, Some(head.kind), Claim::Tracked, detail)])
+            }
+        }
+    }
+
+    /// An observation that no provider made.
+    fn ours(&self, run_id: &RunId, kind: Option<Kind>, claim: Claim, detail: Detail) -> Observation {
+        Observation {
+            run_id: run_id.clone(),
+            kind,
+            claim,
+            trust: Trust::Authoritative,
+            via: self.head.via(),
+            asked_at: self.at,
+            ask_after: None,
+            detail,
+        }
+    }
+
+    /// The provider's own JSON in it: the delivery's body, or the first answer that was a success.
+    pub fn payload(&self) -> &[u8] {
+        let Head::Poll(head) = &self.head else { return &self.body };
+        let mut from = 0;
+        for answer in &head.answers {
+            let to = (from + answer.bytes).min(self.body.len());
+            if answer.status.is_some_and(|status| status < 300) {
+                return &self.body[from..to];
+            }
+            from = to;
+        }
+        &[]
+    }
+}

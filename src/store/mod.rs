@@ -1,0 +1,356 @@
+//! The ledger: one SQLite file. The only folder with SQL in it, and all of it synchronous.
+//!
+//! There is one [`Writer`], neither `Clone` nor shared, and any number of read-only [`Reader`]s.
+//! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
+//! pragma that silently says otherwise would turn every 200 we give into a lie.
+
+mod records;
+mod reports;
+mod runs;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::run::At;
+
+pub use records::{FeedBounds, Filter, StoredRecord};
+pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
+pub use runs::{Due, RunQuery, RunRow, SourceCounts};
+
+/// The schema version this program writes. `PRAGMA user_version` of the file.
+pub const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("../../schema.sql");
+/// `MIGRATIONS[n]` leads from version n+1 to n+2.
+const MIGRATIONS: &[&str] = &[];
+/// "settled" in the file's header, so that another program's database is not taken for ours.
+const APPLICATION_ID: i64 = 0x5e77_1ed0;
+
+const _: () = assert!(SCHEMA_VERSION == MIGRATIONS.len() as i64 + 1);
+
+/// What can go wrong with the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory or file could not be made or opened.
+    #[error("cannot open the database {path}: {source}; the directory must exist and be writable for this user")]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not one of ours.
+    #[error("{0} is not a database of settled; name another [store] path")]
+    Foreign(PathBuf),
+    /// A newer settled wrote it.
+    #[error(
+        "{path} has schema version {found}, this settled knows up to {SCHEMA_VERSION}; run the newer settled, or restore the backup from before the upgrade"
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// A step of an upgrade failed; the file is as it was.
+    #[error("the database could not be upgraded from schema version {from}; it is unchanged")]
+    Migration {
+        /// The version that could not be left.
+        from: i64,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A setting on which a promise rests did not take.
+    #[error(
+        "SQLite answers {found:?} for {pragma} where {wanted:?} is needed; this build or file system cannot keep settled's promises"
+    )]
+    Pragma {
+        /// Which setting.
+        pragma: &'static str,
+        /// What it says.
+        found: String,
+        /// What it must say.
+        wanted: &'static str,
+    },
+    /// Another process has the file.
+    #[error("another settled is using {0}")]
+    InUse(PathBuf),
+    /// A row says something that this program never writes.
+    #[error("the database holds something unreadable ({0}); run `settled check`")]
+    Unreadable(String),
+    /// Anything SQLite says.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// Short for results in here.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// The one connection that writes.
+pub struct Writer {
+    connection: Connection,
+    path: PathBuf,
+    epoch: String,
+    _lock: File,
+}
+
+/// A write transaction. Everything that changes the ledger is a method of this.
+pub struct Transaction<'a> {
+    tx: rusqlite::Transaction<'a>,
+}
+
+/// Read-only access; cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    shared: Arc<Readers>,
+}
+
+struct Readers {
+    path: PathBuf,
+    epoch: String,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// A read-only connection at work.
+pub struct View<'a> {
+    connection: &'a Connection,
+    epoch: &'a str,
+}
+
+impl Writer {
+    /// Opens the file at `path`, making it if need be, and brings it to [`SCHEMA_VERSION`].
+    pub fn open(path: &Path, now: At) -> Result<Writer> {
+        let at = |source| StoreError::Open { path: path.to_owned(), source };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(directory).map_err(at)?;
+        let lock = lock(path)?;
+        let new = !path.exists();
+        fs::OpenOptions::new().create(true).append(true).mode(0o640).open(path).map_err(at)?;
+        if new {
+            // The name of the file must survive a power cut as well as its content.
+            File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
+        }
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        set_up(&connection)?;
+        migrate(&mut connection, path, now)?;
+        let epoch = epoch(&connection, path)?;
+        Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
+    }
+
+    /// First half of every cursor.
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// Readers of the same file.
+    pub fn reader(&self) -> Reader {
+        let (path, epoch) = (self.path.clone(), self.epoch.clone());
+        Reader { shared: Arc::new(Readers { path, epoch, idle: Mutex::new(Vec::new()) }) }
+    }
+
+    /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
+    /// error nothing happened, and the connection must be replaced with [`Writer::reopen`]: after
+    /// a failed fsync its idea of the file may be wrong.
+    pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut transaction = Transaction { tx };
+        let value = work(&mut transaction)?;
+        transaction.tx.commit()?;
+        Ok(value)
+    }
+
+    /// Replaces the connection by a fresh one.
+    pub fn reopen(&mut self) -> Result<()> {
+        let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        set_up(&connection)?;
+        self.connection = connection;
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// First half of every cursor.
+    pub fn epoch(&self) -> &str {
+        &self.shared.epoch
+    }
+
+    /// The file that is read.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Runs `look` on a read-only connection. Blocks; never call it while something waits that
+    /// must not. No snapshot outlives the call.
+    pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        let idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+        };
+        let value = look(&View { connection: &connection, epoch: &self.shared.epoch })?;
+        // A connection that failed is not put back.
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        Ok(value)
+    }
+}
+
+impl Transaction<'_> {
+    /// Runs `work` so that its failure undoes only itself.
+    pub fn apart<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.tx.execute_batch("SAVEPOINT apart")?;
+        let result = work(self);
+        let end = if result.is_ok() { "RELEASE apart" } else { "ROLLBACK TO apart; RELEASE apart" };
+        self.tx.execute_batch(end)?;
+        result
+    }
+
+    /// The row ids of the sources of these names and providers, made if need be.
+    pub fn sources<'n>(&mut self, named: impl Iterator<Item = (&'n str, &'n str)>) -> Result<BTreeMap<String, i64>> {
+        let mut upsert = self.tx.prepare_cached(
+            "INSERT INTO sources (name, provider) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET provider = excluded.provider RETURNING id",
+        )?;
+        named
+            .map(|(name, provider)| Ok((name.to_owned(), upsert.query_row((name, provider), |row| row.get(0))?)))
+            .collect()
+    }
+}
+
+/// What a group of reports shows about the traffic of one source. `None`: nothing new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Last authentic delivery.
+    pub webhook_at: Option<At>,
+    /// Last delivery that was not.
+    pub unverified_at: Option<At>,
+    /// Last answer to a question of ours.
+    pub answer_at: Option<At>,
+}
+
+impl Transaction<'_> {
+    /// Notes when a source was last heard from.
+    pub fn note_traffic(&mut self, source: i64, traffic: &Traffic) -> Result<()> {
+        let mut update = self.tx.prepare_cached(
+            "UPDATE sources SET webhook_at = coalesce(?2, webhook_at), unverified_at = coalesce(?3, unverified_at),
+                answer_at = coalesce(?4, answer_at) WHERE id = ?1",
+        )?;
+        let at = |at: Option<At>| at.map(|at| at.0);
+        update.execute((source, at(traffic.webhook_at), at(traffic.unverified_at), at(traffic.answer_at)))?;
+        Ok(())
+    }
+}
+
+/// Opens a connection with the settings every connection has.
+fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
+    let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA cache_size = -8192;")?;
+    Ok(connection)
+}
+
+/// What the writing connection needs beside that, asked back.
+fn set_up(connection: &Connection) -> Result<()> {
+    connection.execute_batch("PRAGMA page_size = 8192;")?;
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    expect("journal_mode", mode, "wal")?;
+    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;")?;
+    let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+    expect("synchronous", level.to_string(), "2")
+}
+
+fn expect(pragma: &'static str, found: String, wanted: &'static str) -> Result<()> {
+    if found == wanted { Ok(()) } else { Err(StoreError::Pragma { pragma, found, wanted }) }
+}
+
+/// Takes the lock that keeps a second daemon out, for as long as the file lives.
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let at = |source| StoreError::Open { path: path.to_owned(), source };
+    let file = fs::OpenOptions::new().create(true).append(true).mode(0o640).open(name).map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(at(source)),
+    }
+}
+
+/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
+fn migrate(connection: &mut Connection, path: &Path, now: At) -> Result<()> {
+    let number = |pragma: &str, connection: &Connection| -> Result<i64> {
+        Ok(connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?)
+    };
+    let (mut version, id) = (number("user_version", connection)?, number("application_id", connection)?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if id != APPLICATION_ID && (id != 0 || version != 0 || tables != 0) {
+        return Err(StoreError::Foreign(path.to_owned()));
+    }
+    if version > SCHEMA_VERSION {
+        return Err(StoreError::Newer { path: path.to_owned(), found: version });
+    }
+    if version == 0 {
+        let wrong = |source| StoreError::Migration { from: 0, source };
+        create(connection, path, now).map_err(wrong)?;
+        version = SCHEMA_VERSION;
+    }
+    while version < SCHEMA_VERSION {
+        let wrong = |source| StoreError::Migration { from: version, source };
+        step(connection, MIGRATIONS[usize::try_from(version - 1).unwrap_or(0)], version + 1).map_err(wrong)?;
+        version += 1;
+    }
+    Ok(())
+}
+
+fn create(connection: &mut Connection, path: &Path, now: At) -> rusqlite::Result<()> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute_batch(SCHEMA)?;
+    tx.execute(
+        "INSERT INTO meta (id, epoch, identity, created_at, digested, trimmed)
+         VALUES (1, lower(hex(randomblob(4))), ?1, ?2, 0, 0)",
+        (identity(path), now.0),
+    )?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    tx.commit()
+}
+
+fn step(connection: &mut Connection, sql: &str, to: i64) -> rusqlite::Result<()> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute_batch(sql)?;
+    tx.pragma_update(None, "user_version", to)?;
+    tx.commit()
+}
+
+/// The epoch of this file. A copy (a restored backup) is another file than the one the epoch was
+/// made for, and gets a new one: its next numbers may already name other records elsewhere.
+fn epoch(connection: &Connection, path: &Path) -> Result<String> {
+    let here = identity(path);
+    connection
+        .execute("UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1", [&here])?;
+    Ok(connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?)
+}
+
+fn identity(path: &Path) -> String {
+    fs::metadata(path).map_or_else(|_| "unknown".to_owned(), |meta| format!("{}:{}", meta.dev(), meta.ino()))
+}
+
+/// Turns a stored word back into a value; a word nobody writes is a damaged row.
+fn stored<T>(value: Option<T>, what: &str) -> Result<T> {
+    value.ok_or_else(|| StoreError::Unreadable(what.to_owned()))
+}
+
+/// Turns stored JSON back into a value.
+fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| StoreError::Unreadable(format!("{what}: {error}")))
+}
+
+/// JSON of a value of ours.
+fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("our own types have string keys and cannot fail to render")
+}

@@ -1,0 +1,261 @@
+//! Runs in the ledger: loaded for a decision, saved after it, found when due, listed.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Result, Transaction, View, from_json, stored, to_json};
+use crate::run::decide::{Phase, Run};
+use crate::run::{At, RunId, RunKey, SourceName};
+
+impl Transaction<'_> {
+    /// The row id and state of a run.
+    pub fn run(&mut self, source: i64, run_id: &RunId) -> Result<Option<(i64, Run)>> {
+        let mut select = self.tx.prepare_cached("SELECT id, state FROM runs WHERE source = ?1 AND run_id = ?2")?;
+        let row = select
+            .query_row((source, run_id.as_str()), |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
+            .optional()?;
+        row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?))).transpose()
+    }
+
+    /// Makes the row of a run not known before. It is open until [`Transaction::save_run`] says
+    /// otherwise, since its completion must exist first.
+    pub fn add_run(&mut self, source: i64, run_id: &RunId) -> Result<i64> {
+        let mut insert = self.tx.prepare_cached(
+            "INSERT INTO runs (source, run_id, phase, overdue, state) VALUES (?1, ?2, 'open', 0, '')",
+        )?;
+        Ok(insert.insert((source, run_id.as_str()))?)
+    }
+
+    /// Writes a run's state. `completion` is the seq of its completion record if this very
+    /// decision published it.
+    pub fn save_run(&mut self, id: i64, run: &Run, completion: Option<i64>) -> Result<()> {
+        let (phase, outcome, origin, settled_at) = match &run.phase {
+            Phase::Open(_) => ("open", None, None, None),
+            Phase::Settled(settled) => {
+                ("settled", Some(settled.belief.ending.outcome.word()), Some(settled.origin.word()), Some(settled.at.0))
+            }
+        };
+        let (urgent_at, ask_at) = match run.ask {
+            Some(ask) if ask.urgent => (Some(ask.at.0), None),
+            Some(ask) => (None, Some(ask.at.0)),
+            None => (None, None),
+        };
+        self.tx
+            .prepare_cached(
+                "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
+                    first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
+                    completion = coalesce(completion, ?11), state = ?12
+                 WHERE id = ?1",
+            )?
+            .execute(params![
+                id,
+                phase,
+                run.overdue,
+                outcome,
+                origin,
+                settled_at,
+                run.webhooks.first.map(|at| at.0),
+                ask_at,
+                urgent_at,
+                run.wake_at.map(|at| at.0),
+                completion,
+                to_json(run),
+            ])?;
+        Ok(())
+    }
+
+    /// Moves every question that lies further ahead than any rule could have put it back to `now`:
+    /// the clock was stepped back, and must not freeze polling.
+    pub fn clamp_asks(&mut self, now: At, latest: At) -> Result<usize> {
+        Ok(self
+            .tx
+            .execute("UPDATE runs SET ask_at = ?1 WHERE ask_at IS NOT NULL AND ask_at > ?2", (now.0, latest.0))?)
+    }
+}
+
+/// A run that is to be asked about.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// Its row id.
+    pub row: i64,
+    /// The provider's id of it.
+    pub run_id: RunId,
+    /// What is known of it.
+    pub run: Run,
+}
+
+/// A run as it is listed.
+#[derive(Clone, Debug)]
+pub struct RunRow {
+    /// Its row id: the position in the list.
+    pub row: i64,
+    /// Its key.
+    pub key: RunKey,
+    /// The provider's name.
+    pub provider: String,
+    /// Everything known of it.
+    pub run: Run,
+    /// Seq of its completion.
+    pub completion: Option<i64>,
+}
+
+/// Which runs to list, in the order in which they became known.
+#[derive(Clone, Debug, Default)]
+pub struct RunQuery {
+    /// `open` or `settled`.
+    pub phase: Option<&'static str>,
+    /// Of this source.
+    pub source: Option<String>,
+    /// Only overdue ones.
+    pub overdue: bool,
+    /// Known after this row.
+    pub after: i64,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Numbers about one source's runs and traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// Row id of the source.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Its provider.
+    pub provider: String,
+    /// Open runs.
+    pub open: i64,
+    /// Open runs past their deadline.
+    pub overdue: i64,
+    /// When the oldest open run became known.
+    pub webhook_at: Option<At>,
+    /// Last delivery that could not be verified.
+    pub unverified_at: Option<At>,
+    /// Last answer to a question of ours.
+    pub answer_at: Option<At>,
+}
+
+const RUN_COLUMNS: &str =
+    "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
+
+impl View<'_> {
+    /// Runs of `source` to ask about at `now`: urgent ones first, then those that the gate, last
+    /// opened at `gate`, lets through; each by who has waited longest.
+    pub fn due(&self, source: i64, now: At, gate: At, max: u32) -> Result<Vec<Due>> {
+        let mut due = self.due_by("urgent_at", source, now, max)?;
+        let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
+        due.extend(self.due_by("ask_at", source, gate.min(now), room)?);
+        Ok(due)
+    }
+
+    fn due_by(&self, column: &str, source: i64, until: At, max: u32) -> Result<Vec<Due>> {
+        let sql = format!(
+            "SELECT id, run_id, state FROM runs WHERE source = ?1 AND {column} IS NOT NULL AND {column} <= ?2 ORDER BY {column} LIMIT ?3"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let rows = select.query_and_then((source, until.0, max), |row| {
+            Ok(Due {
+                row: row.get(0)?,
+                run_id: stored(RunId::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?).ok(), "a run id")?,
+                run: from_json(row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?, "a run's state")?,
+            })
+        })?;
+        rows.collect()
+    }
+
+    /// When the next urgent question of `source` after `now` falls due.
+    pub fn next_urgent_after(&self, source: i64, now: At) -> Result<Option<At>> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT min(urgent_at) FROM runs WHERE source = ?1 AND urgent_at IS NOT NULL AND urgent_at > ?2",
+        )?;
+        let at: Option<i64> = select.query_row((source, now.0), |row| row.get(0))?;
+        Ok(at.map(At))
+    }
+
+    /// Runs one of whose limits has passed, and when the next one's will.
+    pub fn alarms(&self, now: At, max: u32) -> Result<(Vec<(i64, RunId)>, Option<At>)> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT source, run_id FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?1 ORDER BY wake_at LIMIT ?2",
+        )?;
+        let rows = select.query_and_then((now.0, max), |row| {
+            Ok((
+                row.get(0)?,
+                stored(RunId::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?).ok(), "a run id")?,
+            ))
+        })?;
+        let due = rows.collect::<Result<Vec<_>>>()?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT min(wake_at) FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1")?;
+        let next: Option<i64> = select.query_row([now.0], |row| row.get(0))?;
+        Ok((due, next.map(At)))
+    }
+
+    /// One run.
+    pub fn run(&self, key: &RunKey) -> Result<Option<RunRow>> {
+        let sql = format!("{RUN_COLUMNS} WHERE s.name = ?1 AND u.run_id = ?2");
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let mut rows = select.query_and_then((key.source.as_str(), key.run_id.as_str()), run_row)?;
+        rows.next().transpose()
+    }
+
+    /// Runs, in the order in which they became known.
+    pub fn runs(&self, query: &RunQuery) -> Result<Vec<RunRow>> {
+        // `wake_at IS NOT NULL` is "open" in the words of an index.
+        let open = if query.phase == Some("open") || query.overdue { "AND u.wake_at IS NOT NULL" } else { "" };
+        let sql = format!(
+            "{RUN_COLUMNS} WHERE u.id > ?1 AND (?2 IS NULL OR u.phase = ?2) AND (?3 IS NULL OR s.name = ?3)
+               AND (?4 = 0 OR u.overdue = 1) {open} ORDER BY u.id LIMIT ?5"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let rows = select
+            .query_and_then(params![query.after, query.phase, query.source, query.overdue, query.limit], run_row)?;
+        rows.collect()
+    }
+
+    /// Settled runs of a source for which no webhook ever came, newest first.
+    pub fn without_webhook(&self, source: &str, limit: u32) -> Result<Vec<RunRow>> {
+        let sql = format!(
+            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.phase = 'settled' AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        select.query_and_then((source, limit), run_row)?.collect()
+    }
+
+    /// Every source that has or ever had a row, with its numbers.
+    pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at,
+                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL) AS open,
+                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL AND u.overdue = 1) AS overdue
+             FROM sources s ORDER BY s.name",
+        )?;
+        let rows = select.query_map([], |row| {
+            let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
+            Ok(SourceCounts {
+                id: row.get("id")?,
+                name: row.get("name")?,
+                provider: row.get("provider")?,
+                open: row.get("open")?,
+                overdue: row.get("overdue")?,
+                webhook_at: at("webhook_at")?,
+                unverified_at: at("unverified_at")?,
+                answer_at: at("answer_at")?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+fn run_row(row: &Row<'_>) -> Result<RunRow> {
+    let text = |index: usize| row.get_ref(index)?.as_str().map_err(rusqlite::Error::from);
+    Ok(RunRow {
+        row: row.get(0)?,
+        key: RunKey {
+            source: stored(SourceName::new(text(1)?).ok(), "a source name")?,
+            run_id: stored(RunId::new(text(3)?).ok(), "a run id")?,
+        },
+        provider: row.get(2)?,
+        run: from_json(text(4)?, "a run's state")?,
+        completion: row.get(5)?,
+    })
+}
