@@ -1,6 +1,7 @@
 //! A client of the daemon's sockets, as anybody could write one: tracks runs, follows the feed,
 //! and after every break reads on from the last cursor.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,8 +71,8 @@ pub enum News {
     Record(Record),
     /// A line that cannot be understood.
     Nonsense(String),
-    /// The stream broke and is opened again.
-    Reopened,
+    /// The stream broke; it will be opened again.
+    Broken,
 }
 
 /// A client of both sockets.
@@ -109,6 +110,31 @@ impl Client {
         Some(answer.status().as_u16())
     }
 
+    /// Asks the daemon to have a run's webhook sent again, perhaps to another address. The status,
+    /// or `None` if it cannot be reached.
+    pub async fn replay(&self, life: &Life, address: Option<&str>) -> Option<u16> {
+        let body = address.map_or_else(|| json!({}), |address| json!({ "webhook_url": address }));
+        let url = format!("http://settled/v1/runs/{}/{}/retry-webhook", life.source, life.id);
+        let call = self.control.post(url).header("content-type", "application/json").body(body.to_string());
+        Some(call.timeout(CALL).send().await.ok()?.status().as_u16())
+    }
+
+    /// How many webhooks the daemon has counted for each run; `None` if that cannot be read.
+    pub async fn webhooks(&self) -> Option<HashMap<(String, String), u64>> {
+        let (mut all, mut after) = (HashMap::new(), 0);
+        loop {
+            let page = self.get(&format!("/v1/runs?limit=1000&after={after}")).await?;
+            for run in page["runs"].as_array()? {
+                let text = |key: &str| run[key].as_str().map(str::to_owned);
+                all.insert((text("source")?, text("run_id")?), run["webhooks"].as_u64()?);
+            }
+            match page["next"].as_i64() {
+                Some(next) => after = next,
+                None => return Some(all),
+            }
+        }
+    }
+
     /// What the daemon tells of a run, with its timeline.
     pub async fn run(&self, source: &str, run_id: &str) -> Option<Value> {
         self.get(&format!("/v1/runs/{source}/{run_id}")).await
@@ -129,8 +155,9 @@ impl Client {
                 && answer.status().is_success()
             {
                 let _ = listen(answer, &mut after, &news).await;
+                let _ = news.send(News::Broken);
             }
-            if news.send(News::Reopened).is_err() {
+            if news.is_closed() {
                 return;
             }
             tokio::time::sleep(PAUSE).await;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
@@ -35,7 +36,8 @@ pub struct Book {
     tracked: HashSet<usize>,
     duplicates: Vec<Record>,
     nonsense: Vec<String>,
-    reopened: u64,
+    broken: u64,
+    told_late: u64,
 }
 
 /// A run about which the two disagree.
@@ -83,14 +85,17 @@ pub struct Ledger {
     /// Lines that were no lines, and differences between following the feed and reading it again.
     /// Must be 0.
     pub feed_faults: u64,
-    /// Runs that nobody could tell the daemon of, since it was being killed at that moment.
-    pub untold: u64,
+    /// Webhooks answered 2xx that the daemon knows nothing of. Must be 0.
+    pub forgotten: u64,
+    /// Runs whose only webhook found the daemon dead, so that nothing but the client could tell it
+    /// of them, and did in the end.
+    pub told_late: u64,
     /// What the clouds counted.
     pub clouds: BTreeMap<Count, u64>,
     /// How often the daemon was killed and started again.
     pub kills: u64,
-    /// How often the feed's stream broke and was opened again.
-    pub reopened: u64,
+    /// How often the feed's stream broke and was read on from the last cursor.
+    pub streams_broken: u64,
     /// How long all this took.
     pub elapsed_seconds: f64,
     /// The first few runs with which something is wrong.
@@ -98,6 +103,19 @@ pub struct Ledger {
     /// Where configuration, database and log were kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
+}
+
+/// What the daemon was asked when all was over.
+#[derive(Clone, Debug, Default)]
+pub struct Audit {
+    /// How often it was killed.
+    pub kills: u64,
+    /// How long all took.
+    pub elapsed: Duration,
+    /// The feed read once more from its beginning.
+    pub again: Option<Vec<(String, String)>>,
+    /// How many webhooks it has counted for each run.
+    pub webhooks: Option<HashMap<(String, String), u64>>,
 }
 
 /// So many offenders are named.
@@ -114,7 +132,8 @@ impl Book {
             tracked: HashSet::new(),
             duplicates: Vec::new(),
             nonsense: Vec::new(),
-            reopened: 0,
+            broken: 0,
+            told_late: 0,
         }
     }
 
@@ -123,7 +142,7 @@ impl Book {
         match news {
             News::Record(record) => self.note(record),
             News::Nonsense(line) => self.nonsense.push(line),
-            News::Reopened => self.reopened += 1,
+            News::Broken => self.broken += 1,
         }
     }
 
@@ -175,30 +194,22 @@ impl Book {
         counts
     }
 
-    /// The runs with which the feed is not done yet, or wrong; `killed`: some of them may never
-    /// have become known.
-    pub fn open(&self, killed: bool) -> impl Iterator<Item = Offender> {
+    /// The runs with which the feed is not done yet, or wrong.
+    pub fn open(&self) -> impl Iterator<Item = Offender> {
         let runs = self.world.plan.runs.iter().enumerate();
-        runs.filter_map(move |(number, life)| self.fault(number, life, killed))
+        runs.filter_map(move |(number, life)| self.fault(number, life))
     }
 
-    fn fault(&self, number: usize, life: &Life, killed: bool) -> Option<Offender> {
+    fn fault(&self, number: usize, life: &Life) -> Option<Offender> {
         let said = self.belief(life.source, &life.id).map(|belief| belief.outcome);
         let fault = match said {
             Some(outcome) if self.acceptable(number, life, outcome) => return None,
             Some(_) => "disagreement",
-            None if killed && self.untold(number, life) => return None,
             None => "lost",
         };
+        let source = life.source.word().to_owned();
         let known = life.truth.map(|truth| truth.outcome);
-        Some(Offender {
-            source: life.source.word().to_owned(),
-            run_id: life.id.clone(),
-            fault,
-            story: life.story,
-            known,
-            said,
-        })
+        Some(Offender { source, run_id: life.id.clone(), fault, story: life.story, known, said })
     }
 
     /// Whether it is the truth, or as near to it as one can come without the letter that tells it.
@@ -210,22 +221,39 @@ impl Book {
         })
     }
 
-    /// Whether every letter that would have made the run known found nobody at home, and no client
-    /// ever spoke of it. Runs that are meant to be found on a list are not excused.
-    fn untold(&self, number: usize, life: &Life) -> bool {
-        let mut telling = life.mail.iter().enumerate().filter(|(_, mail)| mail.tells()).peekable();
-        telling.peek().is_some()
-            && !self.tracked.contains(&number)
-            && life.tracked.is_none()
-            && telling.all(|(letter, _)| !self.world.accepted(number, letter))
+    /// The runs of which the daemon cannot know: no client was to speak of them, and all their
+    /// letters found nobody at home. (Runs that only a list can make known are not among them.)
+    pub fn untold(&self) -> Vec<usize> {
+        let runs = self.world.plan.runs.iter().enumerate();
+        let untold = |(number, life): &(usize, &Life)| {
+            let letters = life.mail.iter().any(super::plan::Mail::tells);
+            let unheard = self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
+            letters && unheard && life.tracked.is_none() && self.world.told(*number) == 0
+        };
+        runs.filter(untold).map(|(number, _)| number).collect()
     }
 
-    /// Closes the book. `again`: the feed read once more from its beginning.
-    pub fn close(&self, kills: u64, elapsed: std::time::Duration, again: Option<&[(String, String)]>) -> Ledger {
+    /// Notes that the client told the daemon of a run after all.
+    pub fn note_told_late(&mut self, run: usize) {
+        self.tracked.insert(run);
+        self.told_late += 1;
+    }
+
+    /// Letters answered 2xx beyond those the daemon has counted.
+    fn forgotten(&self, counted: &HashMap<(String, String), u64>) -> u64 {
+        let runs = self.world.plan.runs.iter().enumerate();
+        let missing = runs.map(|(number, life)| {
+            let counted = counted.get(&(life.source.word().to_owned(), life.id.clone()));
+            self.world.told(number).saturating_sub(counted.copied().unwrap_or_default())
+        });
+        missing.sum()
+    }
+
+    /// Closes the book.
+    pub fn close(&self, audit: &Audit) -> Ledger {
         let plan = &self.world.plan;
-        let killed = kills > 0;
         let strangers: Vec<&Belief> = self.strangers().collect();
-        let faults: Vec<Offender> = self.open(killed).collect();
+        let faults: Vec<Offender> = self.open().collect();
         let count = |fault: &str| faults.iter().filter(|offender| offender.fault == fault).count() as u64;
         let real = || self.beliefs.iter().filter(|((source, id), _)| self.exists(source, id));
         let mut by_origin: BTreeMap<Origin, u64> = Origin::ALL.iter().map(|origin| (*origin, 0)).collect();
@@ -236,9 +264,6 @@ impl Book {
                 *by_provider.entry(source.cloud()).or_default() += 1;
             }
         }
-        let untold = |(number, life): &(usize, &Life)| {
-            killed && self.belief(life.source, &life.id).is_none() && self.untold(*number, life)
-        };
         Ledger {
             seed: plan.seed,
             runs: plan.runs.len(),
@@ -251,12 +276,13 @@ impl Book {
             lost: count("lost"),
             disagreements: count("disagreement"),
             unknown: strangers.len() as u64,
-            feed_faults: self.nonsense.len() as u64 + differences(&self.order, again),
-            untold: plan.runs.iter().enumerate().filter(untold).count() as u64,
+            feed_faults: self.nonsense.len() as u64 + differences(&self.order, audit.again.as_deref()),
+            forgotten: audit.webhooks.as_ref().map_or(0, |counted| self.forgotten(counted)),
+            told_late: self.told_late,
             clouds: self.world.tally.counted(),
-            kills,
-            reopened: self.reopened,
-            elapsed_seconds: (elapsed.as_secs_f64() * 10.0).round() / 10.0,
+            kills: audit.kills,
+            streams_broken: self.broken,
+            elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
             offenders: self.offenders(faults, &strangers),
             folder: None,
         }
@@ -296,7 +322,7 @@ fn differences(followed: &[(String, String)], again: Option<&[(String, String)]>
 impl Ledger {
     /// Whether every number that must be 0 is.
     pub fn ok(&self) -> bool {
-        [self.duplicates, self.lost, self.disagreements, self.unknown, self.feed_faults] == [0; 5]
+        [self.duplicates, self.lost, self.disagreements, self.unknown, self.forgotten, self.feed_faults] == [0; 6]
     }
 
     fn counted(&self, what: Count) -> u64 {
@@ -338,12 +364,14 @@ impl Ledger {
             row("lost", self.lost, must_be_0(self.lost)),
             row("disagreements", self.disagreements, must_be_0(self.disagreements)),
             row("unknown runs", self.unknown, must_be_0(self.unknown)),
+            row("forgotten", self.forgotten, must_be_0(self.forgotten)),
             row("feed faults", self.feed_faults, must_be_0(self.feed_faults)),
         ];
         if self.kills > 0 {
-            let remark = format!("of the daemon, by kill -9; the feed was opened again {} times", self.reopened);
+            let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
             rows.push(row("kills", self.kills, remark));
-            rows.push(row("untold", self.untold, "runs whose only webhook found the daemon dead".to_owned()));
+            let remark = "runs whose only webhook found the daemon dead, so that the client had to tell of them";
+            rows.push(row("told late", self.told_late, remark.to_owned()));
         }
         rows
     }
@@ -352,7 +380,7 @@ impl Ledger {
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY);
+        table.load_style(NOTHING);
         for row in self.rows() {
             table.add_row(row);
         }
@@ -374,8 +402,6 @@ impl fmt::Display for Ledger {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::demo::plan::{Plan, Rates};
 
@@ -408,7 +434,7 @@ mod tests {
 
     #[test]
     fn the_truth_told_once_is_right() {
-        let ledger = honest(&world()).close(0, Duration::ZERO, None);
+        let ledger = honest(&world()).close(&Audit::default());
         assert!(ledger.ok(), "{ledger}");
         assert_eq!((ledger.runs, ledger.completions), (300, 300));
         assert_eq!(ledger.by_provider.values().sum::<u64>(), 300);
@@ -424,11 +450,11 @@ mod tests {
         book.hear(record(1001, source, id, Outcome::Indeterminate, true));
         book.hear(record(1002, source, "never-was", Outcome::Failed, false));
         book.hear(News::Nonsense("?".to_owned()));
-        let ledger = book.close(0, Duration::ZERO, None);
+        let ledger = book.close(&Audit::default());
         let faults = (ledger.duplicates, ledger.lost, ledger.disagreements, ledger.unknown, ledger.feed_faults);
         assert_eq!(faults, (1, 0, 1, 1, 1));
         assert!(!ledger.ok() && ledger.offenders.len() == 3);
-        assert_eq!(Book::new(Arc::clone(&world)).close(0, Duration::ZERO, None).lost, 300);
+        assert_eq!(Book::new(Arc::clone(&world)).close(&Audit::default()).lost, 300);
     }
 
     #[test]
@@ -439,9 +465,23 @@ mod tests {
         let hinge = life.truth.unwrap().hinge.unwrap();
         let mut book = honest(&world);
         book.hear(record(1000, life.source.word(), &life.id, hinge.otherwise, true));
-        assert!(book.close(0, Duration::ZERO, None).ok());
+        assert!(book.close(&Audit::default()).ok());
         world.note_accepted(number, hinge.letter);
-        assert_eq!(book.close(0, Duration::ZERO, None).disagreements, 1);
+        assert_eq!(book.close(&Audit::default()).disagreements, 1);
+    }
+
+    #[test]
+    fn what_was_answered_2xx_must_have_been_counted() {
+        let world = world();
+        let telling = |life: &Life| life.mail.iter().position(super::super::plan::Mail::tells);
+        let (number, letter) =
+            world.plan.runs.iter().enumerate().find_map(|(number, life)| Some((number, telling(life)?))).unwrap();
+        world.note_accepted(number, letter);
+        world.note_accepted(number, letter);
+        let life = &world.plan.runs[number];
+        let counted = HashMap::from([((life.source.word().to_owned(), life.id.clone()), 1)]);
+        let audit = Audit { webhooks: Some(counted), ..Audit::default() };
+        assert_eq!(honest(&world).close(&audit).forgotten, 1);
     }
 
     #[test]
@@ -449,11 +489,11 @@ mod tests {
         let world = world();
         let mut book = honest(&world);
         let mut again = book.order.clone();
-        assert!(book.close(0, Duration::ZERO, Some(&again)).ok());
+        assert!(book.close(&Audit { again: Some(again.clone()), ..Audit::default() }).ok());
         again.swap(3, 4);
-        assert_eq!(book.close(0, Duration::ZERO, Some(&again)).feed_faults, 2);
+        assert_eq!(book.close(&Audit { again: Some(again.clone()), ..Audit::default() }).feed_faults, 2);
         let first = &world.plan.runs[0];
         book.hear(record(0, first.source.word(), &first.id, first.truth.unwrap().outcome, false));
-        assert_eq!(book.close(0, Duration::ZERO, None).duplicates, 1, "the same cursor twice");
+        assert_eq!(book.close(&Audit::default()).duplicates, 1, "the same cursor twice");
     }
 }

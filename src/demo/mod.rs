@@ -38,7 +38,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use ledger::{Book, Ledger, Offender};
+pub use ledger::{Audit, Book, Ledger, Offender};
 pub use plan::{Plan, Rates};
 pub use stage::Stage;
 
@@ -104,7 +104,7 @@ pub enum DemoError {
 /// How long nothing may have happened before we believe that nothing more will.
 const QUIET: Duration = Duration::from_millis(1500);
 /// How long after the last planned event we wait for what is missing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(40);
 /// How often we look whether it is over.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a killed daemon stays down.
@@ -146,7 +146,7 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
     let (events, mut heard) = mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     tasks.spawn(listen(client.clone(), events.clone()));
-    tasks.spawn(track_all(client.clone(), Arc::clone(&world), events));
+    tasks.spawn(go_on_errands(client.clone(), Arc::clone(&world), events));
     let mut book = Book::new(Arc::clone(&world));
     let screen = Screen::new(world.plan.runs.len());
     let mut to_kill = moments(&world.plan, kills);
@@ -172,7 +172,10 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
                 } else if !stage.running() {
                     stage.start().await?; // it died by itself: say so if it stays dead
                 }
-                if over(&book, &world, last_news, killed > 0) {
+                if world.now() > world.plan.done() && world.in_the_post() == 0 {
+                    tell_late(&client, &mut book, &world).await;
+                }
+                if over(&book, &world, last_news) {
                     break;
                 }
             }
@@ -181,17 +184,27 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
     }
     screen.clear();
     let elapsed = began.elapsed();
-    let again = client.reread().await;
-    let ledger = book.close(killed, elapsed, again.as_deref());
+    let (again, webhooks) = (client.reread().await, client.webhooks().await);
+    let ledger = book.close(&Audit { kills: killed, elapsed, again, webhooks });
     write_evidence(stage, &client, &ledger).await;
     Ok(ledger)
 }
 
 /// Whether nothing is missing any more, or nothing more is to be hoped for.
-fn over(book: &Book, world: &World, last_news: Instant, killed: bool) -> bool {
+fn over(book: &Book, world: &World, last_news: Instant) -> bool {
     let Some(since) = world.now().checked_sub(world.plan.done()) else { return false };
     let quiet = last_news.elapsed() >= QUIET && since >= QUIET && world.in_the_post() == 0;
-    since >= PATIENCE || (quiet && book.open(killed).next().is_none())
+    since >= PATIENCE || (quiet && book.open().next().is_none())
+}
+
+/// Tells the daemon of the runs whose letters found it dead: their sender has given up, and there is
+/// nobody else left.
+async fn tell_late(client: &Client, book: &mut Book, world: &World) {
+    for run in book.untold() {
+        if matches!(client.track(&world.plan.runs[run]).await, Some(200 | 201)) {
+            book.note_told_late(run);
+        }
+    }
 }
 
 async fn listen(client: Client, events: mpsc::UnboundedSender<Event>) {
@@ -206,27 +219,54 @@ async fn listen(client: Client, events: mpsc::UnboundedSender<Event>) {
     tokio::join!(client.follow(news), forward);
 }
 
-/// Tells the daemon of every run that the plan wants tracked, each at its time and until it says
-/// that it knows.
-async fn track_all(client: Client, world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
-    let runs = world.plan.runs.iter().enumerate();
-    let mut planned: Vec<(Duration, usize)> =
-        runs.filter_map(|(number, life)| Some((life.begins + life.tracked?, number))).collect();
-    planned.sort_unstable();
+/// What the plan wants the daemon asked or told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Errand {
+    Track,
+    Replay { elsewhere: bool },
+}
+
+/// Goes on every errand of the plan at its time. The daemon is told of a run until it says that it
+/// knows; for a webhook it is asked once.
+async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
     let mut under_way = JoinSet::new();
-    for (at, number) in planned {
+    for (at, number, errand) in errands(&world) {
         tokio::time::sleep_until(world.instant(at).into()).await;
-        let (client, world, events) = (client.clone(), Arc::clone(&world), events.clone());
-        under_way.spawn(async move {
-            while !matches!(client.track(&world.plan.runs[number]).await, Some(200 | 201)) {
-                tokio::time::sleep(LOOK).await;
-            }
-            let _ = events.send(Event::Tracked(number));
-        });
+        under_way.spawn(go(client.clone(), Arc::clone(&world), number, errand, events.clone()));
         while under_way.try_join_next().is_some() {}
     }
     while under_way.join_next().await.is_some() {}
 }
+
+fn errands(world: &World) -> Vec<(Duration, usize, Errand)> {
+    let of = |(number, life): (usize, &plan::Life)| {
+        let track = life.tracked.map(|at| (life.begins + at, number, Errand::Track));
+        let replay =
+            life.replay.map(|wish| (life.begins + wish.at, number, Errand::Replay { elsewhere: wish.elsewhere }));
+        track.into_iter().chain(replay)
+    };
+    let mut all: Vec<_> = world.plan.runs.iter().enumerate().flat_map(of).collect();
+    all.sort_unstable();
+    all
+}
+
+async fn go(client: Client, world: Arc<World>, number: usize, errand: Errand, events: mpsc::UnboundedSender<Event>) {
+    let life = &world.plan.runs[number];
+    match errand {
+        Errand::Replay { elsewhere } => {
+            client.replay(life, elsewhere.then_some(NOBODY)).await;
+        }
+        Errand::Track => {
+            while !matches!(client.track(life).await, Some(200 | 201)) {
+                tokio::time::sleep(LOOK).await;
+            }
+            let _ = events.send(Event::Tracked(number));
+        }
+    }
+}
+
+/// Nobody listens there: it is the discard port.
+const NOBODY: &str = "http://127.0.0.1:9/";
 
 /// When to kill, latest first.
 fn moments(plan: &Plan, kills: usize) -> Vec<Duration> {

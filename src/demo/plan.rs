@@ -98,8 +98,11 @@ pub struct Rates {
     pub hidden: f64,
     /// Runs whose status endpoint lags up to a second behind.
     pub lagging: f64,
-    /// Runs whose status endpoint answers 500 for longer than the daemon waits for it.
+    /// Runs, of those whose letter can be believed at need, whose status endpoint answers 500 for
+    /// longer than the daemon waits for it.
     pub deaf: f64,
+    /// Skyvern runs with a lost letter for which an operator asks once more as soon as they end.
+    pub replayed: f64,
     /// Moments per cloud and ten seconds at which it answers everything with 429 (Skyvern: 503).
     pub throttled: f64,
 }
@@ -121,7 +124,8 @@ impl Default for Rates {
             stumbling: 0.08,
             hidden: 0.05,
             lagging: 0.10,
-            deaf: 0.01,
+            deaf: 0.03,
+            replayed: 0.5,
             throttled: 0.5,
         }
     }
@@ -145,6 +149,7 @@ impl Rates {
         hidden: 0.0,
         lagging: 0.0,
         deaf: 0.0,
+        replayed: 0.0,
         throttled: 0.0,
     };
 }
@@ -229,6 +234,8 @@ pub enum Form {
     Forged(Forgery),
     /// By the cloud, an hour ago.
     Stale,
+    /// By the cloud, to see whether anybody is there. Speaks of no run, or of a sample.
+    Ping,
 }
 
 /// One letter about a run.
@@ -325,8 +332,19 @@ pub struct Life {
     pub truth: Option<Truth>,
     /// When the client tells the daemon of it, if it does.
     pub tracked: Option<Duration>,
+    /// When an operator asks for its webhook once more, if one does.
+    pub replay: Option<Replay>,
     /// How questions about it are answered.
     pub answers: Answers,
+}
+
+/// An operator's wish that a webhook be sent again. (Skyvern alone can.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// When, after the run's begin.
+    pub at: Duration,
+    /// To an address where nobody is, so that only the answer to the wish can carry the payload.
+    pub elsewhere: bool,
 }
 
 impl Life {
@@ -413,7 +431,8 @@ impl Plan {
         let window = window(runs);
         let mut runs: Vec<Life> = (0..runs).map(|number| life(seed, number, runs, window, rates)).collect();
         runs.sort_by_key(|life| life.begins);
-        let ghosts = ghosts(seed, runs.len(), window, rates);
+        let mut ghosts = ghosts(seed, runs.len(), window, rates);
+        ghosts.extend(stories::pings());
         let throttles = throttles(seed, window, rates);
         Plan { seed, runs, ghosts, throttles }
     }
@@ -453,6 +472,7 @@ fn life(seed: u64, number: usize, count: usize, window: Duration, rates: &Rates)
         life.stretch(factor.max(1.0));
         life.begins /= 2; // so that the slow ones are not what everybody waits for at the end
     }
+    replay(&mut life, plain, rates, &mut dice);
     forge(&mut life, rates, &mut dice);
     misanswer(&mut life, plain, rates, &mut dice);
     life
@@ -516,6 +536,16 @@ fn shuffle(life: &mut Life, rates: &Rates, dice: &mut Dice) {
     life.mail.extend(rewritten);
 }
 
+/// Decides whether an operator asks for a lost letter.
+fn replay(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
+    let wish = Replay { at: life.ends() + dice.millis(50, 400), elsewhere: dice.chance(0.5) };
+    let lost = life.mail.iter().any(|mail| mail.says.over && mail.dropped);
+    let known = life.tracked.is_some_and(|at| at < wish.at);
+    if dice.chance(rates.replayed) && life.source == Source::Skyvern && plain && lost && known {
+        life.replay = Some(wish);
+    }
+}
+
 /// Adds letters that somebody else wrote, or that are not of today.
 fn forge(life: &mut Life, rates: &Rates, dice: &mut Dice) {
     let Some(truth) = life.truth else { return };
@@ -566,11 +596,12 @@ impl Life {
         self.plain() && !self.ends().is_zero()
     }
 
-    /// Whether the letter about the end says what the status endpoint would.
+    /// Whether the letter about the end says what the status endpoint would, and the daemon would
+    /// rather hear it from there. (A Skyvern letter suffices; a session's says less.)
     fn trusted_alone(&self) -> bool {
         matches!(self.truth, Some(Truth { outcome: Outcome::Succeeded, hinge: None }))
             && self.mail.iter().all(|mail| !matches!(mail.form, Form::Poisoned(_)))
-            && self.source != Source::Sessions
+            && !matches!(self.source, Source::Sessions | Source::Skyvern)
     }
 }
 
@@ -659,14 +690,15 @@ mod tests {
         for poison in [Poison::Deep, Poison::NotUtf8, Poison::NotANumber] {
             assert!(told(&|mail| mail.form == Form::Poisoned(poison)), "{poison:?}");
         }
-        assert!(!plan.ghosts.is_empty() && !plan.throttles.is_empty());
+        assert!(plan.ghosts.len() > 10 && !plan.throttles.is_empty());
         assert!(plan.runs.iter().any(|life| life.answers.deaf_until.is_some()));
+        assert!(plan.runs.iter().any(|life| life.replay.is_some_and(|replay| replay.elsewhere)));
     }
 
     #[test]
     fn honest_clouds_tell_no_lies() {
         let plan = Plan::new(1, 500, &Rates::HONEST);
-        assert!(plan.ghosts.is_empty() && plan.throttles.is_empty());
+        assert!(plan.ghosts.iter().all(|ghost| ghost.mail[0].form == Form::Ping) && plan.throttles.is_empty());
         for life in &plan.runs {
             assert!(life.mail.iter().all(|mail| mail.tells() && mail.times.len() == 1));
             assert_eq!(life.answers, Answers { stumbles: vec![None, None], ..Answers::default() });

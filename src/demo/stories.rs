@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::dice::Dice;
-use super::plan::{Answers, Hinge, Life, Mail, Source, State, Truth};
+use super::plan::{Answers, Form, Hinge, Life, Mail, Source, State, Truth};
 use crate::run::{Kind, Outcome};
 
 /// A life as its story has it, before any lie is told about it.
@@ -31,6 +31,20 @@ pub fn wrong(source: Source, outcome: Outcome) -> State {
         _ => ("failed", "completed"),
     };
     State::over(if outcome == Outcome::Succeeded { if_good } else { if_bad })
+}
+
+/// The clouds' test pings, as runs that never existed: Browser Use sends one when a webhook is set
+/// up, before there is a secret to sign it with; Skyvern signs a sample.
+pub fn pings() -> [Life; 3] {
+    let ping = |source, kind, id: &str| Life {
+        mail: vec![Mail { form: Form::Ping, ..Mail::new(Duration::from_millis(100), State::over("completed")) }],
+        ..blank(source, kind, "a test ping", id.to_owned(), String::new())
+    };
+    [
+        ping(Source::Skyvern, Kind::Task, "tsk_sample_123456789"),
+        ping(Source::Tasks, Kind::Task, "test"),
+        ping(Source::Sessions, Kind::Session, "test"),
+    ]
 }
 
 type Story = fn(&mut Dice, Duration) -> Life;
@@ -68,6 +82,7 @@ fn blank(source: Source, kind: Kind, story: &'static str, id: String, group: Str
         mail: Vec::new(),
         truth: None,
         tracked: None,
+        replay: None,
         answers: Answers::default(),
     }
 }
@@ -224,7 +239,7 @@ fn skyvern_cancelled_twice(dice: &mut Dice, span: Duration) -> Life {
     let course = [(0.0, State::open("queued")), (0.1, State::open("running")), (1.0, end)];
     let mail = vec![
         Mail::new(span + dice.millis(2, 20), end),
-        Mail { form: super::plan::Form::Rewritten, ..Mail::new(span + dice.millis(500, 2000), end) },
+        Mail { form: Form::Rewritten, ..Mail::new(span + dice.millis(500, 2000), end) },
     ];
     Life {
         states: states(span, &course),

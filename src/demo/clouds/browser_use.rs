@@ -77,6 +77,12 @@ impl Service for BrowserUse {
     }
 
     fn letter(&self, world: &World, item: &Item<'_>) -> Letter {
+        if item.mail.form == Form::Ping {
+            let body =
+                json!({ "type": "test", "timestamp": stamp(item, item.written_at), "payload": { "test": "ok" } });
+            let body = body.to_string().into_bytes();
+            return Letter { path_token: None, headers: with_content_type(std::iter::empty()), body };
+        }
         let stale = item.mail.form == Form::Stale;
         let written_at = if stale { At(item.written_at.0 - HOUR_MS) } else { item.written_at };
         if untimed(item) { untimed_letter(world, item, written_at) } else { timed_letter(world, item, written_at) }

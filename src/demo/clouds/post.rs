@@ -133,6 +133,7 @@ fn count(world: &World, mail: &Mail, copy: usize) {
         Form::Poisoned(_) => Some(Count::WebhooksPoisoned),
         Form::Forged(_) => Some(Count::WebhooksForged),
         Form::Stale => Some(Count::WebhooksStale),
+        Form::Ping => Some(Count::WebhooksPing),
     };
     if let Some(kind) = kind {
         world.tally.add(kind);

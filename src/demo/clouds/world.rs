@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::reply::{Manner, Reply};
@@ -73,6 +73,8 @@ words! {
         WebhooksForged = "webhooks_forged",
         /// Of those, answered 2xx.
         ForgedAccepted = "forged_accepted",
+        /// Test pings.
+        WebhooksPing = "webhooks_ping",
         /// Genuine letters an hour old.
         WebhooksStale = "webhooks_stale",
         /// Letters that nobody can read.
@@ -124,7 +126,7 @@ pub struct World {
     began: OnceLock<(Instant, At)>,
     index: HashMap<(Source, String), usize>,
     asked: Vec<AtomicUsize>,
-    accepted: Vec<Vec<AtomicBool>>,
+    accepted: Vec<Vec<AtomicU64>>,
     in_the_post: AtomicUsize,
 }
 
@@ -141,7 +143,7 @@ impl World {
     pub fn new(plan: Plan, hooks: &str) -> World {
         let index = plan.runs.iter().enumerate().map(|(n, life)| ((life.source, life.id.clone()), n)).collect();
         let asked = plan.runs.iter().map(|_| AtomicUsize::new(0)).collect();
-        let letters = |life: &Life| life.mail.iter().map(|_| AtomicBool::new(false)).collect();
+        let letters = |life: &Life| life.mail.iter().map(|_| AtomicU64::new(0)).collect();
         let accepted = plan.runs.iter().map(letters).collect();
         World {
             keys: Keys::new(plan.seed),
@@ -185,11 +187,18 @@ impl World {
 
     /// Whether a letter about a run was answered 2xx.
     pub fn accepted(&self, run: usize, letter: usize) -> bool {
-        self.accepted[run][letter].load(Relaxed)
+        self.accepted[run][letter].load(Relaxed) > 0
+    }
+
+    /// How many letters about a run, repetitions included, were answered 2xx that anybody can read
+    /// and believe.
+    pub fn told(&self, run: usize) -> u64 {
+        let letters = self.plan.runs[run].mail.iter().zip(&self.accepted[run]);
+        letters.filter(|(mail, _)| mail.tells()).map(|(_, accepted)| accepted.load(Relaxed)).sum()
     }
 
     pub(in crate::demo) fn note_accepted(&self, run: usize, letter: usize) {
-        self.accepted[run][letter].store(true, Relaxed);
+        self.accepted[run][letter].fetch_add(1, Relaxed);
     }
 
     /// Letters that are on their way or wait for another attempt.
