@@ -4,6 +4,7 @@ pub mod calls;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod feed;
 pub mod http;
 pub mod limits;

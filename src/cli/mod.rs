@@ -1,6 +1,7 @@
 //! The commands: one file each. Output for people on a terminal, `--json` for programs, errors on
 //! stderr in a line or two that say what to do.
 
+mod demo;
 mod serve;
 
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Demo(demo::Demo),
 }
 
 /// Why a command failed.
@@ -52,6 +54,9 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Start(#[from] crate::daemon::StartError),
+    /// The demo did not come to an end.
+    #[error("{0}")]
+    Demo(#[from] crate::demo::DemoError),
     /// Anything else; the text says what to do.
     #[error("{0}")]
     Other(String),
@@ -91,6 +96,7 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Serve(command) => command.run(&context).await,
+                Command::Demo(command) => Ok(command.run().await?),
             }
         })
     }
