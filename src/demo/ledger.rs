@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::client::{News, Record};
 use super::clouds::{Count, World};
 use super::plan::{Cloud, Life, Source};
+use crate::providers::json;
 use crate::run::{Origin, Outcome};
 
 /// What the feed has said of one run.
@@ -100,6 +101,9 @@ pub struct Ledger {
     pub elapsed_seconds: f64,
     /// The first few runs with which something is wrong.
     pub offenders: Vec<Offender>,
+    /// The beginnings of the first few lines of the feed that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
     /// Where configuration, database and log were kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
@@ -284,6 +288,7 @@ impl Book {
             streams_broken: self.broken,
             elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
             offenders: self.offenders(faults, &strangers),
+            unreadable: self.nonsense.iter().take(3).map(|line| json::shortened(line, 200)).collect(),
             folder: None,
         }
     }
@@ -395,6 +400,9 @@ impl fmt::Display for Ledger {
             let known = offender.known.map_or("no such run", Outcome::word);
             let Offender { source, run_id, fault, story, .. } = offender;
             writeln!(f, "  {fault}: {source} {run_id} ({story}): its cloud knows: {known}; the feed said: {said}")?;
+        }
+        for line in &self.unreadable {
+            writeln!(f, "  a line of the feed that cannot be read: {line}")?;
         }
         Ok(())
     }
