@@ -107,6 +107,13 @@ pub struct Open {
     pub misses: Option<Misses>,
 }
 
+impl Open {
+    /// The ends that were heard.
+    fn held(&self) -> impl Iterator<Item = &Voice> {
+        self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
+    }
+}
+
 /// A held webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claimed {
@@ -362,8 +369,8 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         Confirm::Always => false,
         Confirm::Auto => voice.ending.sufficient,
     };
-    // An answer already said it ended otherwise, and waits out its grace: the next one decides.
-    let contradicted = open.seen.as_ref().is_some_and(|seen| !seen.agrees(&voice));
+    // Something stronger already said otherwise and is held: an answer decides.
+    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.agrees(&voice));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
         return run.settle(voice, confirmed, at);
@@ -623,12 +630,15 @@ impl Run {
         }
     }
 
-    /// Publishes the end. A claim that was waiting makes the origin a webhook; a claim that says
-    /// more exactly what `voice` says too keeps its outcome.
+    /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
+    /// makes the origin a webhook; a claim that says more exactly what is believed keeps its outcome.
     fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
         let Phase::Open(open) = &self.phase else { unreachable!("a run settles once") };
+        let latch = at.policy.latch;
+        let stronger = |best, other: &Voice| if other.outranks(&best, latch) { other.clone() } else { best };
         let claim = open.claim.as_ref().map(|held| &held.voice);
         let told_by = claim.unwrap_or(&voice).via;
+        let voice = open.held().fold(voice, stronger);
         let origin = match (voice.trust, told_by) {
             (Trust::Hint, _) => Origin::Inferred,
             (_, Via::Webhook) => Origin::Webhook,

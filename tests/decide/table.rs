@@ -159,6 +159,11 @@ nor by a failed question                                  | auto   | 0 secret:fa
 two looks and no more                                     | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 24h1m get:running | unchanged | - | - | -
 an agreeing look ends the looking                         | auto   | 0 secret:failed; 60 clock:alarm | 11m get:failed | confirmed | - | - | -
 a contradicting look too                                  | auto   | 0 secret:failed; 60 clock:alarm | 11m get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
+
+# ── Of what is held the strongest is believed ────────────────────────────────────────────────────
+a sufficient webhook does not override a stronger one     | auto   | 0 signed:failed | 1 signed:succeeded! | held | - | now! | +59s
+nor one that is held, without a key                       | mute   | 0 client:track | 1 signed:succeeded! | settled | succeeded by webhook | - | -
+an answer that waited outlives the webhook that agreed    | grace  | 0 client:track; 20 get:succeeded; 30 signed:succeeded! | 31 signed:failed! | disputed | - | now! | -
 ";
 
 #[test]
