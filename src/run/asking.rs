@@ -50,7 +50,7 @@ pub struct Policy {
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A run younger than this, or a webhook fresher than this, makes a 404 or a "running" mere lag.
+/// A run known for less than this makes a 404 mere lag.
 pub const YOUNG: Duration = MINUTE;
 /// So many misses make an absence …
 pub const MISSES_MIN: u32 = 3;
@@ -91,6 +91,12 @@ pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64,
 /// When to look again while the provider's answers lag behind what it already told us.
 pub fn after_lag(asks: u32, now: At) -> At {
     now.plus(LAG[(asks as usize).min(LAG.len() - 1)])
+}
+
+/// When to ask again a question that has been due, and has failed, since `due`: twice as long after
+/// it, within the bounds of the lag.
+pub fn after_failing_since(due: At, now: At) -> At {
+    now.plus(now.since(due).clamp(LAG[0], LAG[LAG.len() - 1]))
 }
 
 /// `first_poll × 1.6ⁿ`, at most `max_interval`, ±20 %.

@@ -11,7 +11,8 @@
 //! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
 //!   ask, and if no answer comes in time it settles unconfirmed.
 //! * An answer that says "ended" settles at once when `grace` is zero or when a claim that could
-//!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree.
+//!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree. If
+//!   none comes in time it settles unconfirmed too.
 //! * Of several voices the one that outranks the others is believed, in whatever order they came.
 //!   After the completion this can only lead to amendments, at most [`AMENDMENTS_MAX`].
 //! * Nothing is guessed: vanished and overdue runs end as indeterminate, with a reason.
@@ -21,7 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::asking::{self, Confirm, Policy};
-use super::observation::{Claim, Detail, Ending, Observation, Rank, Voice};
+use super::observation::{Claim, Detail, Ending, Latch, Observation, Rank, Voice};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
 /// No run is ever amended more often than this; a further contradiction is reported, not published.
@@ -112,6 +113,13 @@ impl Open {
     fn held(&self) -> impl Iterator<Item = &Voice> {
         self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
     }
+
+    /// When that settles the run even if nothing more was to be had.
+    fn held_until(&self, policy: &Policy) -> Option<At> {
+        let claim = self.claim.as_ref().map(|held| held.until);
+        let seen = self.seen.as_ref().map(|seen| seen.heard_at.plus(policy.grace).plus(policy.confirm_timeout));
+        claim.into_iter().chain(seen).min()
+    }
 }
 
 /// A held webhook.
@@ -157,7 +165,8 @@ pub struct Settled {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {
     /// The run has settled. `confirmed` in it is false exactly when the policy wanted an
-    /// authoritative answer and none was to be had in time, or when the end was inferred.
+    /// authoritative answer (or a second one) and none was to be had in time, or when the end was
+    /// inferred.
     Completion,
     /// The `number`-th time (from 1) that what was published had to be corrected.
     Amendment {
@@ -334,7 +343,7 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
     let mut effect = Effect::Unchanged;
     if authoritative {
         open.misses = None;
-        if open.seen.take().is_some() {
+        if open.seen.take_if(|seen| seen.asked_at <= heard.asked_at).is_some() {
             effect = Effect::Withdrawn;
         }
     }
@@ -387,33 +396,43 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
 
 /// An answer of the provider says that the run has ended.
 fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+    let policy = at.policy;
     let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
     open.misses = None;
-    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && held.voice.agrees(&voice));
-    let first_seen = match &open.seen {
-        Some(seen) if seen.agrees(&voice) => seen.heard_at,
-        _ => at.now,
-    };
-    if seconded || at.now.since(first_seen) >= at.policy.grace {
-        return run.settle(voice, true, at);
+    let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
+    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && held.voice.agrees(&seen));
+    let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
+    if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
+        return run.settle(seen, true, at);
     }
-    open.seen = Some(Voice { heard_at: first_seen, ..voice });
-    run.ask = Some(Ask { at: first_seen.plus(at.policy.grace), urgent: true });
+    open.seen = Some(seen);
+    run.ask_again(at);
     (None, Effect::Held)
+}
+
+/// The answer to go by after one more, with the time since which it holds, and whether it has been
+/// given twice: a later question did not change it.
+fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) {
+    let Some(seen) = seen else { return (voice, false) };
+    let later = voice.asked_at >= seen.asked_at;
+    match (voice.outranks(&seen, latch), voice.agrees(&seen)) {
+        (true, true) => (Voice { heard_at: seen.heard_at, ..voice }, later),
+        (true, false) => (voice, false),
+        (false, _) => (seen, later),
+    }
 }
 
 /// The provider does not know the run, and our key works.
 fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let young = at.now.since(run.known_since) < asking::YOUNG;
     let asks = run.asks;
     let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
-    let just_told = open.claim.as_ref().is_some_and(|held| at.now.since(held.voice.heard_at) < asking::YOUNG);
-    if young || just_told {
-        if just_told {
-            run.ask_again(at);
-        } else {
-            run.ask_at(asking::after_lag(asks.saturating_sub(1), at.now), at.policy);
-        }
+    if open.held().next().is_some() {
+        // It lags behind its own word, or has forgotten a run that is over; the hold has its end.
+        run.ask_again(at);
+        return (None, Effect::Missed);
+    }
+    if at.now.since(run.known_since) < asking::YOUNG {
+        run.ask_at(asking::after_lag(asks.saturating_sub(1), at.now), at.policy);
         return (None, Effect::Missed);
     }
     let misses = open.misses.get_or_insert(Misses { first: at.now, count: 0 });
@@ -428,7 +447,7 @@ fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclu
 /// One of our own limits was passed.
 fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
-    if open.claim.as_ref().is_some_and(|held| held.until <= at.now) {
+    if open.held_until(at.policy).is_some_and(|until| until <= at.now) {
         return conclude_without_answer(run, "", Via::Clock, at);
     }
     let end = run.known_since.plus(at.policy.give_up);
@@ -449,11 +468,13 @@ fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
 /// Settles on the strongest voice held, or, where there is none, as indeterminate.
 fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
-    if let Some(seen) = open.seen.clone() {
-        return run.settle(seen, true, at);
-    }
-    if let Some(held) = open.claim.clone() {
-        return run.settle(held.voice, false, at);
+    match (open.seen.clone(), open.claim.clone()) {
+        (Some(seen), claim) => {
+            let confirmed = claim.is_some_and(|held| held.voice.agrees(&seen));
+            return run.settle(seen, confirmed, at);
+        }
+        (None, Some(held)) => return run.settle(held.voice, false, at),
+        (None, None) => {}
     }
     let detail = Detail {
         reason: Some(reason.to_owned()),
@@ -606,7 +627,11 @@ impl Run {
     }
 
     fn ask_now(&mut self, at: &Circumstances<'_>) {
-        self.ask = at.policy.can_ask.then_some(Ask { at: at.now, urgent: true });
+        self.ask_urgently(at.now, at.policy);
+    }
+
+    fn ask_urgently(&mut self, when: At, policy: &Policy) {
+        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: true });
     }
 
     fn ask_at(&mut self, when: At, policy: &Policy) {
@@ -617,11 +642,11 @@ impl Run {
     fn ask_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
             Phase::Open(Open { seen: Some(seen), .. }) => {
-                let due = seen.heard_at.plus(at.policy.grace).max(asking::after_lag(0, at.now));
-                self.ask = Some(Ask { at: due, urgent: true });
+                let due = seen.heard_at.plus(at.policy.grace);
+                self.ask_urgently(due.max(asking::after_failing_since(due, at.now)), at.policy);
             }
             Phase::Open(Open { claim: Some(held), .. }) => {
-                self.ask = Some(Ask { at: asking::after_lag(held.asks.saturating_sub(1), at.now), urgent: true });
+                self.ask_urgently(asking::after_lag(held.asks.saturating_sub(1), at.now), at.policy);
             }
             _ => {
                 let when = asking::next(at.policy, self.opened_at(), self.asks, self.overdue, at.seed, at.now);
@@ -664,10 +689,10 @@ impl Run {
             return;
         };
         let overdue = (!self.overdue).then(|| self.opened_at().plus(policy.deadline));
-        let claim = open.claim.as_ref().map(|held| held.until);
+        let held = open.held_until(policy);
         let end = self.known_since.plus(policy.give_up);
         let given_up =
             if end > now { end } else { now.plus(Duration::from_secs(60)).min(end.plus(asking::LAST_CHANCE)) };
-        self.wake_at = [overdue, claim, Some(given_up)].into_iter().flatten().min();
+        self.wake_at = [overdue, held, Some(given_up)].into_iter().flatten().min();
     }
 }

@@ -164,6 +164,22 @@ a contradicting look too                                  | auto   | 0 secret:fa
 a sufficient webhook does not override a stronger one     | auto   | 0 signed:failed | 1 signed:succeeded! | held | - | now! | +59s
 nor one that is held, without a key                       | mute   | 0 client:track | 1 signed:succeeded! | settled | succeeded by webhook | - | -
 an answer that waited outlives the webhook that agreed    | grace  | 0 client:track; 20 get:succeeded; 30 signed:succeeded! | 31 signed:failed! | disputed | - | now! | -
+
+# ── Answers are ordered by their questions, and none waits for ever ──────────────────────────────
+an answered end is held                                   | grace  | 0 client:track | 20 get:failed | held | - | +1m! | +2m
+the same answer within the grace changes nothing          | grace  | 0 client:track; 20 get:failed | 50 get:failed | held | - | +30s! | +90s
+another end starts the grace anew                         | grace  | 0 client:track; 20 get:failed | 80 get:succeeded | held | - | +1m! | +2m
+a running webhook does not                                | grace  | 0 signed:running; 20 get:failed | 30 signed:running | unchanged | - | +50s! | +110s
+a failed second question is repeated soon                 | grace  | 0 client:track; 20 get:failed | 80 get:5xx | unchanged | - | +1s! | +1m
+an end that an answer told is not held for ever           | grace  | 0 client:track; 20 get:failed; 80 get:5xx | 140 clock:alarm | settled | failed by poll unconfirmed | +10m | -
+an old answer does not withdraw a newer one               | grace  | 0 get:running; 20 get@20:failed | 21 get@10:running | unchanged | - | +59s! | +119s
+an old answer does not replace a newer one                | grace  | 0 client:track; 20 get@20:failed | 21 get@10:succeeded | held | - | +59s! | +119s
+nor is it the second answer                               | grace  | 0 client:track; 20 get@20:failed | 85 get@10:failed | held | - | +5s! | +55s
+a failed second question is repeated ever later           | grace  | 0 client:track; 20 get:failed; 80 get:5xx | 90 get:5xx | unchanged | - | +10s! | +50s
+a run that is gone after its end waits no longer          | grace  | 0 client:track; 2m get:failed | 3m get:404 | missed | - | +1s! | +1m
+a 404 late in a long hold is asked again soon             | patient | 0 client:track; 2m secret:failed | 4m get:404 | missed | - | +1s! | +8m
+with the first answer believed, a second end settles it   | first+grace | 0 client:track; 20 get:cancelled | 80 get:succeeded | settled | cancelled by poll | - | -
+without a key an answer waits for no second               | mute+grace | 0 client:track | 20 get:failed | settled | failed by poll | - | -
 ";
 
 #[test]
