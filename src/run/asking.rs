@@ -64,12 +64,15 @@ pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
 pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
 /// When a settlement nobody confirmed is looked at again.
 pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
+/// Nobody asks for longer than this about a run that has settled.
+pub const LOOK_FOR: Duration = Duration::from_secs(2 * 86_400);
 /// An overdue run is asked about this many times less often.
 const OVERDUE_STRETCH: u32 = 12;
 /// Waiting times while a provider's own store lags behind its webhook.
 const LAG: [Duration; 5] =
     [SECOND, Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
 
+const _: () = assert!(CHECKS[1].as_secs() < LOOK_FOR.as_secs());
 const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSES_SPAN.as_secs());
 
 /// When a run that was opened at `opened_at` and is known from `now` on is asked about first.

@@ -155,8 +155,11 @@ pub struct Settled {
     pub at: At,
     /// Amendments published.
     pub amendments: u32,
-    /// Questions asked because of a dispute.
+    /// Questions wanted because of a dispute.
     pub disputes: u32,
+    /// Since when a dispute waits for the answer that decides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disputed_at: Option<At>,
     /// Verification polls done of [`asking::CHECKS`]; `None` when none is wanted.
     pub checks: Option<u32>,
 }
@@ -198,7 +201,7 @@ words! {
         Amended = "amended",
         /// A settled run heard its own end again.
         Confirmed = "confirmed",
-        /// A weaker voice contradicts; we ask.
+        /// A weaker voice contradicts; we ask where an answer could change anything.
         Disputed = "disputed",
         /// A contradiction beyond the last amendment; it stays unpublished.
         Exhausted = "exhausted",
@@ -495,34 +498,42 @@ fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumsta
 
 /// An observation about a run whose completion is published.
 fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
     let asked = heard.via == Via::Poll;
-    if asked {
-        settled.checks = settled.checks.map(|done| if heard.claim == Claim::Nothing { done } else { done + 1 });
-        run.ask = next_check(settled, at);
-    }
-    match &heard.claim {
+    let conclusion = match &heard.claim {
         Claim::Ended(ending) if heard.entitled() => hear_again(run, voice(*ending, heard, at), at),
         _ => (None, if asked { Effect::Unchanged } else { Effect::Ignored }),
+    };
+    if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
+        settled.note_answer(heard);
+        run.ask = next_look(settled, at);
     }
+    conclusion
 }
 
-/// When a settled run is looked at again, if at all.
-fn next_check(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
-    let span = *asking::CHECKS.get(settled.checks? as usize)?;
-    at.policy.can_ask.then(|| Ask { at: settled.at.plus(span).max(at.now.plus(asking::CHECKS[0])), urgent: false })
+/// When a settled run is looked at again, if at all: while it is disputed, and on the occasions of
+/// [`asking::CHECKS`] if nobody confirmed it.
+fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
+    let pending = |since: At| at.now.since(since) < asking::LOOK_FOR;
+    if !at.policy.can_ask {
+        None
+    } else if settled.disputed_at.is_some_and(pending) {
+        Some(Ask { at: at.now.plus(asking::MISS_INTERVAL), urgent: true })
+    } else {
+        let span = *asking::CHECKS.get(settled.checks? as usize)?;
+        let next = settled.at.plus(span).max(at.now.plus(asking::CHECKS[0]));
+        pending(settled.at).then_some(Ask { at: next, urgent: false })
+    }
 }
 
 /// A settled run hears an end, its own or another.
 fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
     let belief = &settled.belief;
+    let authoritative = voice.trust == Trust::Authoritative;
     let outranks = voice.outranks(belief, at.policy.latch);
     if voice.agrees(belief) || voice.is_refined_by(belief) {
-        if voice.trust == Trust::Authoritative {
-            settled.confirmed = true;
-            settled.checks = None;
-            run.ask = None;
+        if authoritative {
+            settled.confirm();
         }
         if outranks {
             settled.belief.trust = voice.trust;
@@ -532,30 +543,45 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         return (None, Effect::Confirmed);
     }
     if !outranks && !belief.is_refined_by(&voice) {
-        let ask = settled.disputes < DISPUTES_MAX;
-        settled.disputes += u32::from(ask);
-        if ask {
-            run.ask_now(at);
+        if authoritative {
+            return (None, Effect::Ignored);
         }
+        run.dispute(at);
         return (None, Effect::Disputed);
     }
     if settled.amendments == AMENDMENTS_MAX {
         return (None, Effect::Exhausted);
     }
-    let authoritative = voice.trust == Trust::Authoritative;
     let previous = belief.ending.outcome;
     settled.belief = join(voice, belief);
-    settled.confirmed |= authoritative;
     settled.amendments += 1;
     let publication = Publication::Amendment { number: settled.amendments, previous };
     if authoritative {
-        settled.checks = None;
-        run.ask = None;
-    } else if settled.disputes < DISPUTES_MAX {
-        settled.disputes += 1;
-        run.ask_now(at);
+        settled.confirm();
+    } else {
+        run.dispute(at);
     }
     (Some(publication), Effect::Amended)
+}
+
+impl Settled {
+    /// The provider itself has said it.
+    fn confirm(&mut self) {
+        self.confirmed = true;
+        self.checks = None;
+    }
+
+    /// A question was answered: the check that was due is done, and a dispute older than the
+    /// question is decided.
+    fn note_answer(&mut self, heard: &Observation) {
+        if heard.claim == Claim::Nothing {
+            return;
+        }
+        self.disputed_at = self.disputed_at.filter(|since| *since > heard.asked_at);
+        let due =
+            |done: u32| asking::CHECKS.get(done as usize).is_some_and(|span| self.at.plus(*span) <= heard.asked_at);
+        self.checks = self.checks.map(|done| done + u32::from(due(done)));
+    }
 }
 
 /// The voice to believe when `voice` replaces `belief`: a refinement keeps the authority of what
@@ -626,6 +652,18 @@ impl Run {
         Effect::Hinted
     }
 
+    /// A voice without the last word contradicts what was published: we ask, unless that was an
+    /// answer already which no later one can outrank.
+    fn dispute(&mut self, at: &Circumstances<'_>) {
+        let Phase::Settled(settled) = &mut self.phase else { return };
+        let final_word = settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
+        if settled.disputes < DISPUTES_MAX && !final_word {
+            settled.disputes += 1;
+            settled.disputed_at = Some(at.now);
+            self.ask_now(at);
+        }
+    }
+
     fn ask_now(&mut self, at: &Circumstances<'_>) {
         self.ask_urgently(at.now, at.policy);
     }
@@ -675,8 +713,9 @@ impl Run {
             _ => voice,
         };
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
-        let settled = Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, checks };
-        self.ask = next_check(&settled, at);
+        let settled =
+            Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };
+        self.ask = next_look(&settled, at);
         self.phase = Phase::Settled(settled);
         (Some(Publication::Completion), Effect::Settled)
     }

@@ -180,6 +180,16 @@ a run that is gone after its end waits no longer          | grace  | 0 client:tr
 a 404 late in a long hold is asked again soon             | patient | 0 client:track; 2m secret:failed | 4m get:404 | missed | - | +1s! | +8m
 with the first answer believed, a second end settles it   | first+grace | 0 client:track; 20 get:cancelled | 80 get:succeeded | settled | cancelled by poll | - | -
 without a key an answer waits for no second               | mute+grace | 0 client:track | 20 get:failed | settled | failed by poll | - | -
+
+# ── A settled run is asked about when that can change something ──────────────────────────────────
+a provider that forgets is not believed later             | first  | 0 get:cancelled | 5 get:succeeded | ignored | - | - | -
+the last answer is believed though it comes first         | auto   | 9 get@9:succeeded | 10 get@8:cancelled | ignored | - | - | -
+the look of today is not spent by an answer on its way    | auto   | 0 secret:failed; 60 clock:alarm | 61 get@59:running | unchanged | - | +10m | -
+nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 49h get:5xx | unchanged | - | - | -
+a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +5m! | -
+an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +5m! | -
+but not for ever                                          | auto   | 0 get:failed; 5 signed:succeeded! | 49h get:5xx | unchanged | - | - | -
+nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
 ";
 
 #[test]
