@@ -55,6 +55,10 @@ pub struct Run {
     pub overdue: bool,
     /// Status records published.
     pub statuses: u32,
+    /// Every outcome that an entitled voice has told, so that one that only covers another is
+    /// read as that other whichever came first.
+    #[serde(default)]
+    pub told: Vec<Outcome>,
     /// Open, with what we hold against it, or settled, with what we believe.
     pub phase: Phase,
     /// When to ask next.
@@ -273,6 +277,7 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         hinted_at: None,
         overdue: false,
         statuses: 0,
+        told: Vec::new(),
         phase: Phase::Open(Open::default()),
         ask: None,
         wake_at: None,
@@ -294,7 +299,7 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
         Claim::Listed { over } => (None, listed(run, *over, at)),
         Claim::Open(rank) => goes_on(run, heard, *rank, at),
         Claim::Ended(ending) => {
-            let voice = voice(*ending, heard, at);
+            let voice = run.refined(voice(*ending, heard, at));
             if voice.trust == Trust::Authoritative {
                 answered_ended(run, voice, at)
             } else {
@@ -382,7 +387,7 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         Confirm::Auto => voice.ending.sufficient,
     };
     // Something stronger already said otherwise and is held: an answer decides.
-    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.agrees(&voice));
+    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
         return run.settle(voice, confirmed, at);
@@ -403,7 +408,7 @@ fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclu
     let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
     open.misses = None;
     let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
-    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && held.voice.agrees(&seen));
+    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
     let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
     if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
         return run.settle(seen, true, at);
@@ -473,7 +478,7 @@ fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumsta
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
     match (open.seen.clone(), open.claim.clone()) {
         (Some(seen), claim) => {
-            let confirmed = claim.is_some_and(|held| held.voice.agrees(&seen));
+            let confirmed = claim.is_some_and(|held| seen.allows(&held.voice));
             return run.settle(seen, confirmed, at);
         }
         (None, Some(held)) => return run.settle(held.voice, false, at),
@@ -500,7 +505,10 @@ fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumsta
 fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
     let asked = heard.via == Via::Poll;
     let conclusion = match &heard.claim {
-        Claim::Ended(ending) if heard.entitled() => hear_again(run, voice(*ending, heard, at), at),
+        Claim::Ended(ending) if heard.entitled() => {
+            let voice = run.refined(voice(*ending, heard, at));
+            hear_again(run, voice, at)
+        }
         _ => (None, if asked { Effect::Unchanged } else { Effect::Ignored }),
     };
     if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
@@ -531,14 +539,14 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
     let belief = &settled.belief;
     let authoritative = voice.trust == Trust::Authoritative;
     let outranks = voice.outranks(belief, at.policy.latch);
-    if voice.agrees(belief) || voice.is_refined_by(belief) {
+    if voice.agrees(belief) {
         if authoritative {
             settled.confirm();
         }
         if outranks {
             settled.belief.trust = voice.trust;
             settled.belief.asked_at = voice.asked_at;
-            settled.belief.ending.covers = voice.ending.covers.filter(|other| *other != settled.belief.ending.outcome);
+            settled.belief.ending.covers = voice.ending.covers;
         }
         return (None, Effect::Confirmed);
     }
@@ -556,7 +564,7 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
     settled.belief = join(voice, belief);
     settled.amendments += 1;
     let publication = Publication::Amendment { number: settled.amendments, previous };
-    if authoritative {
+    if settled.belief.trust == Trust::Authoritative {
         settled.confirm();
     } else {
         run.dispute(at);
@@ -624,11 +632,24 @@ impl Run {
         }
     }
 
+    /// The voice, saying as exactly as anybody did what it says.
+    fn refined(&self, mut voice: Voice) -> Voice {
+        if let Some(finer) = voice.ending.covers.filter(|finer| self.told.contains(finer)) {
+            voice.ending = Ending { outcome: finer, covers: None, ..voice.ending };
+        }
+        voice
+    }
+
     /// Keeps what is said about the run itself. What was said first stays, except metadata, where
     /// later keys are added.
     fn learn(&mut self, heard: &Observation) {
         let (mine, said) = (&mut self.detail, &heard.detail);
         self.kind = self.kind.or(heard.kind);
+        if let Claim::Ended(Ending { outcome, .. }) = heard.claim
+            && !self.told.contains(&outcome)
+        {
+            self.told.push(outcome);
+        }
         mine.opened_at = mine.opened_at.or(said.opened_at);
         if mine.group_id.is_none() {
             mine.group_id.clone_from(&said.group_id);
@@ -694,7 +715,7 @@ impl Run {
     }
 
     /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
-    /// makes the origin a webhook; a claim that says more exactly what is believed keeps its outcome.
+    /// makes the origin a webhook.
     fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
         let Phase::Open(open) = &self.phase else { unreachable!("a run settles once") };
         let latch = at.policy.latch;
@@ -708,10 +729,7 @@ impl Run {
             (_, Via::Replay) => Origin::Replay,
             _ => Origin::Poll,
         };
-        let belief = match claim {
-            Some(claim) if voice.is_refined_by(claim) => Voice { ending: claim.ending, ..voice },
-            _ => voice,
-        };
+        let belief = self.refined(voice);
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
         let settled =
             Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };

@@ -190,6 +190,12 @@ a dispute is asked about until it is answered             | auto   | 0 get:faile
 an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +5m! | -
 but not for ever                                          | auto   | 0 get:failed; 5 signed:succeeded! | 49h get:5xx | unchanged | - | - | -
 nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
+
+# ── A finer word refines whenever it came ────────────────────────────────────────────────────────
+a covered end refines the answer before it                | auto   | 0 get:failed~cancelled | 5 signed:cancelled! | amended | amendment 1: failed was wrong, cancelled | - | -
+a finer webhook refines an answer that waits              | grace  | 0 client:track; 20 get:failed~cancelled | 30 signed:cancelled! | settled | cancelled by webhook | - | -
+a held finer webhook is seconded by the coarser answer    | always+grace | 0 signed:cancelled! | 1 get:failed~cancelled | settled | cancelled by webhook | - | -
+a finer end is remembered when another was believed since | auto   | 0 signed:cancelled!; 1 signed:succeeded! | 2 get:failed~cancelled | amended | amendment 2: succeeded was wrong, cancelled | - | -
 ";
 
 #[test]
