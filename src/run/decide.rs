@@ -250,6 +250,7 @@ pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> 
     let Some(mut run) = run.or_else(|| open(heard, at)) else {
         return Decision { run: None, publish: None, effect: Effect::Ignored };
     };
+    run.clamp(at.policy, at.now);
     run.note(heard, at.now);
     let settled = matches!(run.phase, Phase::Settled(_));
     let (publish, effect) = if settled { once_settled(&mut run, heard, at) } else { while_open(&mut run, heard, at) };
@@ -296,7 +297,7 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
     }
     match &heard.claim {
         Claim::Tracked => (None, Effect::Unchanged),
-        Claim::Listed { over } => (None, listed(run, *over, at)),
+        Claim::Listed { over } => (None, listed(run, heard, *over, at)),
         Claim::Open(rank) => goes_on(run, heard, *rank, at),
         Claim::Ended(ending) => {
             let voice = run.refined(voice(*ending, heard, at));
@@ -327,9 +328,12 @@ fn voice(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Voice {
     }
 }
 
-/// A list shows the run. Still open there: its own question can wait, within reason. Over there:
-/// ask, since a list is a copy that may be wrong.
-fn listed(run: &mut Run, over: bool, at: &Circumstances<'_>) -> Effect {
+/// A list shows the run, so it is not gone. Still open there: its own question can wait, within
+/// reason. Over there: ask, since a list is a copy that may be wrong.
+fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
+    if let (Trust::Authoritative, Phase::Open(open)) = (heard.trust, &mut run.phase) {
+        open.misses = None;
+    }
     if over {
         run.ask_now(at);
         return Effect::Hinted;
@@ -606,6 +610,17 @@ impl Run {
     /// When the run began, as far as anybody said; else when we first heard of it.
     pub fn opened_at(&self) -> At {
         self.detail.opened_at.map_or(self.known_since, |told| told.min(self.known_since))
+    }
+
+    /// The clock may have been stepped back: nothing is held for longer because of it.
+    fn clamp(&mut self, policy: &Policy, now: At) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some(held) = &mut open.claim {
+            held.until = held.until.min(now.plus(policy.confirm_timeout));
+        }
+        if let Some(seen) = &mut open.seen {
+            seen.heard_at = seen.heard_at.min(now);
+        }
     }
 
     /// Counts what came and keeps what it tells.

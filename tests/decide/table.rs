@@ -196,6 +196,11 @@ a covered end refines the answer before it                | auto   | 0 get:faile
 a finer webhook refines an answer that waits              | grace  | 0 client:track; 20 get:failed~cancelled | 30 signed:cancelled! | settled | cancelled by webhook | - | -
 a held finer webhook is seconded by the coarser answer    | always+grace | 0 signed:cancelled! | 1 get:failed~cancelled | settled | cancelled by webhook | - | -
 a finer end is remembered when another was believed since | auto   | 0 signed:cancelled!; 1 signed:succeeded! | 2 get:failed~cancelled | amended | amendment 2: succeeded was wrong, cancelled | - | -
+
+# ── Lists and clocks ─────────────────────────────────────────────────────────────────────────────
+a list that shows the run resets the misses               | auto   | 0 client:track; 1m get:404; 6m get:404; 7m list:open | 11m get:404 | missed | - | +5m | ~
+a clock stepped back holds nothing longer: a webhook      | auto   | 1h secret:failed | 0 secret:failed | held | - | now! | +1m
+a clock stepped back holds nothing longer: an answer      | grace  | 0 client:track; 1h get:failed | 0 get:5xx | unchanged | - | +1m! | +2m
 ";
 
 #[test]
