@@ -250,7 +250,9 @@ pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> 
     let Some(mut run) = run.or_else(|| open(heard, at)) else {
         return Decision { run: None, publish: None, effect: Effect::Ignored };
     };
-    run.clamp(at.policy, at.now);
+    if heard.entitled() {
+        run.clamp(at.policy, at.now);
+    }
     run.note(heard, at.now);
     let settled = matches!(run.phase, Phase::Settled(_));
     let (publish, effect) = if settled { once_settled(&mut run, heard, at) } else { while_open(&mut run, heard, at) };
@@ -565,12 +567,14 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         return (None, Effect::Exhausted);
     }
     let previous = belief.ending.outcome;
-    settled.belief = join(voice, belief);
+    // A refinement keeps the authority of what it refines.
+    let (trust, asked_at) = if outranks { (voice.trust, voice.asked_at) } else { (belief.trust, belief.asked_at) };
+    settled.belief = Voice { trust, asked_at, ..voice };
     settled.amendments += 1;
     let publication = Publication::Amendment { number: settled.amendments, previous };
-    if settled.belief.trust == Trust::Authoritative {
+    if authoritative {
         settled.confirm();
-    } else {
+    } else if settled.belief.trust < Trust::Authoritative {
         run.dispute(at);
     }
     (Some(publication), Effect::Amended)
@@ -593,16 +597,6 @@ impl Settled {
         let due =
             |done: u32| asking::CHECKS.get(done as usize).is_some_and(|span| self.at.plus(*span) <= heard.asked_at);
         self.checks = self.checks.map(|done| done + u32::from(due(done)));
-    }
-}
-
-/// The voice to believe when `voice` replaces `belief`: a refinement keeps the authority of what
-/// it refines.
-fn join(voice: Voice, belief: &Voice) -> Voice {
-    if belief.is_refined_by(&voice) && belief.trust > voice.trust {
-        Voice { trust: belief.trust, asked_at: belief.asked_at, ..voice }
-    } else {
-        voice
     }
 }
 

@@ -196,6 +196,8 @@ a covered end refines the answer before it                | auto   | 0 get:faile
 a finer webhook refines an answer that waits              | grace  | 0 client:track; 20 get:failed~cancelled | 30 signed:cancelled! | settled | cancelled by webhook | - | -
 a held finer webhook is seconded by the coarser answer    | always+grace | 0 signed:cancelled! | 1 get:failed~cancelled | settled | cancelled by webhook | - | -
 a finer end is remembered when another was believed since | auto   | 0 signed:cancelled!; 1 signed:succeeded! | 2 get:failed~cancelled | amended | amendment 2: succeeded was wrong, cancelled | - | -
+a finer end after an unconfirmed answer leaves its checks | grace | 0 client:track; 20 get:failed~cancelled; 140 clock:alarm | 150 signed:cancelled! | amended | amendment 1: failed was wrong, cancelled | +590s | -
+a finer answer of a provider that forgets keeps the first one's place | first | 20 get@20:failed~cancelled; 30 get@30:cancelled | 31 get@25:succeeded | ignored | - | - | -
 
 # ── Lists and clocks ─────────────────────────────────────────────────────────────────────────────
 a list that shows the run resets the misses               | auto   | 0 client:track; 1m get:404; 6m get:404; 7m list:open | 11m get:404 | missed | - | +5m | ~
