@@ -79,7 +79,12 @@ pub struct Context {
 impl Context {
     /// The configuration in force.
     pub fn config(&self) -> Result<Config, Failure> {
-        Ok(config::load(self.config.as_deref(), &self.env)?)
+        Ok(self.load()?)
+    }
+
+    /// The same, with what is wrong with it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        config::load(self.config.as_deref(), &self.env)
     }
 }
 
