@@ -150,20 +150,7 @@ impl Daemon {
         let mut voices = Voices { askers, tasks: BTreeMap::new(), calls, ledger, reader, clock, stop: stopped };
         voices.follow(&fleet_seen.borrow(), &mut tasks);
         let (hooks, sockets) = (listeners.address, listeners.ours);
-        Ok(Daemon {
-            hooks,
-            recovered,
-            config,
-            stop,
-            servers,
-            tasks,
-            writer,
-            sockets,
-            fleet,
-            trouble,
-            voices,
-            pulse,
-        })
+        Ok(Daemon { hooks, recovered, config, stop, servers, tasks, writer, sockets, fleet, trouble, voices, pulse })
     }
 
     /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one

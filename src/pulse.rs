@@ -112,9 +112,6 @@ mod tests {
             "Serving 1 source; 3 runs open, 1 overdue; last webhook 5 min ago; 2 reports set aside, see `settled status`"
         );
         let line = line(Some("OLD CONFIGURATION IN FORCE (a.toml:3: x: y)"), 2, &[], 0, At(0));
-        assert_eq!(
-            line,
-            "OLD CONFIGURATION IN FORCE (a.toml:3: x: y); serving 2 sources; 0 runs open; no webhook yet"
-        );
+        assert_eq!(line, "OLD CONFIGURATION IN FORCE (a.toml:3: x: y); serving 2 sources; 0 runs open; no webhook yet");
     }
 }

@@ -63,9 +63,10 @@ fn layer(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     match format {
         LogFormat::Json => lines().json().flatten_event(true).boxed(),
         LogFormat::Journal => match tracing_journald::layer() {
-            Ok(journal) => {
-                journal.with_field_prefix(Some("SETTLED".to_owned())).with_syslog_identifier("settled".to_owned()).boxed()
-            }
+            Ok(journal) => journal
+                .with_field_prefix(Some("SETTLED".to_owned()))
+                .with_syslog_identifier("settled".to_owned())
+                .boxed(),
             // stderr goes to the journal all the same, line by line.
             Err(_) => lines().with_ansi(false).without_time().boxed(),
         },

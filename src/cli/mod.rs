@@ -1,6 +1,7 @@
 //! The commands: one file each. Output for people on a terminal, `--json` for programs, errors on
 //! stderr in a line or two that say what to do.
 
+mod backup;
 mod serve;
 
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(backup::Backup),
     Serve(serve::Serve),
 }
 
@@ -86,6 +88,11 @@ impl Context {
     pub fn load(&self) -> Result<Config, ConfigError> {
         config::load(self.config.as_deref(), &self.env)
     }
+
+    /// Where the daemon's sockets are.
+    pub fn sockets(&self) -> Result<config::Sockets, Failure> {
+        Ok(config::client_sockets(self.config.as_deref(), &self.env)?)
+    }
 }
 
 impl Cli {
@@ -95,6 +102,7 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             match self.command {
+                Command::Backup(command) => command.run(&context),
                 Command::Serve(command) => command.run(&context).await,
             }
         })

@@ -186,12 +186,10 @@ impl View<'_> {
             ))
         })?;
         let due = rows.collect::<Result<Vec<_>>>()?;
-        let mut select = self
-            .connection
-            .prepare_cached(
-                "SELECT wake_at FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1
+        let mut select = self.connection.prepare_cached(
+            "SELECT wake_at FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1
                     AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
-            )?;
+        )?;
         let next: Option<i64> = select.query_row((now.0, &sources), |row| row.get(0)).optional()?;
         Ok((due, next.map(At)))
     }

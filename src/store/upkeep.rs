@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Reader, Result, StoreError, Transaction, View, to_json};
 use crate::limits;
@@ -86,8 +86,7 @@ impl Transaction<'_> {
         self.tx
             .prepare_cached("DELETE FROM heard WHERE report IN (SELECT value FROM json_each(?1))")?
             .execute([&ids])?;
-        let mut remove =
-            self.tx.prepare_cached("DELETE FROM reports WHERE id IN (SELECT value FROM json_each(?1))")?;
+        let mut remove = self.tx.prepare_cached("DELETE FROM reports WHERE id IN (SELECT value FROM json_each(?1))")?;
         Ok(remove.execute([&ids])?)
     }
 
@@ -105,7 +104,7 @@ impl Transaction<'_> {
 }
 
 /// How many completions had to do without their webhook, in one span of time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     /// Runs that settled.
     pub completions: i64,
@@ -125,7 +124,7 @@ pub const LOSS_SPANS: [(&str, Duration); 3] = [
 ];
 
 /// Losses by the names of [`LOSS_SPANS`].
-pub type Losses = BTreeMap<&'static str, Loss>;
+pub type Losses = BTreeMap<String, Loss>;
 
 impl View<'_> {
     /// Losses of every source, by row id.
@@ -151,7 +150,10 @@ impl View<'_> {
                     AND first_webhook_at IS NOT NULL AND json_extract(state, '$.webhooks.last') > settled_at",
             )?;
             let late = late.query_row((source, since), |row| row.get(0))?;
-            losses.insert(name, Loss { completions, synthesized, late, rate: ratio(synthesized, completions) });
+            losses.insert(
+                name.to_owned(),
+                Loss { completions, synthesized, late, rate: ratio(synthesized, completions) },
+            );
         }
         Ok(losses)
     }
