@@ -5,7 +5,7 @@
 CREATE TABLE meta (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
-    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (device and inode)
+    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
     digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
     trimmed    INTEGER NOT NULL               -- retention has removed records up to this seq
@@ -80,6 +80,8 @@ CREATE TABLE runs (
 CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
 CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
 CREATE INDEX runs_wake ON runs (wake_at) WHERE wake_at IS NOT NULL;  -- exactly the open runs
+
+CREATE INDEX runs_settled ON runs (source, settled_at, origin) WHERE settled_at IS NOT NULL;
 
 -- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
 -- the same completion.

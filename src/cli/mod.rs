@@ -1,6 +1,7 @@
 //! The commands: one file each. Output for people on a terminal, `--json` for programs, errors on
 //! stderr in a line or two that say what to do.
 
+mod backup;
 mod demo;
 mod serve;
 
@@ -41,6 +42,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(backup::Backup),
     Serve(serve::Serve),
     Demo(demo::Demo),
 }
@@ -84,7 +86,17 @@ pub struct Context {
 impl Context {
     /// The configuration in force.
     pub fn config(&self) -> Result<Config, Failure> {
-        Ok(config::load(self.config.as_deref(), &self.env)?)
+        Ok(self.load()?)
+    }
+
+    /// The same, with what is wrong with it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        config::load(self.config.as_deref(), &self.env)
+    }
+
+    /// Where the daemon's sockets are.
+    pub fn sockets(&self) -> Result<config::Sockets, Failure> {
+        Ok(config::client_sockets(self.config.as_deref(), &self.env)?)
     }
 }
 
@@ -95,6 +107,7 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             match self.command {
+                Command::Backup(command) => command.run(&context),
                 Command::Serve(command) => command.run(&context).await,
                 Command::Demo(command) => Ok(command.run().await?),
             }

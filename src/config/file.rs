@@ -22,7 +22,7 @@ const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];
 const STORE: &[&str] = &["path"];
 const SOCKETS: &[&str] = &["feed", "control"];
-const RETENTION: &[&str] = &["deliveries", "feed"];
+const RETENTION: &[&str] = &["deliveries", "feed", "size"];
 const SOURCE: &[&str] = &[
     "provider",
     "base_url",
@@ -139,6 +139,7 @@ fn retention(root: &Section<'_>) -> Retention {
     Retention {
         deliveries: span("deliveries").unwrap_or(default.deliveries),
         feed: span("feed").unwrap_or(default.feed),
+        size: section.parse("size", "\"10GiB\"", values::bytes(limits::RETENTION_SIZE_MIN, u64::MAX / 2)),
     }
 }
 

@@ -99,15 +99,17 @@ impl Sockets {
 /// `[retention]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// How long bodies of deliveries are kept.
+    /// How long deliveries, and whatever else was reported, are kept.
     pub deliveries: Duration,
     /// How long the feed is kept.
     pub feed: Duration,
+    /// How much the database may hold before the oldest deliveries go early; `None`: any amount.
+    pub size: Option<u64>,
 }
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { deliveries: limits::RETENTION_DELIVERIES, feed: limits::RETENTION_FEED }
+        Retention { deliveries: limits::RETENTION_DELIVERIES, feed: limits::RETENTION_FEED, size: None }
     }
 }
 

@@ -3,8 +3,10 @@
 //! Two routers over one [`Desk`]. The feed socket can read events and consume; the control socket
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
+mod backup;
 mod control;
 mod events;
+mod metrics;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -69,6 +71,8 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/deliveries/{id}", get(control::show_delivery))
         .route("/v1/deliveries/{id}/body", get(control::show_body))
         .route("/v1/status", get(control::status))
+        .route("/v1/backup", post(backup::backup))
+        .route("/metrics", get(metrics::metrics))
         .fallback(unknown)
         .with_state(desk)
 }
