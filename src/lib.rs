@@ -2,6 +2,7 @@
 pub mod calendar;
 pub mod calls;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod feed;
