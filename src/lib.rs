@@ -55,6 +55,7 @@
 pub mod calendar;
 pub mod calls;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod demo;

@@ -269,7 +269,7 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         })
         .collect();
     Ok(StatusView {
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: desk.started_at.rfc3339(),
         epoch: desk.reader.epoch().to_owned(),
         head: cursor(bounds.head),
