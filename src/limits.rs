@@ -97,11 +97,26 @@ pub const STREAMS_MAX: usize = 1_100;
 /// database small.
 pub const PAGE_ROWS: usize = 500;
 
+/// Bytes after which a page ends, whatever it has in rows: what a slow reader costs.
+pub const PAGE_BYTES: usize = MIB;
+
 /// Rows looked at for one page, matching or not: a narrow filter must not hold a snapshot for long.
 pub const PAGE_SCAN_ROWS: i64 = 10_000;
 
 /// After so many rows without a match a stream says how far it has come.
 pub const BOOKMARK_ROWS: i64 = 1_000;
+
+/// Records a consumer may have out unacknowledged unless it says otherwise.
+pub const WINDOW: u32 = 1_000;
+
+/// The most it may say; their numbers are held in memory.
+pub const WINDOW_MAX: u32 = 100_000;
+
+/// Events a consumer may have parked. Who fills this has a broken command, not broken events.
+pub const PARKED_MAX: i64 = 10_000;
+
+/// What is kept of the reason an event was parked for.
+pub const PARKED_ERROR_BYTES: usize = 4 * KIB;
 
 /// The longest `wait` of a request.
 pub const WAIT_MAX: Duration = Duration::from_secs(600);

@@ -4,6 +4,7 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod consumers;
 mod records;
 mod reports;
 mod runs;
@@ -19,6 +20,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
+pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunQuery, RunRow, SourceCounts};
