@@ -142,7 +142,8 @@ impl Daemon {
         serve_hooks(&mut servers, hooks, receiver, stopped.clone());
         serve_socket(&mut servers, feed, feed::feed_routes(desk.clone()), stopped.clone());
         serve_socket(&mut servers, control, feed::control_routes(desk), stopped.clone());
-        let askers = start_asking(&voices, &ledger, &reader, &clock, &stopped);
+        let mut askers = start_asking(&voices, &ledger, &reader, &clock, &stopped);
+        askers.spawn(feed::retention::keep(ledger, clock, config.retention, stopped));
         let shared = Shared { _fleet: fleet_tx, _askers: voices_tx };
         let sockets = [config.sockets.feed, config.sockets.control];
         Ok(Daemon { hooks: hooks_address, recovered, stop, servers, askers, writer, sockets, _shared: shared })

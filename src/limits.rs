@@ -176,6 +176,19 @@ pub const RETENTION_DELIVERIES: Duration = Duration::from_secs(30 * 86_400);
 /// How long the feed is kept unless configured.
 pub const RETENTION_FEED: Duration = Duration::from_secs(90 * 86_400);
 
+/// How large all records together may become unless configured. This bound is hard: a consumer
+/// that is further behind loses records, since a full disk would lose everybody's.
+pub const RETENTION_FEED_BYTES: u64 = 8 * 1024 * MIB as u64;
+
+/// The least that may be configured: the largest record and a few more must fit.
+pub const RETENTION_FEED_BYTES_MIN: u64 = MIB as u64;
+
+/// How often the feed is looked at for what may go.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Records looked at for that in one transaction.
+pub const TRIM_ROWS: u32 = 1_000;
+
 /// The shortest retention that may be configured: what nobody had time to read must not go.
 pub const RETENTION_MIN: Duration = Duration::from_secs(60);
 

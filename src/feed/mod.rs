@@ -6,6 +6,7 @@
 mod consumers;
 mod control;
 mod events;
+pub mod retention;
 mod stream;
 pub mod views;
 

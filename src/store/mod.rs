@@ -8,6 +8,7 @@ mod consumers;
 mod records;
 mod reports;
 mod runs;
+mod trimming;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,6 +25,7 @@ pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunQuery, RunRow, SourceCounts};
+pub use trimming::{TrimLimits, Trimmed};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
