@@ -48,6 +48,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// A source under this row id.
+    pub fn new(id: i64, source: Arc<Source>) -> Member {
+        Member { id, redactor: source.redactor(), source }
+    }
+
     /// The text without this source's secrets.
     pub fn redacted(&self, text: String) -> String {
         self.redactor.redact(text)
@@ -63,8 +68,7 @@ impl Fleet {
         for (name, source) in sources {
             let id = rows[name.as_str()];
             fleet.ids.insert(name.clone(), id);
-            let redactor = source.redactor();
-            fleet.by_id.insert(id, Arc::new(Member { id, source: source.clone(), redactor }));
+            fleet.by_id.insert(id, Arc::new(Member::new(id, source.clone())));
         }
         Ok(fleet)
     }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 pub use environment::Env;
 pub use source::{PolicyOverrides, Source};
+pub use values::{base_url, duration, shown};
 
 use crate::limits;
 use crate::providers::{Provider, REGISTRY};

@@ -247,7 +247,7 @@ pub async fn status(State(desk): Shared) -> Answer {
         })
         .collect();
     let view = StatusView {
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: desk.started_at.rfc3339(),
         epoch: desk.reader.epoch().to_owned(),
         head: cursor(bounds.head),

@@ -1,6 +1,6 @@
 //! What the control socket shows of runs, deliveries and sources. The commands read these back.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::providers::Headers;
@@ -13,7 +13,7 @@ use crate::run::{At, Kind, Origin, Outcome, Via};
 use crate::store::{DeliveryRow, HeardRow, RunRow, SourceCounts};
 
 /// A run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct RunView {
     /// Source name.
     pub source: String,
@@ -26,7 +26,7 @@ pub struct RunView {
     /// Workflow, recipe or agent.
     pub group_id: Option<String>,
     /// `open` or `settled`.
-    pub phase: &'static str,
+    pub phase: String,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// What settled it.
@@ -87,7 +87,7 @@ impl RunView {
             run_id: row.key.run_id.to_string(),
             kind: run.kind,
             group_id: run.detail.group_id.clone(),
-            phase: if settled.is_some() { "settled" } else { "open" },
+            phase: if settled.is_some() { "settled" } else { "open" }.to_owned(),
             outcome: settled.map(|settled| settled.belief.ending.outcome),
             origin: settled.map(|settled| settled.origin),
             confirmed: settled.map(|settled| settled.confirmed),
@@ -122,7 +122,7 @@ fn cursor(epoch: &str, seq: i64) -> String {
 }
 
 /// A line of a run's timeline.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct TimelineLine {
     /// When.
     pub at: String,
@@ -159,21 +159,21 @@ impl TimelineLine {
 }
 
 /// One report in full, without secrets: header values that may hold one are hidden.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct DeliveryView {
     /// What is listed.
     #[serde(flatten)]
     pub row: DeliveryRow,
     /// Headers of a delivery.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Headers>,
     /// The body was cut off.
     pub truncated: bool,
     /// The peer's address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// Of a poll or sweep: what was asked, and how it was answered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerHead>,
 }
 
@@ -213,7 +213,7 @@ impl DeliveryView {
 }
 
 /// One source.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct SourceView {
     /// Its name.
     pub name: String,
@@ -264,10 +264,10 @@ impl SourceView {
 }
 
 /// The whole daemon.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StatusView {
     /// Of the program.
-    pub version: &'static str,
+    pub version: String,
     /// When it was ready.
     pub started_at: String,
     /// First half of every cursor.
@@ -289,7 +289,7 @@ pub struct StatusView {
 }
 
 /// The database file.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StoreView {
     /// Where it is.
     pub path: String,

@@ -57,6 +57,11 @@ pub trait Provider: Sync {
     /// The environment variables people already have set for it.
     fn environment(&self) -> Environment;
 
+    /// Where a person enters the URL of our webhook endpoint: completes "enter it …".
+    fn webhook_setup(&self) -> &'static str {
+        "where the provider asks for a webhook URL"
+    }
+
     /// Values of `api` in the configuration that mean something; the first is the default.
     fn apis(&self) -> &'static [&'static str] {
         &[]

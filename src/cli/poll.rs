@@ -1,0 +1,74 @@
+//! `settled poll`: asks the provider about one run now.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Context, Failure, Talk, show};
+use crate::client::Target;
+use crate::feed::views::RunView;
+use crate::run::At;
+use crate::run::decide::Effect;
+
+/// Ask the provider about a run now
+///
+/// Example: settled poll skyvern-prod wr_123
+#[derive(Debug, Args)]
+pub struct Poll {
+    /// The source's name in the configuration
+    source: String,
+    /// The provider's id of the run
+    run_id: String,
+    #[command(flatten)]
+    talk: Talk,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    effect: Option<Effect>,
+    run: RunView,
+}
+
+impl Poll {
+    /// Runs the command.
+    pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let target = Target::run(&self.source, &self.run_id).then("poll");
+        let reply = context.control(&self.talk)?.post(target, &json!({})).await?;
+        if self.talk.json {
+            show::json(&reply.text())?;
+        } else {
+            show::line(&sentence(&reply.read()?, context.now()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn sentence(told: &Told, now: At) -> String {
+    let Told { effect, run } = told;
+    let effect = effect.map_or("the answer says nothing of the run", meaning);
+    let next = run.next_question_at.as_deref().filter(|_| run.outcome.is_none());
+    let next = next.map(|at| format!("; next question {}", show::when_text(now, at))).unwrap_or_default();
+    format!("{effect}: {} {} is {}{next}", show::clean(&run.source), show::clean(&run.run_id), show::state(run))
+}
+
+/// What an effect means, in the words of somebody who has just asked.
+pub fn meaning(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Opened => "watched from now on",
+        Effect::Status => "its status has changed",
+        Effect::Unchanged => "nothing new",
+        Effect::Held => "an end that is held until it is confirmed",
+        Effect::Withdrawn => "it goes on after all",
+        Effect::Settled => "settled",
+        Effect::Amended => "what was published is corrected",
+        Effect::Confirmed => "confirmed",
+        Effect::Disputed => "a contradiction that is being looked into",
+        Effect::Exhausted => "a contradiction that stays unpublished, after too many",
+        Effect::Missed => "the provider does not know it",
+        Effect::Overdue => "past its deadline",
+        Effect::Hinted => "asked about soon",
+        Effect::Ignored => "without consequence",
+    }
+}
