@@ -118,6 +118,9 @@ pub const PARKED_MAX: i64 = 10_000;
 /// What is kept of the reason an event was parked for.
 pub const PARKED_ERROR_BYTES: usize = 4 * KIB;
 
+/// What a command is given of one field in its environment; all of it is on its standard input.
+pub const VARIABLE_BYTES: usize = 4 * KIB;
+
 /// The longest `wait` of a request.
 pub const WAIT_MAX: Duration = Duration::from_secs(600);
 

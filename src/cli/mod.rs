@@ -3,6 +3,8 @@
 
 mod check;
 mod completions;
+mod consume;
+mod consumers;
 mod deliveries;
 mod feed;
 mod init;
@@ -69,6 +71,8 @@ pub struct Cli {
 enum Command {
     Check(check::Check),
     Completions(completions::Completions),
+    Consume(consume::Consume),
+    Consumers(consumers::Consumers),
     Deliveries(deliveries::Deliveries),
     Feed(feed::Feed),
     Init(init::Init),
@@ -179,6 +183,8 @@ impl Cli {
             match self.command {
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
+                Command::Consume(command) => command.run(&context).await,
+                Command::Consumers(command) => command.run(&context).await,
                 Command::Deliveries(command) => command.run(&context).await,
                 Command::Feed(command) => command.run(&context).await,
                 Command::Init(command) => command.run(&context),

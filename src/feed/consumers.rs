@@ -300,7 +300,7 @@ pub async fn park(
 #[serde(default, deny_unknown_fields)]
 pub struct ListParked {
     retry: Option<String>,
-    after: Option<String>,
+    after: Option<i64>,
     limit: Option<u32>,
 }
 
@@ -318,14 +318,11 @@ struct ParkedView {
 /// `GET /v1/consumers/{name}/parked`; `next` goes into `after`.
 pub async fn parked(State(desk): Shared, Segments(name): Segments<String>, Params(list): Params<ListParked>) -> Answer {
     desk.consumer(&name).await?;
-    let after = match list.after.as_deref() {
-        None => 0,
-        Some(text) => desk.seq("after", Some(text)).await?,
-    };
+    let after = list.after.unwrap_or(0);
     let due = flag("retry", list.retry.as_deref())?;
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
     let rows = desk.look(move |view| view.parked(&name, due, after, limit)).await?;
-    let next = rows.last().filter(|_| rows.len() == limit as usize).map(|row| desk.cursor(row.seq));
+    let next = rows.last().filter(|_| rows.len() == limit as usize).map(|row| row.seq);
     let views = rows.into_iter().map(|row| desk.parked_view(row)).collect::<Result<Vec<_>, _>>()?;
     Ok(http::json(StatusCode::OK, &json!({ "parked": views, "next": next })))
 }
@@ -387,7 +384,7 @@ fn who(peer: Option<&Extension<Arc<Peer>>>) -> (Option<u32>, Option<i32>) {
 }
 
 /// A consumer as it is shown.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct ConsumerView {
     /// Its name.
     pub name: String,

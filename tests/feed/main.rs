@@ -1,5 +1,6 @@
 //! The feed, held against the real daemon over its real sockets.
 
+mod consume;
 mod consumers;
 mod events;
 mod retention;
