@@ -4,6 +4,8 @@
 mod backup;
 mod check;
 mod completions;
+mod consume;
+mod consumers;
 mod deliveries;
 mod demo;
 mod feed;
@@ -72,6 +74,8 @@ enum Command {
     Backup(backup::Backup),
     Check(check::Check),
     Completions(completions::Completions),
+    Consume(consume::Consume),
+    Consumers(consumers::Consumers),
     Deliveries(deliveries::Deliveries),
     Demo(demo::Demo),
     Feed(feed::Feed),
@@ -197,6 +201,8 @@ impl Cli {
                 Command::Backup(command) => command.run(&context),
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
+                Command::Consume(command) => command.run(&context).await,
+                Command::Consumers(command) => command.run(&context).await,
                 Command::Deliveries(command) => command.run(&context).await,
                 Command::Demo(command) => Ok(command.run().await?),
                 Command::Feed(command) => command.run(&context).await,

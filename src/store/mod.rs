@@ -4,9 +4,11 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod consumers;
 mod records;
 mod reports;
 mod runs;
+mod trimming;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -20,9 +22,11 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
+pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use trimming::{TrimLimits, Trimmed};
 pub use upkeep::{Finding, LOSS_SPANS, Loss, Losses, Removable, check, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
