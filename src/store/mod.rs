@@ -90,9 +90,27 @@ pub enum StoreError {
     /// A row says something that this program never writes.
     #[error("the database holds something unreadable ({0}); run `settled check`")]
     Unreadable(String),
+    /// Reading or deciding panicked.
+    #[error("digesting a report panicked; please report this")]
+    Panicked,
     /// Anything SQLite says.
     #[error("the database failed")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether the file, the disk or the system failed, and not what was to be written.
+    pub fn blames_the_disk(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
+        match self {
+            StoreError::Panicked | StoreError::Unreadable(_) => false,
+            StoreError::Sqlite(error) => !matches!(
+                error.sqlite_error_code(),
+                None | Some(ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
+            ),
+            _ => true,
+        }
+    }
 }
 
 /// Short for results in here.
