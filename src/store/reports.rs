@@ -100,10 +100,14 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a report aside: it will not be tried again by itself.
+    /// Sets a report aside: it will not be tried again by itself. One that the ring has already
+    /// dropped is as far aside as can be.
     pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
         self.tx
-            .prepare_cached("INSERT INTO set_aside (report, at, why) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .prepare_cached(
+                "INSERT INTO set_aside (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
+                 ON CONFLICT DO NOTHING",
+            )?
             .execute((id, now.0, why))?;
         Ok(())
     }
