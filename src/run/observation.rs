@@ -98,6 +98,20 @@ pub struct Detail {
     pub provider_time: Option<At>,
 }
 
+impl Detail {
+    /// Replaces every text that came from outside.
+    pub fn rewrite(&mut self, with: impl Fn(String) -> String) {
+        for text in [&mut self.provider_status, &mut self.group_id, &mut self.reason, &mut self.error] {
+            *text = text.take().map(&with);
+        }
+        for value in self.metadata.iter_mut().flat_map(|metadata| metadata.values_mut()) {
+            if let serde_json::Value::String(text) = value {
+                *text = with(std::mem::take(text));
+            }
+        }
+    }
+}
+
 /// One claim about one run, read out of one report by its provider's dialect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observation {
