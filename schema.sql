@@ -18,8 +18,19 @@ CREATE TABLE sources (
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours
-    counted       INTEGER                     -- runs the provider's own counter last showed
+    counted       INTEGER,                    -- runs the provider's own counter last showed
+    counted_known INTEGER,                    -- runs we knew of then
+    unaccounted   INTEGER NOT NULL DEFAULT 0  -- rises of that counter that no known run explains
 ) STRICT;
+
+-- When each configured secret last verified a delivery: shows which old one can go.
+CREATE TABLE secret_uses (
+    source  INTEGER NOT NULL REFERENCES sources (id),
+    label   TEXT    NOT NULL,
+    last_at INTEGER NOT NULL,
+    uses    INTEGER NOT NULL,
+    PRIMARY KEY (source, label)
+) STRICT, WITHOUT ROWID;
 
 -- Whatever reached us, as it came. Written before anything is parsed.
 CREATE TABLE reports (
@@ -52,6 +63,7 @@ CREATE TABLE runs (
     run_id           TEXT    NOT NULL,
     phase            TEXT    NOT NULL CHECK (phase IN ('open', 'settled')),
     overdue          INTEGER NOT NULL,
+    opened_at        INTEGER NOT NULL,
     outcome          TEXT,
     origin           TEXT,
     settled_at       INTEGER,

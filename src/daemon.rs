@@ -83,13 +83,14 @@ pub struct Daemon {
     writer: std::thread::JoinHandle<()>,
     sockets: [PathBuf; 2],
     // Keeps the channels' senders alive for as long as anybody reads them.
-    _shared: Shared,
+    shared: Shared,
 }
 
 /// What may be replaced while running.
+#[expect(dead_code, reason = "held, not read, until sources can be reloaded")]
 struct Shared {
-    _fleet: watch::Sender<Arc<Fleet>>,
-    _askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    fleet: watch::Sender<Arc<Fleet>>,
+    askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
 }
 
 impl Daemon {
@@ -139,9 +140,9 @@ impl Daemon {
         serve_socket(&mut servers, feed, feed::feed_routes(desk.clone()), stopped.clone());
         serve_socket(&mut servers, control, feed::control_routes(desk), stopped.clone());
         let askers = start_asking(&voices, &ledger, &reader, &clock, &stopped);
-        let shared = Shared { _fleet: fleet_tx, _askers: voices_tx };
+        let shared = Shared { fleet: fleet_tx, askers: voices_tx };
         let sockets = [config.sockets.feed, config.sockets.control];
-        Ok(Daemon { hooks: hooks_address, recovered, stop, servers, askers, writer, sockets, _shared: shared })
+        Ok(Daemon { hooks: hooks_address, recovered, stop, servers, askers, writer, sockets, shared })
     }
 
     /// Stops: drains connections, lets the writer finish, takes the sockets away.
@@ -149,7 +150,7 @@ impl Daemon {
         self.stop.send_replace(true);
         while self.askers.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
-        drop(self._shared);
+        drop(self.shared);
         // Every handle is gone with the tasks that held it, so the writer's loop ends by itself.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;

@@ -142,7 +142,7 @@ pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Questions that make up one poll: the state, what must be known beside it, the canary.
-pub const QUESTIONS_PER_POLL_MAX: usize = 6;
+pub const QUESTIONS_PER_POLL_MAX: usize = 16;
 
 /// Pages of a list read in one sweep.
 pub const SWEEP_PAGES_MAX: usize = 200;

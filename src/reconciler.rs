@@ -18,12 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Source;
 use crate::limits;
-use crate::providers::Reading;
+use crate::providers::{Delivery, Reading};
 use crate::report::{Head, Report};
 use crate::run::asking;
 use crate::run::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::run::observation::{Claim, Observation};
-use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, compact, draft};
+use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
 use crate::run::{At, RunId, RunKey, SourceName, Trust, Via};
 use crate::secret::Redactor;
 use crate::store::{HeardRow, RingLimits, StoreError, Traffic, Transaction, Writer};
@@ -114,7 +114,19 @@ pub struct Digest {
 
 type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), StoreError> + Send>;
 
+/// What came of verifying a source's unverified deliveries again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Reverified {
+    /// Deliveries looked at.
+    pub examined: u64,
+    /// Of those, how many verify now.
+    pub verified: u64,
+    /// Runs that this changed.
+    pub changed: u64,
+}
+
 enum Job {
+    Reverify { source: i64, reply: oneshot::Sender<Result<Reverified, Refusal>> },
     Report { report: Report, reply: Reply },
     Write { work: Work, done: oneshot::Sender<Result<(), Refusal>> },
 }
@@ -163,6 +175,14 @@ impl Handle {
         take.try_recv().map_err(|_| Refusal::Stopping)
     }
 
+    /// Verifies the unverified deliveries of a source again, with the secrets it has now, and
+    /// applies those that verify, in the order in which they came.
+    pub async fn reverify(&self, source: i64) -> Result<Reverified, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job::Reverify { source, reply }).await?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
     /// The seq of the newest record that is on disk. Changes wake the feed.
     pub fn head(&self) -> watch::Receiver<i64> {
         self.head.clone()
@@ -194,9 +214,12 @@ pub struct Reconciler {
     behind: bool,
 }
 
+/// What a promise gave: the ids of the reports, and how each piece of other work went.
+type Promised = (Vec<i64>, Vec<Result<(), Refusal>>);
+
 /// What one round of digestion leads to.
 #[derive(Default)]
-struct Aftermath {
+pub struct Aftermath {
     digests: Vec<Digest>,
     head: Option<i64>,
     urgent: bool,
@@ -232,11 +255,7 @@ impl Reconciler {
     }
 
     /// Stores reports, and runs other work, in one transaction. Work that fails undoes only itself.
-    fn promise(
-        &mut self,
-        reports: &[Report],
-        work: Vec<Work>,
-    ) -> Result<(Vec<i64>, Vec<Result<(), Refusal>>), StoreError> {
+    fn promise(&mut self, reports: &[Report], work: Vec<Work>) -> Result<Promised, StoreError> {
         let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
         let ring = self.ring;
         let ring_added = &mut self.ring_added;
@@ -249,7 +268,7 @@ impl Reconciler {
             for (source, traffic) in &traffic {
                 tx.note_traffic(*source, traffic)?;
             }
-            let done = work.into_iter().map(|work| tx.apart(work).map_err(refusal)).collect();
+            let done = work.into_iter().map(|work| tx.apart(work).map_err(|error| refusal(&error))).collect();
             Ok((ids, done))
         })
     }
@@ -270,6 +289,44 @@ impl Reconciler {
         })
     }
 
+    /// See [`Handle::reverify`]. In transactions of a page each, so that intake waits for one page.
+    pub fn reverify(
+        &mut self,
+        source: i64,
+        now: At,
+        mut publish: impl FnMut(&Aftermath),
+    ) -> Result<Reverified, StoreError> {
+        let fleet = &self.fleet;
+        let Some(member) = fleet.member(source) else { return Ok(Reverified::default()) };
+        let (mut total, mut after) = (Reverified::default(), 0);
+        let page = u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX);
+        loop {
+            let mut aftermath = Aftermath::default();
+            let last = self.writer.transaction(|tx| {
+                let waiting = tx.ring(source, after, page)?;
+                let last = waiting.last().map(|(id, _)| *id);
+                for (id, mut report) in waiting {
+                    total.examined += 1;
+                    if !verifies_now(member, &mut report) {
+                        continue;
+                    }
+                    total.verified += 1;
+                    if let Head::Webhook(head) = &report.head {
+                        tx.promote(id, head)?;
+                    }
+                    let digest = digest_one(tx, fleet, id, &report, now, &mut aftermath)?;
+                    total.changed += digest.effects.len() as u64;
+                }
+                Ok(last)
+            })?;
+            publish(&aftermath);
+            match last {
+                Some(last) => after = last,
+                None => return Ok(total),
+            }
+        }
+    }
+
     /// Stores and digests reports, as the thread does with a group. For simulations and tests.
     pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Digest>, StoreError> {
         let (ids, _) = self.promise(&reports, Vec::new())?;
@@ -283,9 +340,9 @@ impl Reconciler {
     }
 }
 
-fn refusal(error: StoreError) -> Refusal {
+fn refusal(error: &StoreError) -> Refusal {
     let mut text = error.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(error) = cause {
         text = format!("{text}: {error}");
         cause = error.source();
@@ -296,10 +353,15 @@ fn refusal(error: StoreError) -> Refusal {
 fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
     let traffic = traffic.entry(report.source).or_default();
     match &report.head {
-        Head::Webhook(head) if head.verdict.authentic() => traffic.webhook_at = Some(report.at),
+        Head::Webhook(head) if head.verdict.authentic() => {
+            traffic.webhook_at = Some(report.at);
+            if let Some(label) = &head.secret {
+                *traffic.secrets.entry(label.0.clone()).or_default() += 1;
+            }
+        }
         Head::Webhook(_) => traffic.unverified_at = Some(report.at),
         Head::Poll(head) if head.answers.iter().any(|answer| answer.status.is_some()) => {
-            traffic.answer_at = Some(report.at)
+            traffic.answer_at = Some(report.at);
         }
         _ => {}
     }
@@ -340,8 +402,13 @@ fn digest_one(
         tx.set_aside(id, now, "its source is no longer configured")?;
         return Ok(digest);
     };
+    let mut counted = None;
     let observations = match read(member, report) {
         Ok(Reading::Said(observations)) => observations,
+        Ok(Reading::Counted(observations, gap)) => {
+            counted = Some(gap);
+            observations
+        }
         Ok(Reading::Ping) => return Ok(digest),
         Ok(Reading::Unreadable(why)) => {
             tx.note(id, &member.redacted(why))?;
@@ -361,10 +428,32 @@ fn digest_one(
             digest.effects.push((heard.run_id.clone(), effect, seq));
         }
     }
+    if let Some(gap) = counted {
+        let missing = tx.count_runs(member.id, i64::try_from(gap.runs_counted).unwrap_or(i64::MAX))?;
+        if missing > 0 {
+            tracing::warn!(source = %member.source.name, missing, "the provider has counted runs that nobody told us of");
+        }
+    }
     if !news && matches!(report.head.via(), Via::Poll | Via::Sweep) {
         tx.drop_body(id)?;
     }
     Ok(digest)
+}
+
+/// Judges a stored delivery again, as of when it came: a corrected secret makes it genuine, not
+/// fresher than it was.
+fn verifies_now(member: &Member, report: &mut Report) -> bool {
+    let source = &member.source;
+    let Head::Webhook(head) = &mut report.head else { return false };
+    let delivery = Delivery {
+        headers: &head.headers,
+        body: &report.body,
+        truncated: head.truncated,
+        path_token: head.path_token.as_ref(),
+    };
+    let proof = source.provider.verify(&delivery, &source.keyring, report.at);
+    (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
+    head.verdict.authentic()
 }
 
 /// Reads a report, in a cage: a dialect that panics must not take the daemon with it.
@@ -430,7 +519,7 @@ fn append(
         _ => None,
     };
     let body = spoken_by.map(|_| earlier.as_ref().unwrap_or(report).payload());
-    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(json_text);
+    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
     let payload = match (&json, spoken_by) {
         (Some(json), _) => Payload::Inline(json),
         (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
@@ -439,13 +528,6 @@ fn append(
     let mut draft = draft(about, run, publication, payload, now);
     draft.data = member.redacted(draft.data);
     tx.append(row, member.id, run, &draft, now)
-}
-
-/// The body as one line of JSON, if it is JSON.
-fn json_text(body: &[u8]) -> Option<Box<serde_json::value::RawValue>> {
-    let text = std::str::from_utf8(body).ok()?;
-    serde_json::from_str::<&serde_json::value::RawValue>(text).ok()?;
-    serde_json::value::RawValue::from_string(compact(text)).ok()
 }
 
 /// A list that shows what we know, and a hint without consequence, leave no line: a flood of
@@ -492,7 +574,7 @@ fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, heard: &Obse
             tracing::warn!(source, run_id, via, outcome = settled.belief.ending.outcome.word(), "amended");
         }
         (Effect::Exhausted, _) => {
-            tracing::error!(source, run_id, via, "contradicted again; no more amendments are published")
+            tracing::error!(source, run_id, via, "contradicted again; no more amendments are published");
         }
         (Effect::Overdue, _) => tracing::warn!(source, run_id, "overdue"),
         (Effect::Disputed, _) => tracing::warn!(source, run_id, via, "disputed; asking"),
@@ -544,7 +626,7 @@ impl Reconciler {
                 Ok((0, _)) => self.behind = false,
                 Ok((_, aftermath)) => publish(&aftermath, head, nudge),
                 Err(error) => {
-                    self.fail(error);
+                    self.fail(&error);
                     return false;
                 }
             }
@@ -557,6 +639,10 @@ impl Reconciler {
         let (mut reports, mut replies, mut work, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for job in group.drain(..) {
             match job {
+                Job::Reverify { source, reply } => {
+                    let done = self.reverify(source, clock(), |aftermath| publish(aftermath, head, nudge));
+                    let _ = reply.send(done.map_err(|error| self.fail(&error)));
+                }
                 Job::Report { report, reply } => {
                     reports.push(report);
                     replies.push(reply);
@@ -573,9 +659,13 @@ impl Reconciler {
         let (ids, results) = match self.promise(&reports, work) {
             Ok(promised) => promised,
             Err(error) => {
-                let refusal = self.fail(error);
-                replies.into_iter().for_each(|reply| reply.refuse(&refusal));
-                done.into_iter().for_each(|tell| drop(tell.send(Err(refusal.clone()))));
+                let refusal = self.fail(&error);
+                for reply in replies {
+                    reply.refuse(&refusal);
+                }
+                for tell in done {
+                    let _ = tell.send(Err(refusal.clone()));
+                }
                 return;
             }
         };
@@ -595,7 +685,9 @@ impl Reconciler {
         }
         if self.behind {
             // Older reports come first; the next round digests these with them, from disk.
-            wait.into_iter().for_each(|(_, tell)| drop(tell.send(Err(Refusal::Busy))));
+            for (_, tell) in wait {
+                let _ = tell.send(Err(Refusal::Busy));
+            }
             return;
         }
         match self.digest(&stored, clock()) {
@@ -608,20 +700,22 @@ impl Reconciler {
                 }
             }
             Err(error) => {
-                let refusal = self.fail(error);
-                wait.into_iter().for_each(|(_, tell)| drop(tell.send(Err(refusal.clone()))));
+                let refusal = self.fail(&error);
+                for (_, tell) in wait {
+                    let _ = tell.send(Err(refusal.clone()));
+                }
             }
         }
     }
 
     /// After an error nothing the connection believes is to be trusted: it is replaced, and what
     /// may have been stored without being digested is looked for on disk.
-    fn fail(&mut self, error: StoreError) -> Refusal {
+    fn fail(&mut self, error: &StoreError) -> Refusal {
         let refusal = refusal(error);
         tracing::error!(%refusal, "a write failed; nothing of it was acknowledged");
         self.behind = true;
         if let Err(error) = self.writer.reopen() {
-            tracing::error!(error = %self::refusal(error), "the database cannot be opened again");
+            tracing::error!(error = %self::refusal(&error), "the database cannot be opened again");
         }
         refusal
     }

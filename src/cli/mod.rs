@@ -4,6 +4,7 @@
 mod check;
 mod completions;
 mod deliveries;
+mod demo;
 mod feed;
 mod init;
 mod man;
@@ -70,6 +71,7 @@ enum Command {
     Check(check::Check),
     Completions(completions::Completions),
     Deliveries(deliveries::Deliveries),
+    Demo(demo::Demo),
     Feed(feed::Feed),
     Init(init::Init),
     Man(man::Man),
@@ -103,6 +105,9 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Start(#[from] crate::daemon::StartError),
+    /// The demo did not come to an end.
+    #[error("{0}")]
+    Demo(#[from] crate::demo::DemoError),
     /// The daemon said no, or nothing. Its words may be a provider's.
     #[error("{}", show::clean(&.0.to_string()))]
     Client(#[from] ClientError),
@@ -180,6 +185,7 @@ impl Cli {
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
                 Command::Deliveries(command) => command.run(&context).await,
+                Command::Demo(command) => Ok(command.run().await?),
                 Command::Feed(command) => command.run(&context).await,
                 Command::Init(command) => command.run(&context),
                 Command::Man(command) => command.run(),
@@ -213,9 +219,10 @@ mod tests {
 
     #[test]
     fn every_command_shows_an_example() {
-        for command in Cli::command().get_subcommands() {
-            let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example: settled "), "{} has no example", command.get_name());
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            let (_, example) = help.split_once("Example").unwrap_or_default();
+            assert!(example.contains("settled ") && example.contains(command.get_name()), "{help}");
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::http::Problem;
 use crate::limits;
 use crate::run::record::{Cursor, RecordType};
 use crate::run::{Origin, Outcome};
-use crate::store::{FeedBounds, Filter};
+use crate::store::{FeedBounds, Filter, View};
 
 /// What a reader asks for.
 #[derive(Debug, Default, Deserialize)]
@@ -226,8 +226,7 @@ impl Stream {
     async fn page(&mut self, head: i64) -> Result<Bytes, Problem> {
         let (after, filter) = (self.position, self.filter.clone());
         let rows = usize::try_from(self.left).unwrap_or(usize::MAX).min(limits::PAGE_ROWS);
-        let look =
-            move |view: &crate::store::View<'_>| view.records(after, head, &filter, rows, limits::PAGE_SCAN_ROWS);
+        let look = move |view: &View<'_>| view.records(after, head, &filter, rows, limits::PAGE_SCAN_ROWS);
         let (records, position) = self.desk.look(look).await?;
         self.position = position;
         self.left -= records.len() as u64;

@@ -64,6 +64,7 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/runs/{source}/{run_id}/poll", post(control::poll))
         .route("/v1/runs/{source}/{run_id}/retry-webhook", post(control::retry_webhook))
         .route("/v1/sources/{source}/missing-webhooks", get(control::missing_webhooks))
+        .route("/v1/sources/{source}/reverify", post(control::reverify))
         .route("/v1/deliveries", get(control::list_deliveries))
         .route("/v1/deliveries/{id}", get(control::show_delivery))
         .route("/v1/deliveries/{id}/body", get(control::show_body))

@@ -10,7 +10,8 @@ use crate::run::decide::{Phase, Run};
 use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
-use crate::store::{DeliveryRow, HeardRow, RunRow, SourceCounts};
+use crate::secret::SecretLabel;
+use crate::store::{DeliveryRow, HeardRow, RunRow, SecretUse, SourceCounts};
 
 /// A run.
 #[derive(Debug, Deserialize, Serialize)]
@@ -235,8 +236,33 @@ pub struct SourceView {
     pub pace: Option<PaceState>,
     /// How far the provider's clock is ahead of ours.
     pub clock_skew_ms: Option<i64>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
+    /// The configured secrets.
+    pub secrets: Vec<SecretView>,
     /// What a person should know or do.
     pub notes: Vec<String>,
+}
+
+/// A configured secret, by its name.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SecretView {
+    /// Its name in the configuration.
+    pub label: String,
+    /// When it last verified a delivery.
+    pub last_used_at: Option<String>,
+    /// How many deliveries it has verified.
+    pub uses: i64,
+    /// Nothing needs it any more.
+    pub can_go: bool,
+}
+
+impl SecretView {
+    /// The view of a secret and its use.
+    pub fn of(label: &SecretLabel, used: Option<&SecretUse>, can_go: bool) -> SecretView {
+        let last_used_at = used.map(|used| used.last_at.rfc3339());
+        SecretView { label: label.0.clone(), last_used_at, uses: used.map_or(0, |used| used.uses), can_go }
+    }
 }
 
 impl SourceView {
@@ -245,6 +271,7 @@ impl SourceView {
         counts: SourceCounts,
         pace: Option<PaceState>,
         clock_skew_ms: Option<i64>,
+        secrets: Vec<SecretView>,
         notes: Vec<String>,
     ) -> SourceView {
         SourceView {
@@ -258,6 +285,8 @@ impl SourceView {
             last_answer_at: counts.answer_at.map(At::rfc3339),
             pace,
             clock_skew_ms,
+            unaccounted: counts.unaccounted,
+            secrets,
             notes,
         }
     }

@@ -21,7 +21,7 @@ use crate::run::At;
 
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
-pub use runs::{Due, RunQuery, RunRow, SourceCounts};
+pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -31,6 +31,7 @@ const MIGRATIONS: &[&str] = &[];
 /// "settled" in the file's header, so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5e77_1ed0;
 
+#[expect(clippy::cast_possible_wrap, reason = "a handful")]
 const _: () = assert!(SCHEMA_VERSION == MIGRATIONS.len() as i64 + 1);
 
 /// What can go wrong with the ledger.
@@ -222,7 +223,7 @@ impl Transaction<'_> {
 }
 
 /// What a group of reports shows about the traffic of one source. `None`: nothing new.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Last authentic delivery.
     pub webhook_at: Option<At>,
@@ -230,6 +231,8 @@ pub struct Traffic {
     pub unverified_at: Option<At>,
     /// Last answer to a question of ours.
     pub answer_at: Option<At>,
+    /// Secrets that verified a delivery, with how many.
+    pub secrets: BTreeMap<String, i64>,
 }
 
 impl Transaction<'_> {
@@ -241,6 +244,13 @@ impl Transaction<'_> {
         )?;
         let at = |at: Option<At>| at.map(|at| at.0);
         update.execute((source, at(traffic.webhook_at), at(traffic.unverified_at), at(traffic.answer_at)))?;
+        let mut used = self.tx.prepare_cached(
+            "INSERT INTO secret_uses (source, label, last_at, uses) VALUES (?1, ?2, ?3, ?4) ON CONFLICT
+             DO UPDATE SET last_at = max(last_at, excluded.last_at), uses = uses + excluded.uses",
+        )?;
+        for (label, uses) in &traffic.secrets {
+            used.execute((source, label, at(traffic.webhook_at), uses))?;
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
 use crate::providers::Verdict;
-use crate::report::{Head, Report};
+use crate::report::{Head, Report, WebhookHead};
 use crate::run::{At, Via};
 
 /// How much of what could not be verified is kept, per source.
@@ -49,6 +49,26 @@ impl Transaction<'_> {
         let kept: Option<i64> = oldest_kept.query_row((source, limits.rows_max, limits.bytes_max), |row| row.get(0))?;
         let mut drop = self.tx.prepare_cached("DELETE FROM reports WHERE source = ?1 AND ring = 1 AND id < ?2")?;
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
+    }
+
+    /// Unverified deliveries of `source` after `after`, oldest first.
+    pub fn ring(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND ring = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+        )?;
+        let rows = select.query_and_then((source, after, max), |row| Ok((row.get("id")?, report(row)?)))?;
+        rows.collect()
+    }
+
+    /// Takes a delivery that verifies after all out of the ring, with what verification now says.
+    pub fn promote(&mut self, id: i64, head: &WebhookHead) -> Result<()> {
+        let secret = head.secret.as_ref().map(|label| label.0.as_str());
+        self.tx
+            .prepare_cached(
+                "UPDATE reports SET ring = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
+            )?
+            .execute(params![id, head.verdict.word(), secret, to_json(&Head::Webhook(head.clone()))])?;
+        Ok(())
     }
 
     /// Up to `max` reports that have not been digested, in order, with the attempts made on each.
