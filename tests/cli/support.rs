@@ -214,7 +214,8 @@ impl Drop for World {
 /// 32768, and one of them could be taken before the daemon starts, or starts again.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 10_000).unwrap();
+    // Test programs that run side by side have neighbouring ids; this keeps them apart.
+    let first = u16::try_from(std::process::id().wrapping_mul(97) % 10_000).unwrap();
     let candidates = std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
     candidates.take(1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
