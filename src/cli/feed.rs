@@ -70,7 +70,9 @@ pub struct Feed {
 struct Line<'l> {
     #[serde(rename = "type")]
     kind: &'l str,
-    cursor: &'l str,
+    /// Not every line of the stream's own has one.
+    #[serde(default)]
+    cursor: Option<&'l str>,
     #[serde(default)]
     time: Option<String>,
     #[serde(default)]
@@ -232,7 +234,9 @@ impl Position {
             }
             self.left = self.left.map(|left| left.saturating_sub(1));
         }
-        line.cursor.clone_into(&mut self.after);
+        if let Some(cursor) = line.cursor {
+            cursor.clone_into(&mut self.after);
+        }
         Ok(match line.kind {
             "settled.feed.end" => Some(End::of(text)),
             "settled.feed.error" => Some(End::Lost(line.data.message.unwrap_or_default())),

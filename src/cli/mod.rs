@@ -1,8 +1,11 @@
 //! The commands: one file each. Output for people on a terminal, `--json` for programs, errors on
 //! stderr in a line or two that say what to do.
 
+mod backup;
 mod check;
 mod completions;
+mod consume;
+mod consumers;
 mod deliveries;
 mod demo;
 mod feed;
@@ -68,8 +71,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(backup::Backup),
     Check(check::Check),
     Completions(completions::Completions),
+    Consume(consume::Consume),
+    Consumers(consumers::Consumers),
     Deliveries(deliveries::Deliveries),
     Demo(demo::Demo),
     Feed(feed::Feed),
@@ -147,7 +153,17 @@ pub struct Context {
 impl Context {
     /// The configuration in force.
     pub fn config(&self) -> Result<Config, Failure> {
-        Ok(config::load(self.config.as_deref(), &self.env)?)
+        Ok(self.load()?)
+    }
+
+    /// The same, with what is wrong with it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        config::load(self.config.as_deref(), &self.env)
+    }
+
+    /// Where the daemon's sockets are.
+    pub fn sockets(&self) -> Result<config::Sockets, Failure> {
+        Ok(config::client_sockets(self.config.as_deref(), &self.env)?)
     }
 
     /// A client of the control socket.
@@ -182,8 +198,11 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
             match self.command {
+                Command::Backup(command) => command.run(&context),
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
+                Command::Consume(command) => command.run(&context).await,
+                Command::Consumers(command) => command.run(&context).await,
                 Command::Deliveries(command) => command.run(&context).await,
                 Command::Demo(command) => Ok(command.run().await?),
                 Command::Feed(command) => command.run(&context).await,

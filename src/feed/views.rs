@@ -11,7 +11,7 @@ use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
 use crate::secret::SecretLabel;
-use crate::store::{DeliveryRow, HeardRow, RunRow, SecretUse, SourceCounts};
+use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
 #[derive(Debug, Deserialize, Serialize)]
@@ -226,6 +226,8 @@ pub struct SourceView {
     pub open: i64,
     /// Open runs past their deadline.
     pub overdue: i64,
+    /// Completions that had to do without their webhook, over an hour, a day and thirty days.
+    pub loss: Losses,
     /// Last authentic delivery.
     pub last_webhook_at: Option<String>,
     /// Last delivery that was not.
@@ -273,8 +275,10 @@ impl SourceView {
         clock_skew_ms: Option<i64>,
         secrets: Vec<SecretView>,
         notes: Vec<String>,
+        loss: Losses,
     ) -> SourceView {
         SourceView {
+            loss,
             name: counts.name,
             provider: counts.provider,
             configured: pace.is_some(),
@@ -324,6 +328,8 @@ pub struct StoreView {
     pub path: String,
     /// Its size.
     pub bytes: u64,
+    /// How much of it is free, for what comes next.
+    pub free_bytes: i64,
     /// The size of its write-ahead log.
     pub wal_bytes: u64,
 }

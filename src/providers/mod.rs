@@ -137,6 +137,13 @@ pub trait Provider: Sync {
     }
 }
 
+/// A provider is its name: there is one dialect of each.
+impl PartialEq for dyn Provider {
+    fn eq(&self, other: &dyn Provider) -> bool {
+        self.name() == other.name()
+    }
+}
+
 /// Names of environment variables.
 #[derive(Clone, Copy, Debug)]
 pub struct Environment {
