@@ -88,8 +88,8 @@ pub struct Ledger {
     pub feed_faults: u64,
     /// Webhooks answered 2xx that the daemon knows nothing of. Must be 0.
     pub forgotten: u64,
-    /// Runs whose only webhook found the daemon dead, so that nothing but the client could tell it
-    /// of them, and did in the end.
+    /// Runs whose only webhook, or only time on a list, found the daemon dead, so that nothing but
+    /// the client could tell it of them, and did in the end.
     pub told_late: u64,
     /// What the clouds counted.
     pub clouds: BTreeMap<Count, u64>,
@@ -225,14 +225,13 @@ impl Book {
         })
     }
 
-    /// The runs of which the daemon cannot know: no client was to speak of them, and all their
-    /// letters found nobody at home. (Runs that only a list can make known are not among them.)
+    /// The runs of which a daemon that was down at times cannot know: no client was to speak of
+    /// them, all their letters found nobody at home, and no list was read while they stood on it.
     pub fn untold(&self) -> Vec<usize> {
         let runs = self.world.plan.runs.iter().enumerate();
         let untold = |(number, life): &(usize, &Life)| {
-            let letters = life.mail.iter().any(super::plan::Mail::tells);
             let unheard = self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
-            letters && unheard && life.tracked.is_none() && self.world.told(*number) == 0
+            unheard && life.tracked.is_none() && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
     }
@@ -375,7 +374,7 @@ impl Ledger {
         if self.kills > 0 {
             let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
             rows.push(row("kills", self.kills, remark));
-            let remark = "runs whose only webhook found the daemon dead, so that the client had to tell of them";
+            let remark = "runs that could only have become known while the daemon was dead; the client told of them";
             rows.push(row("told late", self.told_late, remark.to_owned()));
         }
         rows

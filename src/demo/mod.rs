@@ -172,7 +172,7 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
                 } else if !stage.running() {
                     stage.start().await?; // it died by itself: say so if it stays dead
                 }
-                if world.now() > world.plan.done() && world.in_the_post() == 0 {
+                if killed > 0 && world.now() > world.plan.done() && world.in_the_post() == 0 {
                     tell_late(&client, &mut book, &world).await;
                 }
                 if over(&book, &world, last_news) {
@@ -197,8 +197,8 @@ fn over(book: &Book, world: &World, last_news: Instant) -> bool {
     since >= PATIENCE || (quiet && book.open().next().is_none())
 }
 
-/// Tells the daemon of the runs whose letters found it dead: their sender has given up, and there is
-/// nobody else left.
+/// Tells the daemon of the runs that could only have become known while it was dead: their senders
+/// have given up, and there is nobody else left.
 async fn tell_late(client: &Client, book: &mut Book, world: &World) {
     for run in book.untold() {
         if matches!(client.track(&world.plan.runs[run]).await, Some(200 | 201)) {

@@ -409,7 +409,7 @@ const RUNS_PER_SECOND: f64 = 125.0;
 /// Runs begin within this time at least, however few they are.
 const WINDOW_MIN: Duration = Duration::from_secs(3);
 /// A run that only a list can make known stays open for this long: longer than two sweeps.
-const LISTED_FOR: Duration = Duration::from_secs(11);
+const LISTED_FOR: Duration = Duration::from_secs(8);
 /// Longer than the demo's configuration lets a webhook wait for its answer.
 const DEAF_FOR: Duration = Duration::from_secs(25);
 /// How long a cloud is overwhelmed.

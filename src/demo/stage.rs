@@ -140,7 +140,7 @@ impl Place {
 }
 
 const PACE: &str = r#"poll = "* * * * * *"
-sweep = "*/5 * * * * *"
+sweep = "*/3 * * * * *"
 first_poll = "1s"
 max_interval = "2s"
 confirm_timeout = "12s"

@@ -113,6 +113,10 @@ impl Tally {
     }
 }
 
+/// How old a run may be that a list still shows. Real lists reach back a day or for ever; a day
+/// here takes seconds.
+const LISTS_REACH_BACK: Duration = Duration::from_secs(20);
+
 /// Everything the clouds know.
 #[derive(Debug)]
 pub struct World {
@@ -260,9 +264,11 @@ impl World {
     /// The runs of an account that a list shows now, newest first, with their states.
     pub(super) fn listed(&self, source: Source) -> impl Iterator<Item = (&Life, &State)> {
         let now = self.now();
-        self.plan.runs.iter().rev().filter_map(move |life| {
-            let age = now.checked_sub(life.begins).filter(|_| life.source == source)?;
-            Some((life, life.state_at(age)?))
+        let begun = self.plan.runs.partition_point(|life| life.begins <= now);
+        let from = self.plan.runs.partition_point(|life| life.begins + LISTS_REACH_BACK < now);
+        self.plan.runs[from..begun].iter().rev().filter_map(move |life| {
+            (life.source == source).then_some(())?;
+            Some((life, life.state_at(now.saturating_sub(life.begins))?))
         })
     }
 
