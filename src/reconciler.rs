@@ -23,7 +23,7 @@ use crate::report::{Head, Report};
 use crate::run::asking;
 use crate::run::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::run::observation::{Claim, Observation};
-use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, compact, draft};
+use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
 use crate::run::{At, RunId, RunKey, SourceName, Trust, Via};
 use crate::secret::Redactor;
 use crate::store::{HeardRow, RingLimits, StoreError, Traffic, Transaction, Writer};
@@ -515,7 +515,7 @@ fn append(
         _ => None,
     };
     let body = spoken_by.map(|_| earlier.as_ref().unwrap_or(report).payload());
-    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(json_text);
+    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
     let payload = match (&json, spoken_by) {
         (Some(json), _) => Payload::Inline(json),
         (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
@@ -524,13 +524,6 @@ fn append(
     let mut draft = draft(about, run, publication, payload, now);
     draft.data = member.redacted(draft.data);
     tx.append(row, member.id, run, &draft, now)
-}
-
-/// The body as one line of JSON, if it is JSON.
-fn json_text(body: &[u8]) -> Option<Box<serde_json::value::RawValue>> {
-    let text = std::str::from_utf8(body).ok()?;
-    serde_json::from_str::<&serde_json::value::RawValue>(text).ok()?;
-    serde_json::value::RawValue::from_string(compact(text)).ok()
 }
 
 /// A list that shows what we know, and a hint without consequence, leave no line: a flood of

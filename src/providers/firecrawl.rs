@@ -233,8 +233,8 @@ impl Provider for Firecrawl {
     }
 
     /// First the crawls under way (also self-hosted), then what the cloud remembers of the last 24
-    /// hours: `endpoint/page/cursor`. Neither shows a state; both serve to find runs nobody told
-    /// us of, above all after we were down.
+    /// hours: `endpoint/page/cursor`. Neither shows a state. A crawl under way is open, which spares
+    /// it its own question; what happened today only exists, and may well be over.
     fn list_question(&self, page: Option<&str>, _settings: &Settings) -> Option<Question> {
         let Some(page) = page else {
             return Some(Question::get("/v2/crawl/active"));
@@ -258,12 +258,12 @@ impl Provider for Firecrawl {
         let body = json::object(&response.body).unwrap_or_default();
         match page {
             None => Listing {
-                runs: rows(&body, "crawls", Kind::Crawl, asked_at),
+                runs: rows(&body, "crawls", Kind::Crawl, &Claim::Listed { over: false }, asked_at),
                 next: Some(ActivityPage::first(0).to_string()),
                 gap: None,
             },
             Some(page) => ActivityPage::parse(page).map_or_else(Listing::default, |page| Listing {
-                runs: rows(&body, "data", page.kind(), asked_at),
+                runs: rows(&body, "data", page.kind(), &Claim::Tracked, asked_at),
                 next: page.next(&body).map(|next| next.to_string()),
                 gap: None,
             }),
@@ -577,16 +577,15 @@ impl std::fmt::Display for ActivityPage<'_> {
     }
 }
 
-/// The runs of one page. A row shows no state, only that the run exists: never `over`, or every
-/// sweep would ask after every run of the day.
-fn rows(body: &Map<String, Value>, key: &str, kind: Kind, asked_at: At) -> Vec<Observation> {
+/// The runs of one page, each with the `claim` that being on it makes.
+fn rows(body: &Map<String, Value>, key: &str, kind: Kind, claim: &Claim, asked_at: At) -> Vec<Observation> {
     let rows = body.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     rows.iter()
         .filter_map(|row| {
             let row = row.as_object()?;
             let run_id = RunId::new(json::text(row, "id")?).ok()?;
             let detail = Detail { opened_at: json::time(row, "created_at"), ..Detail::default() };
-            Some(Observation { detail, ..listed(&run_id, Some(kind), false, asked_at) })
+            Some(Observation { detail, claim: claim.clone(), ..listed(&run_id, Some(kind), false, asked_at) })
         })
         .collect()
 }

@@ -19,7 +19,7 @@ pub enum Rank {
 /// One claim about a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Claim {
-    /// A client or an operator says that the run exists.
+    /// A client, an operator or a list without states says that the run exists, and no more.
     Tracked,
     /// A list named it, perhaps with a state. Lists lag and omit, so this never settles anything;
     /// `over` asks for a closer look.
