@@ -88,8 +88,8 @@ pub struct Ledger {
     pub feed_faults: u64,
     /// Webhooks answered 2xx that the daemon knows nothing of. Must be 0.
     pub forgotten: u64,
-    /// Runs whose only webhook, or only time on a list, found the daemon dead, so that nothing but
-    /// the client could tell it of them, and did in the end.
+    /// Runs whose only webhook found the daemon dead, so that nothing but the client could tell it
+    /// of them, and did in the end.
     pub told_late: u64,
     /// What the clouds counted.
     pub clouds: BTreeMap<Count, u64>,
@@ -226,12 +226,12 @@ impl Book {
     }
 
     /// The runs of which a daemon that was down at times cannot know: no client was to speak of
-    /// them, all their letters found nobody at home, and no list was read while they stood on it.
+    /// them, and all their letters found nobody at home.
     pub fn untold(&self) -> Vec<usize> {
         let runs = self.world.plan.runs.iter().enumerate();
         let untold = |(number, life): &(usize, &Life)| {
             let unheard = self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
-            unheard && life.tracked.is_none() && self.world.told(*number) == 0
+            unheard && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
     }
@@ -374,7 +374,7 @@ impl Ledger {
         if self.kills > 0 {
             let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
             rows.push(row("kills", self.kills, remark));
-            let remark = "runs that could only have become known while the daemon was dead; the client told of them";
+            let remark = "runs whose only webhook found the daemon dead; the client told of them in the end";
             rows.push(row("told late", self.told_late, remark.to_owned()));
         }
         rows
@@ -467,8 +467,8 @@ mod tests {
     #[test]
     fn a_truth_that_one_letter_tells_is_not_asked_of_who_never_got_it() {
         let world = world();
-        let hinged = |life: &&Life| life.truth.and_then(|truth| truth.hinge).is_some();
-        let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(&life)).unwrap();
+        let hinged = |life: &Life| life.truth.and_then(|truth| truth.hinge).is_some();
+        let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(life)).unwrap();
         let hinge = life.truth.unwrap().hinge.unwrap();
         let mut book = honest(&world);
         book.hear(record(1000, life.source.word(), &life.id, hinge.otherwise, true));
