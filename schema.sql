@@ -5,10 +5,12 @@
 CREATE TABLE meta (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
-    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (device and inode)
+    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
     digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
-    trimmed    INTEGER NOT NULL               -- retention has removed records up to this seq
+    trimmed    INTEGER NOT NULL,              -- retention has removed records up to this seq
+    generation INTEGER NOT NULL DEFAULT 0,    -- last number given to a reader of a consumer; never used twice
+    fed_bytes  INTEGER NOT NULL DEFAULT 0     -- size of all records, for the cap of their retention
 ) STRICT;
 
 CREATE TABLE sources (
@@ -81,6 +83,8 @@ CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
 CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
 CREATE INDEX runs_wake ON runs (wake_at) WHERE wake_at IS NOT NULL;  -- exactly the open runs
 
+CREATE INDEX runs_settled ON runs (source, settled_at, origin) WHERE settled_at IS NOT NULL;
+
 -- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
 -- the same completion.
 CREATE TRIGGER a_completion_is_for_ever
@@ -123,10 +127,25 @@ CREATE UNIQUE INDEX one_completion_per_run ON records (run) WHERE type = 'settle
 -- Named readers whose position we keep.
 CREATE TABLE consumers (
     name       TEXT    PRIMARY KEY,
-    acked      INTEGER NOT NULL,
+    acked      INTEGER NOT NULL,              -- everything up to here is done
     filter     TEXT    NOT NULL,              -- JSON, fixed for life
-    window     INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
+    window     INTEGER NOT NULL,              -- records that may be out unacknowledged; 0: any number
+    generation INTEGER NOT NULL,              -- of the last reader, seek or creation: it fences the ones before
     created_at INTEGER NOT NULL,
-    seen_at    INTEGER NOT NULL
+    seen_at    INTEGER NOT NULL               -- when it was last opened, acknowledged or moved
+) STRICT, WITHOUT ROWID;
+
+-- Events a consumer gave up on for now. Its position has passed them, so they are kept here whole:
+-- retention of records must not take them.
+CREATE TABLE parked (
+    consumer TEXT    NOT NULL REFERENCES consumers (name) ON DELETE CASCADE,
+    seq      INTEGER NOT NULL,
+    type     TEXT    NOT NULL,
+    envelope TEXT    NOT NULL,
+    data     TEXT    NOT NULL,
+    attempts INTEGER NOT NULL,
+    error    TEXT    NOT NULL,
+    at       INTEGER NOT NULL,                -- of the last attempt
+    retry    INTEGER NOT NULL,                -- 1: somebody asked for another attempt
+    PRIMARY KEY (consumer, seq)
 ) STRICT, WITHOUT ROWID;

@@ -51,6 +51,16 @@ pub const UNVERIFIED_ROWS: u64 = 10_000;
 /// Bytes of unverified deliveries kept per source unless configured; the oldest go first.
 pub const UNVERIFIED_BYTES: u64 = 64 * MIB as u64;
 
+/// Deliveries that are not authentic which one sender may bring at once …
+pub const STRANGER_BURST: f64 = 120.0;
+
+/// … and so many per second after that. A provider whose secret is not yet configured stays below
+/// it; what is over it is not stored, since the ring would soon drop it anyway.
+pub const STRANGER_RATE: f64 = 2.0;
+
+/// Senders of such deliveries that are told apart. One that is not is counted with the others.
+pub const STRANGERS_MAX: usize = 4_096;
+
 /// What `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
 /// providers' own retries are coarser.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
@@ -97,11 +107,29 @@ pub const STREAMS_MAX: usize = 1_100;
 /// database small.
 pub const PAGE_ROWS: usize = 500;
 
+/// Bytes after which a page ends, whatever it has in rows: what a slow reader costs.
+pub const PAGE_BYTES: usize = MIB;
+
 /// Rows looked at for one page, matching or not: a narrow filter must not hold a snapshot for long.
 pub const PAGE_SCAN_ROWS: i64 = 10_000;
 
 /// After so many rows without a match a stream says how far it has come.
 pub const BOOKMARK_ROWS: i64 = 1_000;
+
+/// Records a consumer may have out unacknowledged unless it says otherwise.
+pub const WINDOW: u32 = 1_000;
+
+/// The most it may say; their numbers are held in memory.
+pub const WINDOW_MAX: u32 = 100_000;
+
+/// Events a consumer may have parked. Who fills this has a broken command, not broken events.
+pub const PARKED_MAX: i64 = 10_000;
+
+/// What is kept of the reason an event was parked for.
+pub const PARKED_ERROR_BYTES: usize = 4 * KIB;
+
+/// What a command is given of one field in its environment; all of it is on its standard input.
+pub const VARIABLE_BYTES: usize = 4 * KIB;
 
 /// The longest `wait` of a request.
 pub const WAIT_MAX: Duration = Duration::from_secs(600);
@@ -153,6 +181,32 @@ pub const POLLER_IDLE_MAX: Duration = Duration::from_secs(5);
 /// … and never more often than this.
 pub const POLLER_IDLE_MIN: Duration = Duration::from_millis(5);
 
+// ── Upkeep ──────────────────────────────────────────────────────────────────────────────────────
+
+/// The first round of upkeep comes this long after the start, when the rush of it is over.
+pub const UPKEEP_FIRST: Duration = Duration::from_secs(60);
+
+/// … and the others so far apart.
+pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Reports looked at for one transaction of upkeep.
+pub const UPKEEP_ROWS: i64 = 500;
+
+/// Bytes of bodies that one transaction of upkeep lets go: some milliseconds of work.
+pub const UPKEEP_BYTES: i64 = 8 * MIB as i64;
+
+/// The pause between two of them, in which intake has the writer for itself.
+pub const UPKEEP_PAUSE: Duration = Duration::from_millis(20);
+
+/// Free bytes in the file that are worth giving back.
+pub const SHRINK_BYTES_MIN: i64 = 64 * MIB as i64;
+
+/// Pages given back in one transaction.
+pub const SHRINK_PAGES: u32 = 256;
+
+/// The smallest `retention.size`: less would empty what has only just come in.
+pub const RETENTION_SIZE_MIN: u64 = 16 * MIB as u64;
+
 // ── The rest ────────────────────────────────────────────────────────────────────────────────────
 
 /// How long deliveries are kept unless configured.
@@ -160,6 +214,19 @@ pub const RETENTION_DELIVERIES: Duration = Duration::from_secs(30 * 86_400);
 
 /// How long the feed is kept unless configured.
 pub const RETENTION_FEED: Duration = Duration::from_secs(90 * 86_400);
+
+/// How large all records together may become unless configured. This bound is hard: a consumer
+/// that is further behind loses records, since a full disk would lose everybody's.
+pub const RETENTION_FEED_BYTES: u64 = 8 * 1024 * MIB as u64;
+
+/// The least that may be configured: the largest record and a few more must fit.
+pub const RETENTION_FEED_BYTES_MIN: u64 = MIB as u64;
+
+/// How often the feed is looked at for what may go.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Records looked at for that in one transaction.
+pub const TRIM_ROWS: u32 = 1_000;
 
 /// The shortest retention that may be configured: what nobody had time to read must not go.
 pub const RETENTION_MIN: Duration = Duration::from_secs(60);
@@ -176,6 +243,16 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// How long what is under way may take after SIGTERM.
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
+
+/// How long a connection on which nothing is under way is kept when stopping. A request may be on
+/// its way to us already, and closing then would look to its sender like a refusal.
+pub const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
+
+/// How often the writer's pulse is felt, unless systemd wants it more often.
+pub const PULSE: Duration = Duration::from_secs(10);
+
+/// By how much longer a start may take each time a hundred more reports have been recovered.
+pub const RECOVERY_STEP: Duration = Duration::from_secs(120);
 
 /// File descriptors the unit asks for (`LimitNOFILE`).
 pub const FILES_MAX: usize = 16_384;

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::calls::Asker;
 use crate::limits;
 use crate::providers::{Answer, Question, Subject};
-use crate::reconciler::{Clock, Handle};
+use crate::reconciler::{Clock, Fleet, Handle};
 use crate::report::{AnswerHead, Head, PollHead, Report, SweepHead};
 use crate::run::decide::Run;
 use crate::run::{At, RunId};
@@ -235,7 +235,13 @@ pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: 
 }
 
 /// Hands in a clock report for every run one of whose limits has passed.
-pub async fn keep_time(ledger: Handle, reader: Reader, clock: Clock, mut stop: watch::Receiver<bool>) {
+pub async fn keep_time(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut pause = Duration::ZERO;
     loop {
         tokio::select! {
@@ -244,8 +250,8 @@ pub async fn keep_time(ledger: Handle, reader: Reader, clock: Clock, mut stop: w
         }
         let now = clock();
         let look = {
-            let reader = reader.clone();
-            move || reader.read(|view| view.alarms(now, limits::ALARMS_PER_ROUND_MAX))
+            let (reader, sources) = (reader.clone(), fleet.borrow().rows());
+            move || reader.read(|view| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX))
         };
         pause = match tokio::task::spawn_blocking(look).await {
             Ok(Ok((due, next))) if due.is_empty() => {

@@ -26,7 +26,7 @@ use crate::run::observation::{Claim, Observation};
 use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
 use crate::run::{At, RunId, RunKey, SourceName, Trust, Via};
 use crate::secret::Redactor;
-use crate::store::{HeardRow, RingLimits, StoreError, Traffic, Transaction, Writer};
+use crate::store::{HeardRow, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
 
 /// Tells the time. The daemon's is the system clock; a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
@@ -48,6 +48,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// A source under this row id.
+    pub fn new(id: i64, source: Arc<Source>) -> Member {
+        Member { id, redactor: source.redactor(), source }
+    }
+
     /// The text without this source's secrets.
     pub fn redacted(&self, text: String) -> String {
         self.redactor.redact(text)
@@ -57,14 +62,20 @@ impl Member {
 impl Fleet {
     /// Gives every source its row.
     pub fn enlist(writer: &mut Writer, sources: &BTreeMap<SourceName, Arc<Source>>) -> Result<Fleet, StoreError> {
-        let named = sources.values().map(|source| (source.name.as_str(), source.provider.name()));
-        let rows = writer.transaction(|tx| tx.sources(named))?;
+        writer.transaction(|tx| Fleet::enlist_in(tx, sources))
+    }
+
+    /// Gives every source its row, within a transaction.
+    pub fn enlist_in(
+        tx: &mut Transaction<'_>,
+        sources: &BTreeMap<SourceName, Arc<Source>>,
+    ) -> Result<Fleet, StoreError> {
+        let rows = tx.sources(sources.values().map(|source| (source.name.as_str(), source.provider.name())))?;
         let mut fleet = Fleet::default();
         for (name, source) in sources {
             let id = rows[name.as_str()];
             fleet.ids.insert(name.clone(), id);
-            let redactor = source.redactor();
-            fleet.by_id.insert(id, Arc::new(Member { id, source: source.clone(), redactor }));
+            fleet.by_id.insert(id, Arc::new(Member::new(id, source.clone())));
         }
         Ok(fleet)
     }
@@ -78,6 +89,22 @@ impl Fleet {
     /// Every source, in the order of their rows.
     pub fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.by_id.values()
+    }
+
+    /// The row ids of every source.
+    pub fn rows(&self) -> Vec<i64> {
+        self.by_id.keys().copied().collect()
+    }
+
+    /// This fleet, with `earlier` members for the rows that it has none for: what they took in and
+    /// what is still on its way is read all the same.
+    #[must_use]
+    pub fn remembering(&self, earlier: &Fleet) -> Fleet {
+        let mut fleet = self.clone();
+        for (id, member) in &earlier.by_id {
+            fleet.by_id.entry(*id).or_insert_with(|| member.clone());
+        }
+        fleet
     }
 
     fn member(&self, id: i64) -> Option<&Arc<Member>> {
@@ -125,6 +152,7 @@ enum Job {
     Reverify { source: i64, reply: oneshot::Sender<Result<Reverified, Refusal>> },
     Report { report: Report, reply: Reply },
     Write { work: Work, done: oneshot::Sender<Result<(), Refusal>> },
+    Fleet { fleet: Fleet, done: oneshot::Sender<()> },
 }
 
 enum Reply {
@@ -179,6 +207,13 @@ impl Handle {
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
+    /// Has reports read with these sources from now on.
+    pub async fn set_fleet(&self, fleet: Fleet) -> Result<(), Refusal> {
+        let (done, set) = oneshot::channel();
+        self.submit(Job::Fleet { fleet, done }).await?;
+        set.await.map_err(|_| Refusal::Stopping)
+    }
+
     /// The seq of the newest record that is on disk. Changes wake the feed.
     pub fn head(&self) -> watch::Receiver<i64> {
         self.head.clone()
@@ -227,14 +262,20 @@ impl Reconciler {
         Reconciler { writer, fleet, ring, ring_added: BTreeMap::new(), behind: true }
     }
 
+    /// Readers of the ledger.
+    pub fn reader(&self) -> Reader {
+        self.writer.reader()
+    }
+
     /// Digests what an earlier process stored and did not get to, one by one, each attempt counted
-    /// on disk before it is made. Returns how many there were.
-    pub fn recover(&mut self, now: At) -> Result<usize, StoreError> {
+    /// on disk before it is made. Returns how many there were; `tell` hears of each.
+    pub fn recover(&mut self, now: At, tell: impl Fn(usize)) -> Result<usize, StoreError> {
         let mut count = 0;
         loop {
             let waiting = self.writer.transaction(|tx| tx.undigested(1))?;
             let Some((id, report, attempts)) = waiting.into_iter().next() else { break };
             count += 1;
+            tell(count);
             if attempts >= limits::ATTEMPTS_MAX {
                 self.writer.transaction(|tx| {
                     tx.set_aside(id, now, "digesting it ended the process three times")?;
@@ -514,7 +555,12 @@ fn append(
         Some(earlier) if earlier != id => tx.report(earlier)?,
         _ => None,
     };
-    let body = spoken_by.map(|_| earlier.as_ref().unwrap_or(report).payload());
+    let speaker = match spoken_by {
+        Some(earlier) if earlier != id => None,
+        _ => Some(report),
+    };
+    // A speaker that retention has removed leaves no payload, and never another's.
+    let body = spoken_by.and(earlier.as_ref().or(speaker)).map(Report::payload);
     let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
     let payload = match (&json, spoken_by) {
         (Some(json), _) => Payload::Inline(json),
@@ -646,6 +692,11 @@ impl Reconciler {
                 Job::Write { work: one, done: tell } => {
                     work.push(one);
                     done.push(tell);
+                }
+                // At once: every report in this group is read only after this loop.
+                Job::Fleet { fleet, done: tell } => {
+                    self.set_fleet(fleet);
+                    let _ = tell.send(());
                 }
             }
         }

@@ -239,10 +239,17 @@ fn no_delivery() -> Problem {
 
 /// `GET /v1/status`.
 pub async fn status(State(desk): Shared) -> Answer {
-    let look = |view: &crate::store::View<'_>| {
-        Ok((view.bounds()?, view.source_counts()?, view.set_aside_count()?, view.secret_uses()?))
+    Ok(http::json(StatusCode::OK, &facts(&desk).await?))
+}
+
+/// How everything is, for people and for graphs.
+pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
+    let at = (desk.clock)();
+    let look = move |view: &crate::store::View<'_>| {
+        let (counts, losses) = (view.source_counts()?, view.losses(at)?);
+        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1, view.secret_uses()?))
     };
-    let (bounds, counts, set_aside, uses) = desk.look(look).await?;
+    let (bounds, counts, mut losses, set_aside, free, uses) = desk.look(look).await?;
     let now = (desk.clock)();
     let cursor = |seq| Cursor { epoch: desk.reader.epoch().to_owned(), seq }.to_string();
     let askers = desk.askers.borrow().clone();
@@ -257,11 +264,12 @@ pub async fn status(State(desk): Shared) -> Answer {
             notes.extend(secrets.iter().filter(|secret| secret.can_go).map(|secret| {
                 format!("{} has verified nothing for longer than a run lives: it can be removed", secret.label)
             }));
-            SourceView::of(counts, pace, asker.and_then(|asker| asker.skew_ms()), secrets, notes)
+            let loss = losses.remove(&counts.id).unwrap_or_default();
+            SourceView::of(counts, pace, asker.and_then(|asker| asker.skew_ms()), secrets, notes, loss)
         })
         .collect();
-    let view = StatusView {
-        version: env!("CARGO_PKG_VERSION"),
+    Ok(StatusView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: desk.started_at.rfc3339(),
         epoch: desk.reader.epoch().to_owned(),
         head: cursor(bounds.head),
@@ -269,20 +277,19 @@ pub async fn status(State(desk): Shared) -> Answer {
         open,
         overdue,
         set_aside,
-        store: store_view(&desk),
+        store: store_view(desk, free),
         sources,
-    };
-    Ok(http::json(StatusCode::OK, &view))
+    })
 }
 
-fn store_view(desk: &Desk) -> StoreView {
+fn store_view(desk: &Desk, free_bytes: i64) -> StoreView {
     let path = desk.reader.path();
     let bytes = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         std::fs::metadata(name).map_or(0, |meta| meta.len())
     };
-    StoreView { path: path.display().to_string(), bytes: bytes(""), wal_bytes: bytes("-wal") }
+    StoreView { path: path.display().to_string(), bytes: bytes(""), free_bytes, wal_bytes: bytes("-wal") }
 }
 
 /// What a person should know about a source.

@@ -1,6 +1,6 @@
 //! What the control socket shows of runs, deliveries and sources. The commands read these back.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::providers::Headers;
@@ -11,10 +11,10 @@ use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
 use crate::secret::SecretLabel;
-use crate::store::{DeliveryRow, HeardRow, RunRow, SecretUse, SourceCounts};
+use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct RunView {
     /// Source name.
     pub source: String,
@@ -27,7 +27,7 @@ pub struct RunView {
     /// Workflow, recipe or agent.
     pub group_id: Option<String>,
     /// `open` or `settled`.
-    pub phase: &'static str,
+    pub phase: String,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// What settled it.
@@ -88,7 +88,7 @@ impl RunView {
             run_id: row.key.run_id.to_string(),
             kind: run.kind,
             group_id: run.detail.group_id.clone(),
-            phase: if settled.is_some() { "settled" } else { "open" },
+            phase: if settled.is_some() { "settled" } else { "open" }.to_owned(),
             outcome: settled.map(|settled| settled.belief.ending.outcome),
             origin: settled.map(|settled| settled.origin),
             confirmed: settled.map(|settled| settled.confirmed),
@@ -123,7 +123,7 @@ fn cursor(epoch: &str, seq: i64) -> String {
 }
 
 /// A line of a run's timeline.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct TimelineLine {
     /// When.
     pub at: String,
@@ -160,21 +160,21 @@ impl TimelineLine {
 }
 
 /// One report in full, without secrets: header values that may hold one are hidden.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct DeliveryView {
     /// What is listed.
     #[serde(flatten)]
     pub row: DeliveryRow,
     /// Headers of a delivery.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Headers>,
     /// The body was cut off.
     pub truncated: bool,
     /// The peer's address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// Of a poll or sweep: what was asked, and how it was answered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerHead>,
 }
 
@@ -214,7 +214,7 @@ impl DeliveryView {
 }
 
 /// One source.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct SourceView {
     /// Its name.
     pub name: String,
@@ -226,6 +226,8 @@ pub struct SourceView {
     pub open: i64,
     /// Open runs past their deadline.
     pub overdue: i64,
+    /// Completions that had to do without their webhook, over an hour, a day and thirty days.
+    pub loss: Losses,
     /// Last authentic delivery.
     pub last_webhook_at: Option<String>,
     /// Last delivery that was not.
@@ -245,7 +247,7 @@ pub struct SourceView {
 }
 
 /// A configured secret, by its name.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct SecretView {
     /// Its name in the configuration.
     pub label: String,
@@ -273,8 +275,10 @@ impl SourceView {
         clock_skew_ms: Option<i64>,
         secrets: Vec<SecretView>,
         notes: Vec<String>,
+        loss: Losses,
     ) -> SourceView {
         SourceView {
+            loss,
             name: counts.name,
             provider: counts.provider,
             configured: pace.is_some(),
@@ -293,10 +297,10 @@ impl SourceView {
 }
 
 /// The whole daemon.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StatusView {
     /// Of the program.
-    pub version: &'static str,
+    pub version: String,
     /// When it was ready.
     pub started_at: String,
     /// First half of every cursor.
@@ -318,12 +322,14 @@ pub struct StatusView {
 }
 
 /// The database file.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StoreView {
     /// Where it is.
     pub path: String,
     /// Its size.
     pub bytes: u64,
+    /// How much of it is free, for what comes next.
+    pub free_bytes: i64,
     /// The size of its write-ahead log.
     pub wal_bytes: u64,
 }

@@ -112,6 +112,10 @@ impl Provider for Firecrawl {
         Environment { api_key: "FIRECRAWL_API_KEY", webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"), path_token: None }
     }
 
+    fn webhook_setup(&self) -> &'static str {
+        "as webhook.url of each request"
+    }
+
     fn policy(&self, kind: Option<Kind>) -> Policy {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         let (deadline, give_up) = match kind {

@@ -57,6 +57,11 @@ pub trait Provider: Sync {
     /// The environment variables people already have set for it.
     fn environment(&self) -> Environment;
 
+    /// Where a person enters the URL of our webhook endpoint: completes "enter it …".
+    fn webhook_setup(&self) -> &'static str {
+        "where the provider asks for a webhook URL"
+    }
+
     /// Values of `api` in the configuration that mean something; the first is the default.
     fn apis(&self) -> &'static [&'static str] {
         &[]
@@ -129,6 +134,13 @@ pub trait Provider: Sync {
     /// What an answer tells about the account and the service, whatever it says about a run.
     fn hearing(&self, answer: &Answer) -> Hearing {
         hearing_by_status(answer)
+    }
+}
+
+/// A provider is its name: there is one dialect of each.
+impl PartialEq for dyn Provider {
+    fn eq(&self, other: &dyn Provider) -> bool {
+        self.name() == other.name()
     }
 }
 

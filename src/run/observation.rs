@@ -191,6 +191,11 @@ impl Voice {
         self.ending.outcome == other.ending.outcome
     }
 
+    /// Whether `other` says what this voice says too, perhaps more exactly.
+    pub fn allows(&self, other: &Voice) -> bool {
+        self.agrees(other) || self.is_refined_by(other)
+    }
+
     /// Whether `other` says more exactly what this voice says too.
     pub fn is_refined_by(&self, other: &Voice) -> bool {
         self.ending.covers == Some(other.ending.outcome)

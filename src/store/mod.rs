@@ -4,24 +4,30 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod consumers;
 mod records;
 mod reports;
 mod runs;
+mod trimming;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
+pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use trimming::{TrimLimits, Trimmed};
+pub use upkeep::{Finding, LOSS_SPANS, Loss, Losses, Removable, check, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -266,7 +272,8 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
 
 /// What the writing connection needs beside that, asked back.
 fn set_up(connection: &Connection) -> Result<()> {
-    connection.execute_batch("PRAGMA page_size = 8192;")?;
+    // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
+    connection.execute_batch("PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;")?;
@@ -346,8 +353,15 @@ fn epoch(connection: &Connection, path: &Path) -> Result<String> {
     Ok(connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?)
 }
 
+/// What tells this file from a copy of it. Not the device, whose number may change at a boot; and
+/// not the inode alone, whose number is given to the next file when this one is removed.
 fn identity(path: &Path) -> String {
-    fs::metadata(path).map_or_else(|_| "unknown".to_owned(), |meta| format!("{}:{}", meta.dev(), meta.ino()))
+    let Ok(meta) = fs::metadata(path) else { return "unknown".to_owned() };
+    let born = meta.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    match born {
+        Some(born) => format!("{}:{}", meta.ino(), born.as_nanos()),
+        None => format!("{}:{}", meta.dev(), meta.ino()),
+    }
 }
 
 /// Turns a stored word back into a value; a word nobody writes is a damaged row.

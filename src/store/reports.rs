@@ -1,7 +1,7 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
 use rusqlite::{Row, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
 use crate::providers::Verdict;
@@ -164,7 +164,7 @@ pub struct HeardRow {
 }
 
 /// A delivery as it is listed. No header values: they hold secrets.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct DeliveryRow {
     /// Report id.
     pub id: i64,

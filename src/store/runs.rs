@@ -219,22 +219,26 @@ impl View<'_> {
         Ok(at.map(At))
     }
 
-    /// Runs one of whose limits has passed, and when the next one's will.
-    pub fn alarms(&self, now: At, max: u32) -> Result<Alarms> {
+    /// Runs of `sources` one of whose limits has passed, and when the next one's will. Runs of a
+    /// source that is no longer configured have nobody to read an alarm, and wait for its return.
+    pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<Alarms> {
+        let sources = to_json(&sources);
         let mut select = self.connection.prepare_cached(
-            "SELECT source, run_id FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?1 ORDER BY wake_at LIMIT ?2",
+            "SELECT source, run_id FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?1
+                AND source IN (SELECT value FROM json_each(?3)) ORDER BY wake_at LIMIT ?2",
         )?;
-        let rows = select.query_and_then((now.0, max), |row| {
+        let rows = select.query_and_then((now.0, max, &sources), |row| {
             Ok((
                 row.get(0)?,
                 stored(RunId::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?).ok(), "a run id")?,
             ))
         })?;
         let due = rows.collect::<Result<Vec<_>>>()?;
-        let mut select = self
-            .connection
-            .prepare_cached("SELECT min(wake_at) FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1")?;
-        let next: Option<i64> = select.query_row([now.0], |row| row.get(0))?;
+        let mut select = self.connection.prepare_cached(
+            "SELECT wake_at FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1
+                    AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
+        )?;
+        let next: Option<i64> = select.query_row((now.0, &sources), |row| row.get(0)).optional()?;
         Ok((due, next.map(At)))
     }
 

@@ -1,0 +1,4 @@
+//! `decide` held to its contract: by a table of every cell.
+
+mod speech;
+mod table;
