@@ -44,7 +44,7 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The HTTP client.
-    #[error("the HTTPS client cannot be set up: {0}")]
+    #[error("the HTTPS client cannot be set up: {}; are the system's certificates (ca-certificates) installed?", innermost(.0))]
     Client(#[from] reqwest::Error),
     /// The writer's thread.
     #[error("the writer's thread cannot be started: {0}")]
@@ -98,6 +98,7 @@ impl Daemon {
 
     /// As [`Daemon::start`], on the sockets that systemd handed in.
     pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+        let calls = Calls::new()?;
         let (reconciler, fleet, recovered) = recover(&config, &clock)?;
         let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
         let reader = reconciler.reader();
@@ -146,7 +147,6 @@ impl Daemon {
             retention: config.retention.clone(),
         };
         tasks.spawn(upkeep.run(stopped.clone()));
-        let calls = Calls::new()?;
         let mut voices = Voices { askers, tasks: BTreeMap::new(), calls, ledger, reader, clock, stop: stopped };
         voices.follow(&fleet_seen.borrow(), &mut tasks);
         let (hooks, sockets) = (listeners.address, listeners.ours);
@@ -206,6 +206,15 @@ impl Daemon {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// The cause that names what is missing; what is around it only says that something failed.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 /// Opens the ledger and digests what an earlier process left.
