@@ -175,13 +175,13 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
 pub const UPKEEP_ROWS: i64 = 500;
 
 /// Bytes of bodies that one transaction of upkeep lets go: some milliseconds of work.
-pub const UPKEEP_BYTES: i64 = 8 * MIB as i64;
+pub const UPKEEP_BYTES: i64 = 8 << 20;
 
 /// The pause between two of them, in which intake has the writer for itself.
 pub const UPKEEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Free bytes in the file that are worth giving back.
-pub const SHRINK_BYTES_MIN: i64 = 64 * MIB as i64;
+pub const SHRINK_BYTES_MIN: i64 = 64 << 20;
 
 /// Pages given back in one transaction.
 pub const SHRINK_PAGES: u32 = 256;
