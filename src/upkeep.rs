@@ -151,3 +151,51 @@ impl Upkeep {
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconciler::{Fleet, Reconciler, channel};
+    use crate::report::{Head, Report};
+    use crate::run::RunId;
+    use crate::store::{RingLimits, Writer};
+
+    /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
+    async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
+        let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter())).unwrap();
+        let reader = writer.reader();
+        let ring = RingLimits { rows_max: 10, bytes_max: 10 };
+        let clock: Clock = Arc::new(|| At(3_600_000));
+        let (ledger, serve) = channel(Reconciler::new(writer, Fleet::default(), ring), clock.clone(), 0);
+        std::thread::spawn(serve);
+        for _ in 0..count {
+            let head = Head::Clock { run_id: RunId::new("r").unwrap() };
+            ledger.digest(Report { source: 1, at: At(1_000), head, body: vec![b'x'; 100_000] }).await.unwrap();
+        }
+        Upkeep { ledger, reader, clock, retention }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_old_goes_and_what_is_young_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let hours = |hours: u64| Retention { deliveries: Duration::from_secs(3_600 * hours), ..Retention::default() };
+        let mut upkeep = upkeep(folder.path(), 20, hours(2)).await;
+        upkeep.round().await.unwrap();
+        assert_eq!(upkeep.look(|view| view.set_aside_count()).await.unwrap(), 20);
+        upkeep.retention = Retention { deliveries: Duration::from_secs(600), ..Retention::default() };
+        upkeep.round().await.unwrap();
+        assert_eq!(upkeep.look(|view| view.set_aside_count()).await.unwrap(), 0, "they go with their reports");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_too_much_loses_its_bytes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = Some(1_000_000);
+        let upkeep = upkeep(folder.path(), 20, Retention { size, ..Retention::default() }).await;
+        assert!(upkeep.look(|view| view.sizes()).await.unwrap().0 > 2_000_000);
+        upkeep.round().await.unwrap();
+        assert!(upkeep.look(|view| view.sizes()).await.unwrap().0 < 1_000_000);
+        assert_eq!(upkeep.look(|view| view.set_aside_count()).await.unwrap(), 20, "the rows were no burden");
+    }
+}

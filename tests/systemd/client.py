@@ -3,6 +3,7 @@
 
   client.py send SECONDS THREADS OUT    signed webhooks for that long; what became of each goes to OUT
   client.py post SOURCE KEY RUN_ID      one signed webhook; prints the status
+  client.py flood COUNT                 so many forged ones; prints each status and how often it came
   client.py slow SOURCE KEY RUN_ID      the same, its body in pieces over three seconds
   client.py count OUT                   each accepted run of OUT has exactly one completion in the feed
   client.py get SOCKET PATH             GET on a Unix socket; prints status and body
@@ -127,6 +128,10 @@ def main(command, *arguments):
         return count(*arguments)
     if command == "post":
         print(post(*arguments))
+    elif command == "flood":
+        statuses = [post("sky", "not-the-key", f"wr_forged_{n}") for n in range(int(arguments[0]))]
+        for status in sorted(set(statuses)):
+            print(status, statuses.count(status))
     elif command == "slow":
         slow(*arguments)
     elif command == "get":
