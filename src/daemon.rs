@@ -135,6 +135,7 @@ impl Daemon {
             started_at: clock(),
             stop: stopped.clone(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
+            lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
         });
         let receiver = Arc::new(Receiver::new(fleet_rx, ledger.clone(), clock.clone(), config.hooks.body_limit));

@@ -3,5 +3,9 @@
 mod consume;
 mod consumers;
 mod events;
+mod examples;
+mod kills;
+mod load;
 mod retention;
 mod support;
+mod tools;
