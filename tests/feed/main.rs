@@ -7,5 +7,7 @@ mod examples;
 mod kills;
 mod load;
 mod retention;
+mod schema;
 mod support;
 mod tools;
+mod versions;

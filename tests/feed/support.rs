@@ -59,6 +59,27 @@ impl Home {
         fs::write(self.path("settled.toml"), text).unwrap();
     }
 
+    /// Puts a provider behind it that answers every question with this body, for as long as the
+    /// test runs.
+    pub fn provider_says(&self, body: &str) {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let file = self.path("settled.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.replace("http://127.0.0.1:1\"", &format!("http://{address}\""))).unwrap();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                while head.next().is_some_and(|line| !line.is_empty()) {}
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
