@@ -5,7 +5,7 @@
 CREATE TABLE meta (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
-    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (device and inode)
+    identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
     digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
     trimmed    INTEGER NOT NULL,              -- retention has removed records up to this seq
@@ -20,8 +20,19 @@ CREATE TABLE sources (
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours
-    counted       INTEGER                     -- runs the provider's own counter last showed
+    counted       INTEGER,                    -- runs the provider's own counter last showed
+    counted_known INTEGER,                    -- runs we knew of then
+    unaccounted   INTEGER NOT NULL DEFAULT 0  -- rises of that counter that no known run explains
 ) STRICT;
+
+-- When each configured secret last verified a delivery: shows which old one can go.
+CREATE TABLE secret_uses (
+    source  INTEGER NOT NULL REFERENCES sources (id),
+    label   TEXT    NOT NULL,
+    last_at INTEGER NOT NULL,
+    uses    INTEGER NOT NULL,
+    PRIMARY KEY (source, label)
+) STRICT, WITHOUT ROWID;
 
 -- Whatever reached us, as it came. Written before anything is parsed.
 CREATE TABLE reports (
@@ -54,6 +65,7 @@ CREATE TABLE runs (
     run_id           TEXT    NOT NULL,
     phase            TEXT    NOT NULL CHECK (phase IN ('open', 'settled')),
     overdue          INTEGER NOT NULL,
+    opened_at        INTEGER NOT NULL,
     outcome          TEXT,
     origin           TEXT,
     settled_at       INTEGER,
@@ -70,6 +82,8 @@ CREATE TABLE runs (
 CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
 CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
 CREATE INDEX runs_wake ON runs (wake_at) WHERE wake_at IS NOT NULL;  -- exactly the open runs
+
+CREATE INDEX runs_settled ON runs (source, settled_at, origin) WHERE settled_at IS NOT NULL;
 
 -- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
 -- the same completion.

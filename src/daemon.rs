@@ -1,15 +1,15 @@
 //! The daemon: what starts in which order, what stops in which, and who holds whom.
 //!
 //! Start: the ledger is opened and what an earlier process left undigested is digested; then
-//! webhooks are taken; then the sockets answer; then providers are asked. Stop: no new connection,
-//! those in progress finish, the writer writes what it was handed, the process ends.
+//! webhooks are taken; then the sockets answer; then providers are asked. Reload: the reader of
+//! reports learns of the new sources first, then the webhook endpoint, then those who ask. Stop: no
+//! new connection, those in progress finish, the writer writes what it was handed, the process ends.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,19 +19,23 @@ use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::calls::{Asker, Calls};
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Hooks};
 use crate::feed::{self, Desk};
 use crate::http::{self, Allowance, Function, Listener, Peer};
 use crate::limits;
+use crate::listen::{ListenError, Listeners};
 use crate::poller::{self, Poller};
+use crate::pulse::Pulse;
 use crate::receiver::Receiver;
-use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler};
+use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler, Refusal};
 use crate::run::At;
 use crate::run::asking;
 use crate::store::{Reader, RingLimits, StoreError, Writer};
+use crate::systemd::{self, Inherited};
+use crate::upkeep::Upkeep;
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,31 +43,26 @@ pub enum StartError {
     /// The ledger.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The webhook endpoint.
-    #[error("cannot listen for webhooks on {address}: {source}; is another program using it?")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// A Unix socket.
-    #[error("cannot make the socket {path}: {source}")]
-    Socket {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Somebody answers on a socket that should be ours.
-    #[error("another process is serving {0}; stop it, or name other [sockets]")]
-    SocketInUse(PathBuf),
+    /// The sockets.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The HTTP client.
     #[error("the HTTPS client cannot be set up: {0}")]
     Client(#[from] reqwest::Error),
     /// The writer's thread.
     #[error("the writer's thread cannot be started: {0}")]
     Thread(io::Error),
+}
+
+/// Why a new configuration was not taken. The old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It could not be written down.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
 }
 
 /// The system's clock.
@@ -80,57 +79,44 @@ pub struct Daemon {
     pub hooks: SocketAddr,
     /// What was found undigested at the start.
     pub recovered: usize,
+    config: Config,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
-    askers: JoinSet<()>,
+    tasks: JoinSet<()>,
     writer: std::thread::JoinHandle<()>,
-    sockets: [PathBuf; 2],
-    // Keeps the channels' senders alive for as long as anybody reads them.
-    _shared: Shared,
-}
-
-/// What may be replaced while running.
-struct Shared {
-    _fleet: watch::Sender<Arc<Fleet>>,
-    _askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    /// Sockets that we made and must take away.
+    sockets: Vec<PathBuf>,
+    fleet: watch::Sender<Arc<Fleet>>,
+    trouble: watch::Sender<Option<String>>,
+    voices: Voices,
+    pulse: Pulse,
 }
 
 impl Daemon {
-    /// Starts everything. When this returns, webhooks are taken and the sockets answer.
+    /// Starts everything, on sockets of its own. When this returns, webhooks are taken and the
+    /// sockets answer.
     pub async fn start(config: Config, clock: Clock) -> Result<Daemon, StartError> {
-        let mut writer = Writer::open(&config.store_path, clock())?;
-        writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(asking::CHECKS[1] + Duration::from_secs(3600))))?;
-        let fleet = Arc::new(Fleet::enlist(&mut writer, &config.sources)?);
-        let reader = writer.reader();
-        let ring = RingLimits {
-            rows_max: i64::try_from(config.hooks.unverified_rows).unwrap_or(i64::MAX),
-            bytes_max: i64::try_from(config.hooks.unverified_bytes).unwrap_or(i64::MAX),
-        };
-        let mut reconciler = Reconciler::new(writer, (*fleet).clone(), ring);
-        let recovered = reconciler.recover(clock())?;
+        Daemon::start_on(config, clock, Inherited::default()).await
+    }
+
+    /// As [`Daemon::start`], on the sockets that systemd handed in.
+    pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+        let (reconciler, fleet, recovered) = recover(&config, &clock)?;
+        let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
+        let reader = reconciler.reader();
         let head = reader.read(|view| Ok(view.bounds()?.head))?;
         let (ledger, serve) = reconciler::channel(reconciler, clock.clone(), head);
         let writer = std::thread::Builder::new().name("writer".to_owned()).spawn(serve).map_err(StartError::Thread)?;
 
-        let address = config.hooks.listen;
-        let hooks = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
-        let hooks_address = hooks.local_addr().map_err(|source| StartError::Listen { address, source })?;
-        let feed = bind(&config.sockets.feed)?;
-        let control = bind(&config.sockets.control)?;
-
-        let calls = Calls::new()?;
-        let voices = fleet
-            .members()
-            .map(|member| (member.id, Arc::new(Asker::new(member.clone(), calls.clone(), clock.clone()))));
-        let voices: Arc<BTreeMap<i64, Arc<Asker>>> = Arc::new(voices.collect());
+        let listeners = Listeners::open(&config, inherited).await?;
         let (stop, stopped) = watch::channel(false);
-        let (fleet_tx, fleet_rx) = watch::channel(fleet);
-        let (voices_tx, voices_rx) = watch::channel(voices.clone());
+        let (askers, askers_seen) = watch::channel(Arc::default());
+        let (trouble, trouble_seen) = watch::channel(None);
         let desk = Arc::new(Desk {
             ledger: ledger.clone(),
             reader: reader.clone(),
-            fleet: fleet_rx.clone(),
-            askers: voices_rx,
+            fleet: fleet_seen.clone(),
+            askers: askers_seen,
             clock: clock.clone(),
             started_at: clock(),
             stop: stopped.clone(),
@@ -138,30 +124,187 @@ impl Daemon {
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
         });
-        let receiver = Arc::new(Receiver::new(fleet_rx, ledger.clone(), clock.clone(), config.hooks.body_limit));
+        let pulse = Pulse {
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            fleet: fleet_seen.clone(),
+            trouble: trouble_seen,
+            clock: clock.clone(),
+        };
+        let body_limit = config.hooks.body_limit;
+        let receiver = Arc::new(Receiver::new(fleet_seen.clone(), ledger.clone(), clock.clone(), body_limit));
         let mut servers = JoinSet::new();
-        serve_hooks(&mut servers, hooks, receiver, stopped.clone());
-        serve_socket(&mut servers, feed, feed::feed_routes(desk.clone()), stopped.clone());
-        serve_socket(&mut servers, control, feed::control_routes(desk), stopped.clone());
-        let mut askers = start_asking(&voices, &ledger, &reader, &clock, &stopped);
-        askers.spawn(feed::retention::keep(ledger, clock, config.retention, stopped));
-        let shared = Shared { _fleet: fleet_tx, _askers: voices_tx };
-        let sockets = [config.sockets.feed, config.sockets.control];
-        Ok(Daemon { hooks: hooks_address, recovered, stop, servers, askers, writer, sockets, _shared: shared })
+        for socket in listeners.hooks {
+            serve_hooks(&mut servers, socket, receiver.clone(), stopped.clone());
+        }
+        serve_socket(&mut servers, listeners.feed, feed::feed_routes(desk.clone()), stopped.clone());
+        serve_socket(&mut servers, listeners.control, feed::control_routes(desk), stopped.clone());
+        let mut tasks = JoinSet::new();
+        let time =
+            poller::keep_time(fleet_seen.clone(), ledger.clone(), reader.clone(), clock.clone(), stopped.clone());
+        tasks.spawn(time);
+        tasks.spawn(pulse.clone().beat(stopped.clone()));
+        let upkeep = Upkeep {
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            clock: clock.clone(),
+            retention: config.retention.clone(),
+        };
+        tasks.spawn(upkeep.run(stopped.clone()));
+        let keep_feed = feed::retention::keep(ledger.clone(), clock.clone(), config.retention.clone(), stopped.clone());
+        tasks.spawn(keep_feed);
+        let calls = Calls::new()?;
+        let mut voices = Voices { askers, tasks: BTreeMap::new(), calls, ledger, reader, clock, stop: stopped };
+        voices.follow(&fleet_seen.borrow(), &mut tasks);
+        let (hooks, sockets) = (listeners.address, listeners.ours);
+        Ok(Daemon { hooks, recovered, config, stop, servers, tasks, writer, sockets, fleet, trouble, voices, pulse })
     }
 
-    /// Stops: drains connections, lets the writer finish, takes the sockets away.
+    /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one
+    /// stays in force, and the log and `systemctl status` say so.
+    pub async fn reload(&mut self, config: Result<Config, ConfigError>) {
+        systemd::reloading();
+        let result = match config {
+            Ok(config) => self.take(config).await,
+            Err(error) => Err(error.into()),
+        };
+        let trouble = result.err().map(|error| {
+            let text = error.to_string();
+            tracing::error!("the new configuration is not taken, the old one stays in force: {text}");
+            format!("OLD CONFIGURATION IN FORCE ({})", text.lines().next().unwrap_or_default())
+        });
+        self.trouble.send_replace(trouble);
+        systemd::ready(&self.pulse.line().await);
+    }
+
+    async fn take(&mut self, config: Config) -> Result<(), ReloadError> {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        warn_of_fixed(&self.config, &config);
+        let sources = config.sources.clone();
+        let fleet = self.voices.ledger.write(move |tx| Fleet::enlist_in(tx, &sources)).await?;
+        let earlier = self.fleet.borrow().clone();
+        self.voices.ledger.set_fleet(fleet.remembering(&earlier)).await?;
+        let fleet = Arc::new(fleet);
+        self.fleet.send_replace(fleet.clone());
+        self.voices.follow(&fleet, &mut self.tasks);
+        self.config.sources = config.sources;
+        tracing::info!(sources = self.config.sources.len(), origin = %config.origin, "reloaded");
+        Ok(())
+    }
+
+    /// How things are, in one line.
+    pub async fn line(&self) -> String {
+        self.pulse.line().await
+    }
+
+    /// Stops: drains connections, lets the writer finish, takes our sockets away.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        while self.askers.join_next().await.is_some() {}
+        self.voices.hush();
+        while self.tasks.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
-        drop(self._shared);
-        // Every handle is gone with the tasks that held it, so the writer's loop ends by itself.
+        drop((self.voices, self.pulse, self.fleet));
+        // Every handle is gone with those who held it, so the writer's loop ends by itself.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         for path in &self.sockets {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// Opens the ledger and digests what an earlier process left.
+fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
+    let mut writer = Writer::open(&config.store_path, clock())?;
+    writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(asking::CHECKS[1] + Duration::from_secs(3600))))?;
+    let fleet = Fleet::enlist(&mut writer, &config.sources)?;
+    let ring = ring(&config.hooks);
+    let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
+    let tell = |count: usize| {
+        if count % 100 == 1 {
+            systemd::starting(&format!("Recovering: {count} reports read"), limits::RECOVERY_STEP);
+        }
+    };
+    let recovered = reconciler.recover(clock(), tell)?;
+    Ok((reconciler, fleet, recovered))
+}
+
+fn ring(hooks: &Hooks) -> RingLimits {
+    RingLimits {
+        rows_max: i64::try_from(hooks.unverified_rows).unwrap_or(i64::MAX),
+        bytes_max: i64::try_from(hooks.unverified_bytes).unwrap_or(i64::MAX),
+    }
+}
+
+/// Says which changes wait for a restart.
+fn warn_of_fixed(old: &Config, new: &Config) {
+    let changed = [
+        ("hooks", old.hooks != new.hooks),
+        ("store", old.store_path != new.store_path),
+        ("sockets", old.sockets != new.sockets),
+        ("retention", old.retention != new.retention),
+    ];
+    for (table, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+        tracing::warn!("[{table}] has changed, which takes a restart: systemctl restart settled");
+    }
+}
+
+/// Those who ask: one voice and one loop per source.
+struct Voices {
+    askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    tasks: BTreeMap<i64, AbortHandle>,
+    calls: Calls,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+    stop: watch::Receiver<bool>,
+}
+
+impl Voices {
+    /// Gives every source of the fleet its voice and its loop. One that has not changed keeps both,
+    /// with its pace and its breaker. Questions of the others that are under way are dropped, and
+    /// asked again.
+    fn follow(&mut self, fleet: &Fleet, tasks: &mut JoinSet<()>) {
+        let earlier = self.askers.borrow().clone();
+        let unchanged = |id: &i64| {
+            let asker: &Arc<Asker> = earlier.get(id)?;
+            let member = fleet.members().find(|member| member.id == *id)?;
+            (asker.member.source == member.source).then(|| asker.clone())
+        };
+        self.tasks.retain(|id, task| {
+            let keep = unchanged(id).is_some();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let voices: BTreeMap<i64, Arc<Asker>> = fleet
+            .members()
+            .map(|member| {
+                let fresh = || Arc::new(Asker::new(member.clone(), self.calls.clone(), self.clock.clone()));
+                (member.id, unchanged(&member.id).unwrap_or_else(fresh))
+            })
+            .collect();
+        for (id, asker) in &voices {
+            self.start_loop(*id, asker, tasks);
+        }
+        self.askers.send_replace(Arc::new(voices));
+    }
+
+    fn start_loop(&mut self, id: i64, asker: &Arc<Asker>, tasks: &mut JoinSet<()>) {
+        if asker.member.source.api_key.is_none() {
+            tracing::warn!(source = %asker.member.source.name, "no api_key: webhooks are recorded, nothing can be polled");
+        } else if !self.tasks.contains_key(&id) {
+            let poller = Poller::new(asker.clone(), self.ledger.clone(), self.reader.clone(), self.clock.clone());
+            self.tasks.insert(id, tasks.spawn(poller.run(self.stop.clone())));
+        }
+    }
+
+    /// Ends every loop.
+    fn hush(&mut self) {
+        self.tasks.values().for_each(AbortHandle::abort);
     }
 }
 
@@ -200,41 +343,4 @@ fn serve_socket(servers: &mut JoinSet<()>, listener: UnixListener, routes: axum:
         })
     };
     servers.spawn(http::serve(Listener::Unix(listener), allowance, service, stop));
-}
-
-fn start_asking(
-    voices: &BTreeMap<i64, Arc<Asker>>,
-    ledger: &Handle,
-    reader: &Reader,
-    clock: &Clock,
-    stop: &watch::Receiver<bool>,
-) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(poller::keep_time(ledger.clone(), reader.clone(), clock.clone(), stop.clone()));
-    for voice in voices.values() {
-        if voice.member.source.api_key.is_none() {
-            tracing::warn!(source = %voice.member.source.name, "no api_key: webhooks are recorded, nothing can be polled");
-            continue;
-        }
-        let poller = Poller::new(voice.clone(), ledger.clone(), reader.clone(), clock.clone());
-        tasks.spawn(poller.run(stop.clone()));
-    }
-    tasks
-}
-
-/// Makes a Unix socket. A stale file is replaced, a live one is not.
-fn bind(path: &Path) -> Result<UnixListener, StartError> {
-    let wrong = |source| StartError::Socket { path: path.to_owned(), source };
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(wrong)?;
-    }
-    if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(StartError::SocketInUse(path.to_owned()));
-        }
-        fs::remove_file(path).map_err(wrong)?;
-    }
-    let listener = UnixListener::bind(path).map_err(wrong)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(wrong)?;
-    Ok(listener)
 }

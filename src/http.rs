@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
@@ -61,7 +61,8 @@ pub struct Allowance {
 }
 
 /// Serves connections until `stop` turns true, then lets those in progress finish for at most
-/// [`limits::SHUTDOWN_DRAIN`].
+/// [`limits::SHUTDOWN_DRAIN`]. Connections without a request are not closed at once: see
+/// [`limits::SHUTDOWN_LINGER`]. A request that comes on one is answered with `Connection: close`.
 pub async fn serve<S, B>(
     listener: Listener,
     allowance: Allowance,
@@ -69,7 +70,7 @@ pub async fn serve<S, B>(
     mut stop: watch::Receiver<bool>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
-    S::Future: Send,
+    S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
@@ -86,8 +87,8 @@ pub async fn serve<S, B>(
             () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((Stream::Tcp(stream), peer)) => spawn(stream, allowance, service(peer), &drain, slot),
-            Ok((Stream::Unix(stream), peer)) => spawn(stream, allowance, service(peer), &drain, slot),
+            Ok((Stream::Tcp(stream), peer)) => spawn(stream, allowance, last(service(peer), &stop), &drain, slot),
+            Ok((Stream::Unix(stream), peer)) => spawn(stream, allowance, last(service(peer), &stop), &drain, slot),
             Err(error) => {
                 // Out of descriptors, most likely: wait for one rather than spin.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -95,7 +96,10 @@ pub async fn serve<S, B>(
             }
         }
     }
+    // What waits in the queue of a socket that systemd holds waits there for the next process.
     drop(listener);
+    let all = u32::try_from(allowance.connections_max).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(limits::SHUTDOWN_LINGER, slots.acquire_many(all)).await;
     if tokio::time::timeout(limits::SHUTDOWN_DRAIN, drain.shutdown()).await.is_err() {
         tracing::warn!("some connections did not finish in time and are cut off");
     }
@@ -104,6 +108,37 @@ pub async fn serve<S, B>(
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that whoever could stop us is gone, which is a stop.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn last<S>(service: S, stop: &watch::Receiver<bool>) -> Closing<S> {
+    Closing { service, stop: stop.clone() }
+}
+
+/// A service whose answers end the connection once we are stopping.
+struct Closing<S> {
+    service: S,
+    stop: watch::Receiver<bool>,
+}
+
+impl<S, B> Service<Request<Incoming>> for Closing<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = Infallible;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (answer, stop) = (self.service.call(request), self.stop.clone());
+        Box::pin(async move {
+            let mut response = answer.await?;
+            if *stop.borrow() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        })
+    }
 }
 
 enum Stream {

@@ -51,6 +51,16 @@ pub const UNVERIFIED_ROWS: u64 = 10_000;
 /// Bytes of unverified deliveries kept per source unless configured; the oldest go first.
 pub const UNVERIFIED_BYTES: u64 = 64 * MIB as u64;
 
+/// Deliveries that are not authentic which one sender may bring at once …
+pub const STRANGER_BURST: f64 = 120.0;
+
+/// … and so many per second after that. A provider whose secret is not yet configured stays below
+/// it; what is over it is not stored, since the ring would soon drop it anyway.
+pub const STRANGER_RATE: f64 = 2.0;
+
+/// Senders of such deliveries that are told apart. One that is not is counted with the others.
+pub const STRANGERS_MAX: usize = 4_096;
+
 /// What `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
 /// providers' own retries are coarser.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
@@ -163,7 +173,7 @@ pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Questions that make up one poll: the state, what must be known beside it, the canary.
-pub const QUESTIONS_PER_POLL_MAX: usize = 6;
+pub const QUESTIONS_PER_POLL_MAX: usize = 16;
 
 /// Pages of a list read in one sweep.
 pub const SWEEP_PAGES_MAX: usize = 200;
@@ -173,6 +183,32 @@ pub const POLLER_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// … and never more often than this.
 pub const POLLER_IDLE_MIN: Duration = Duration::from_millis(5);
+
+// ── Upkeep ──────────────────────────────────────────────────────────────────────────────────────
+
+/// The first round of upkeep comes this long after the start, when the rush of it is over.
+pub const UPKEEP_FIRST: Duration = Duration::from_secs(60);
+
+/// … and the others so far apart.
+pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Reports looked at for one transaction of upkeep.
+pub const UPKEEP_ROWS: i64 = 500;
+
+/// Bytes of bodies that one transaction of upkeep lets go: some milliseconds of work.
+pub const UPKEEP_BYTES: i64 = 8 * MIB as i64;
+
+/// The pause between two of them, in which intake has the writer for itself.
+pub const UPKEEP_PAUSE: Duration = Duration::from_millis(20);
+
+/// Free bytes in the file that are worth giving back.
+pub const SHRINK_BYTES_MIN: i64 = 64 * MIB as i64;
+
+/// Pages given back in one transaction.
+pub const SHRINK_PAGES: u32 = 256;
+
+/// The smallest `retention.size`: less would empty what has only just come in.
+pub const RETENTION_SIZE_MIN: u64 = 16 * MIB as u64;
 
 // ── The rest ────────────────────────────────────────────────────────────────────────────────────
 
@@ -210,6 +246,16 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// How long what is under way may take after SIGTERM.
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
+
+/// How long a connection on which nothing is under way is kept when stopping. A request may be on
+/// its way to us already, and closing then would look to its sender like a refusal.
+pub const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
+
+/// How often the writer's pulse is felt, unless systemd wants it more often.
+pub const PULSE: Duration = Duration::from_secs(10);
+
+/// By how much longer a start may take each time a hundred more reports have been recovered.
+pub const RECOVERY_STEP: Duration = Duration::from_secs(120);
 
 /// File descriptors the unit asks for (`LimitNOFILE`).
 pub const FILES_MAX: usize = 16_384;

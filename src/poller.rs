@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::calls::Asker;
 use crate::limits;
 use crate::providers::{Answer, Question, Subject};
-use crate::reconciler::{Clock, Handle};
+use crate::reconciler::{Clock, Fleet, Handle};
 use crate::report::{AnswerHead, Head, PollHead, Report, SweepHead};
 use crate::run::decide::Run;
 use crate::run::{At, RunId};
@@ -210,9 +210,10 @@ enum Work {
 /// question through. `None`: the breaker is open.
 pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: bool) -> Option<Report> {
     let source = &asker.member.source;
+    let guessed = run.kind.is_none() && source.provider.guesses_kind();
     let kind = run.kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings));
     let group_id = run.detail.group_id.clone();
-    let subject = Subject { run_id, kind, group_id: group_id.as_deref(), settings: &source.settings };
+    let subject = Subject { run_id, kind, guessed, group_id: group_id.as_deref(), settings: &source.settings };
     let (mut paths, mut answers): (Vec<String>, Vec<Answer>) = (Vec::new(), Vec::new());
     let mut question: Option<Question> = Some(source.provider.status_question(&subject));
     while let Some(next) = question.take() {
@@ -229,12 +230,18 @@ pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: 
         heads.push(head);
         body.extend(bytes);
     }
-    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, group_id, asked_at, answers: heads });
+    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, guessed, group_id, asked_at, answers: heads });
     Some(Report { source: asker.member.id, at: asked_at, head, body })
 }
 
 /// Hands in a clock report for every run one of whose limits has passed.
-pub async fn keep_time(ledger: Handle, reader: Reader, clock: Clock, mut stop: watch::Receiver<bool>) {
+pub async fn keep_time(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut pause = Duration::ZERO;
     loop {
         tokio::select! {
@@ -243,8 +250,8 @@ pub async fn keep_time(ledger: Handle, reader: Reader, clock: Clock, mut stop: w
         }
         let now = clock();
         let look = {
-            let reader = reader.clone();
-            move || reader.read(|view| view.alarms(now, limits::ALARMS_PER_ROUND_MAX))
+            let (reader, sources) = (reader.clone(), fleet.borrow().rows());
+            move || reader.read(|view| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX))
         };
         pause = match tokio::task::spawn_blocking(look).await {
             Ok(Ok((due, next))) if due.is_empty() => {

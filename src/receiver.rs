@@ -19,9 +19,11 @@ use crate::providers::{Delivery, Headers, Verdict};
 use crate::reconciler::{Clock, Fleet, Handle, Member};
 use crate::report::{Head, Report, WebhookHead};
 use crate::secret::TokenDigest;
+use crate::strangers::{Strangers, sender};
 
 /// The webhook endpoint.
 pub struct Receiver {
+    strangers: Strangers,
     fleet: watch::Receiver<Arc<Fleet>>,
     ledger: Handle,
     clock: Clock,
@@ -42,7 +44,7 @@ impl Receiver {
     /// An endpoint for these sources that takes bodies up to `body_bytes_max`.
     pub fn new(fleet: watch::Receiver<Arc<Fleet>>, ledger: Handle, clock: Clock, body_bytes_max: usize) -> Receiver {
         let room = Arc::new(Semaphore::new(limits::HOOK_BODIES_BYTES_MAX / 1024));
-        Receiver { fleet, ledger, clock, body_bytes_max, room }
+        Receiver { strangers: Strangers::default(), fleet, ledger, clock, body_bytes_max, room }
     }
 
     /// Answers one request.
@@ -76,14 +78,17 @@ impl Receiver {
         };
         let now = (self.clock)();
         let proof = member.source.provider.verify(&delivery, &member.source.keyring, now);
-        let truncated = taken.truncated;
+        let (truncated, sender) = (taken.truncated, sender(peer, &headers));
+        if !proof.verdict().authentic() && proof.verdict() != Verdict::Ping && !self.strangers.admit(sender, now) {
+            return Err(too_many());
+        }
         let head = WebhookHead {
             headers,
             path_token,
             verdict: proof.verdict(),
             secret: proof.secret().cloned(),
             truncated,
-            peer: peer_text(peer),
+            peer: sender.map(|address| address.to_string()),
         };
         let _room = taken.room;
         let report = Report { source: member.id, at: now, head: Head::Webhook(head), body: taken.bytes };
@@ -240,9 +245,7 @@ fn flatten(headers: &HeaderMap) -> Headers {
         .collect()
 }
 
-fn peer_text(peer: &Peer) -> Option<String> {
-    match peer {
-        Peer::Tcp(address) => Some(address.ip().to_string()),
-        Peer::Unix { .. } => None,
-    }
+fn too_many() -> Problem {
+    let message = "too many deliveries that are not authentic; those that are get through at any rate";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
 }

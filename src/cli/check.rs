@@ -174,15 +174,14 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let mut places = show::facts();
-        places.add_row(["config", &self.config]);
-        let parts = [("hooks", &self.hooks), ("store", &self.store), ("feed", &self.feed), ("control", &self.control)];
-        for (name, part) in parts {
-            if let Some(part) = part {
-                places.add_row([name, &format!("{}: {}", part.at, part.state)]);
-            }
-        }
-        let mut text = places.trim_fmt();
+        let place = |part: &Option<Part>| part.as_ref().map(|part| format!("{}: {}", part.at, part.state));
+        let mut text = show::facts([
+            ("config", Some(self.config.clone())),
+            ("hooks", place(&self.hooks)),
+            ("store", place(&self.store)),
+            ("feed", place(&self.feed)),
+            ("control", place(&self.control)),
+        ]);
         for source in &self.sources {
             let _ = write!(text, "\n\n{}", source.text());
         }
@@ -293,21 +292,19 @@ impl SourcePart {
         let api = self.api.as_ref().map(|api| format!(", API {api}")).unwrap_or_default();
         let key = if self.api_key { "api_key" } else { "no api_key: nothing can be asked" };
         let by = if self.verified_by.is_empty() { "nothing".to_owned() } else { self.verified_by.join(", ") };
-        let mut facts = show::facts();
-        facts.add_row(["source", &self.name]);
-        facts.add_row(["provider", &format!("{}{api}, at {}", self.provider, self.base_url)]);
-        facts.add_row(["asked with", key]);
-        facts.add_row(["verified by", &by]);
-        if self.api_key {
-            facts.add_row(["polls", &self.polls]);
-            facts.add_row(["lists", &self.lists.clone().unwrap_or_else(|| "the provider has none to read".to_owned())]);
-        }
-        facts.add_row(["settles", &self.settles]);
-        if let Some(online) = &self.online {
-            let clock = online.clock_skew_ms.map(|skew| format!("; {}", clock(skew))).unwrap_or_default();
-            facts.add_row(["online", &format!("{}{clock}", online.verdict)]);
-        }
-        facts.trim_fmt()
+        let lists = || self.lists.clone().unwrap_or_else(|| "the provider has none to read".to_owned());
+        let clock = |skew| format!("; {}", clock(skew));
+        let online = |online: &Online| online.verdict.clone() + &online.clock_skew_ms.map(clock).unwrap_or_default();
+        show::facts([
+            ("source", Some(self.name.clone())),
+            ("provider", Some(format!("{}{api}, at {}", self.provider, self.base_url))),
+            ("asked with", Some(key.to_owned())),
+            ("verified by", Some(by)),
+            ("polls", self.api_key.then(|| self.polls.clone())),
+            ("lists", self.api_key.then(lists)),
+            ("settles", Some(self.settles.clone())),
+            ("online", self.online.as_ref().map(online)),
+        ])
     }
 }
 

@@ -148,9 +148,5 @@ fn about(view: &DeliveryView, now: At) -> String {
         let said = said.or_else(|| answer.failed.clone()).unwrap_or_default();
         ("asked", Some(show::clean(&format!("{}: {said}", answer.path))))
     }));
-    let mut table = show::facts();
-    for (name, value) in facts {
-        table.add_row_if(|_, _| value.is_some(), [name.to_owned(), value.clone().unwrap_or_default()]);
-    }
-    table.trim_fmt()
+    show::facts(facts)
 }

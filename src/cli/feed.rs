@@ -288,7 +288,7 @@ fn sentence(line: &Line<'_>) -> String {
         (None, None) => format!("open ({})", text(&data.provider_status)),
     };
     let why = show::why(data.reason.as_deref(), data.error.as_deref());
-    let why = if why.is_empty() { why } else { format!(": {why}") };
+    let why = if why.is_empty() { why } else { format!(": {}", show::short(&why)) };
     let time = line.time.as_deref().map(second).unwrap_or_default();
     format!("{time}  {}  {}  {what}{why}", text(&data.source), text(&data.run_id))
 }

@@ -1,11 +1,13 @@
 //! The commands: one file each. Output for people on a terminal, `--json` for programs, errors on
 //! stderr in a line or two that say what to do.
 
+mod backup;
 mod check;
 mod completions;
 mod consume;
 mod consumers;
 mod deliveries;
+mod demo;
 mod feed;
 mod init;
 mod man;
@@ -69,11 +71,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(backup::Backup),
     Check(check::Check),
     Completions(completions::Completions),
     Consume(consume::Consume),
     Consumers(consumers::Consumers),
     Deliveries(deliveries::Deliveries),
+    Demo(demo::Demo),
     Feed(feed::Feed),
     Init(init::Init),
     Man(man::Man),
@@ -107,6 +111,9 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Start(#[from] crate::daemon::StartError),
+    /// The demo did not come to an end.
+    #[error("{0}")]
+    Demo(#[from] crate::demo::DemoError),
     /// The daemon said no, or nothing. Its words may be a provider's.
     #[error("{}", show::clean(&.0.to_string()))]
     Client(#[from] ClientError),
@@ -146,7 +153,17 @@ pub struct Context {
 impl Context {
     /// The configuration in force.
     pub fn config(&self) -> Result<Config, Failure> {
-        Ok(config::load(self.config.as_deref(), &self.env)?)
+        Ok(self.load()?)
+    }
+
+    /// The same, with what is wrong with it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        config::load(self.config.as_deref(), &self.env)
+    }
+
+    /// Where the daemon's sockets are.
+    pub fn sockets(&self) -> Result<config::Sockets, Failure> {
+        Ok(config::client_sockets(self.config.as_deref(), &self.env)?)
     }
 
     /// A client of the control socket.
@@ -181,11 +198,13 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
             match self.command {
+                Command::Backup(command) => command.run(&context),
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
                 Command::Consume(command) => command.run(&context).await,
                 Command::Consumers(command) => command.run(&context).await,
                 Command::Deliveries(command) => command.run(&context).await,
+                Command::Demo(command) => Ok(command.run().await?),
                 Command::Feed(command) => command.run(&context).await,
                 Command::Init(command) => command.run(&context),
                 Command::Man(command) => command.run(),

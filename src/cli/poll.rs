@@ -7,12 +7,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::client::Target;
-use crate::feed::views::RunView;
+use crate::client::{Client, ClientError, Target};
+use crate::feed::views::{DeliveryView, RunView};
 use crate::run::At;
 use crate::run::decide::Effect;
 
 /// Ask the provider about a run now
+///
+/// Ends with 1 if the provider could not be asked.
 ///
 /// Example: settled poll skyvern-prod wr_123
 #[derive(Debug, Args)]
@@ -27,6 +29,7 @@ pub struct Poll {
 
 #[derive(Deserialize)]
 struct Told {
+    report: i64,
     effect: Option<Effect>,
     run: RunView,
 }
@@ -34,19 +37,38 @@ struct Told {
 impl Poll {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let target = Target::run(&self.source, &self.run_id).then("poll");
-        let reply = context.control(&self.talk)?.post(target, &json!({})).await?;
+        let client = context.control(&self.talk)?;
+        let reply = client.post(Target::run(&self.source, &self.run_id).then("poll"), &json!({})).await?;
+        let told: Told = reply.read()?;
         if self.talk.json {
             show::json(&reply.text())?;
-        } else {
-            show::line(&sentence(&reply.read()?, context.now()))?;
+        }
+        if let Some(trouble) = trouble(&client, &told).await? {
+            let (run_id, state) = (show::clean(&told.run.run_id), show::state(&told.run));
+            return Err(Failure::Other(format!("{} {trouble}; {run_id} is {state}", show::clean(&told.run.provider))));
+        }
+        if !self.talk.json {
+            show::line(&sentence(&told, context.now()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Why the answer says nothing about the run, if that is so: it is in the report of the poll.
+async fn trouble(client: &Client, told: &Told) -> Result<Option<String>, ClientError> {
+    let target = Target::new(["v1", "deliveries", &told.report.to_string()]);
+    let view: DeliveryView = client.get(target).await?.read()?;
+    Ok(view.answers.last().and_then(|answer| match (answer.status, &answer.failed) {
+        (None, failed) => Some(format!("could not be asked: {}", show::or_dash(failed.as_deref()))),
+        (Some(401 | 403), _) => Some("does not accept the API key".to_owned()),
+        (Some(429), _) => Some("asks us to slow down".to_owned()),
+        (Some(status @ 500..), _) => Some(format!("is in trouble (HTTP {status})")),
+        (Some(_), _) => None,
+    }))
+}
+
 fn sentence(told: &Told, now: At) -> String {
-    let Told { effect, run } = told;
+    let Told { effect, run, .. } = told;
     let effect = effect.map_or("the answer says nothing of the run", meaning);
     let next = run.next_question_at.as_deref().filter(|_| run.outcome.is_none());
     let next = next.map(|at| format!("; next question {}", show::when_text(now, at))).unwrap_or_default();

@@ -84,11 +84,7 @@ fn about(run: &RunView, now: At) -> String {
         ),
         ("completion", text(&run.completion)),
     ];
-    let mut table = show::facts();
-    for (name, value) in rows {
-        table.add_row_if(|_, _| value.is_some(), [name.to_owned(), value.clone().unwrap_or_default()]);
-    }
-    table.trim_fmt()
+    show::facts(rows)
 }
 
 fn timeline(lines: &[TimelineLine], now: At) -> String {

@@ -3,13 +3,20 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Context, Failure};
-use crate::daemon::{Daemon, system_clock};
+use super::{Context, Failure, exit};
+use crate::config::Config;
+use crate::daemon::{Daemon, StartError, system_clock};
+use crate::listen::ListenError;
+use crate::systemd::{self, Inherited};
 use crate::telemetry::{self, LogFormat};
 
 /// Run the daemon until SIGTERM or Ctrl-C
+///
+/// SIGHUP reloads sources, secrets and schedules; a wrong file changes nothing. Under systemd the
+/// listening sockets may be handed in, and the daemon says when it is ready and that it is alive.
+/// Exit code 2 means that the configuration is wrong.
 ///
 /// Example: settled --config settled.toml serve
 #[derive(Debug, Args)]
@@ -18,28 +25,73 @@ pub struct Serve {
     #[arg(long, env = "SETTLED_LOG", default_value = "info", value_name = "LEVEL")]
     log: String,
     /// How to log
-    #[arg(long, env = "SETTLED_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "SETTLED_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
+}
+
+/// What people and systemd tell a running daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the process by itself.
+    fn listen() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// True: reload. False: stop.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => false,
+            _ = self.interrupt.recv() => false,
+            _ = self.hangup.recv() => true,
+        }
+    }
 }
 
 impl Serve {
     /// Serves until told to stop.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let inherited = Inherited::take().map_err(|error| StartError::Listen(ListenError::Inherited(error)))?;
         telemetry::start(&self.log, self.log_format);
-        let config = context.config()?;
+        let mut signals = Signals::listen()?;
+        let config = match context.config() {
+            Ok(config) => config,
+            Err(failure) => return Ok(refuse(&failure)),
+        };
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let (feed, sources) = (config.sockets.feed.clone(), config.sources.len());
-        let daemon = Daemon::start(config, system_clock()).await?;
-        tracing::info!(hooks = %daemon.hooks, feed = %feed.display(), sources, recovered = daemon.recovered, "serving");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        let mut daemon = start(config, inherited).await?;
+        while signals.next().await {
+            daemon.reload(context.load()).await;
         }
         tracing::info!("stopping");
+        systemd::stopping("Finishing what is under way");
         daemon.stop().await;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Trying the same configuration again is of no use, so systemd is told not to by a code of its own.
+fn refuse(failure: &Failure) -> ExitCode {
+    let text = failure.to_string();
+    systemd::status(&format!("Not started: {}", text.lines().next().unwrap_or_default()));
+    eprintln!("settled: {text}");
+    ExitCode::from(exit::USAGE)
+}
+
+async fn start(config: Config, inherited: Inherited) -> Result<Daemon, Failure> {
+    let (feed, sources) = (config.sockets.feed.clone(), config.sources.len());
+    let daemon = Daemon::start_on(config, system_clock(), inherited).await?;
+    tracing::info!(hooks = %daemon.hooks, feed = %feed.display(), sources, recovered = daemon.recovered, "serving");
+    systemd::ready(&daemon.line().await);
+    Ok(daemon)
 }

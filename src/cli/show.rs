@@ -8,10 +8,13 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 use crate::feed::views::RunView;
 use crate::run::At;
+
+/// The least room for the last column of a table.
+const LAST_COLUMN_MIN: u16 = 24;
 
 /// Writes a line to stdout.
 pub fn line(text: &str) -> io::Result<()> {
@@ -72,21 +75,30 @@ fn escaped(json: &str) -> String {
 /// A table without lines. Everything is shown whole; the last column wraps on a narrow terminal.
 pub fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    for column in table.column_iter_mut().take(N - 1) {
-        column.set_constraint(ColumnConstraint::ContentWidth);
-    }
+    table.set_header(header);
+    plain(&mut table, N);
     table
 }
 
-/// Two columns without a header.
-pub fn facts() -> Table {
-    let mut table = table(["", ""]);
-    table.set_header(Vec::<String>::new());
-    table
+/// What is known, by name, without what is not.
+pub fn facts<'f>(facts: impl IntoIterator<Item = (&'f str, Option<String>)>) -> String {
+    let mut table = Table::new();
+    table.add_rows(facts.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])));
+    plain(&mut table, 2);
+    table.trim_fmt()
+}
+
+fn plain(table: &mut Table, columns: usize) {
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        column.set_constraint(if index + 1 < columns {
+            ColumnConstraint::ContentWidth
+        } else {
+            // Rather too wide for the terminal than one letter a line.
+            ColumnConstraint::LowerBoundary(Width::Fixed(LAST_COLUMN_MIN))
+        });
+    }
 }
 
 /// The text, or a dash.
@@ -149,6 +161,15 @@ pub fn state(run: &RunView) -> String {
 pub fn why(reason: Option<&str>, error: Option<&str>) -> String {
     let parts: Vec<String> = [reason, error].into_iter().flatten().map(clean).collect();
     parts.join(": ")
+}
+
+/// The beginning of a text that should not fill the screen.
+pub fn short(text: &str) -> String {
+    const CHARS_MAX: usize = 160;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

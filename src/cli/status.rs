@@ -76,19 +76,18 @@ fn text(status: &StatusView, now: At) -> String {
     let store = &status.store;
     let path = show::clean(&store.path);
     let size = format!("{path}, {} and a log of {}", show::size(store.bytes), show::size(store.wal_bytes));
-    let mut facts = show::facts();
-    facts.add_row([
-        "settled",
-        &format!("{}, up since {}", show::clean(&status.version), show::when_text(now, &status.started_at)),
+    let up = show::when_text(now, &status.started_at);
+    let facts = show::facts([
+        ("settled", Some(format!("{}, started {up}", show::clean(&status.version)))),
+        ("runs", Some(format!("{} open, {} overdue", status.open, status.overdue))),
+        ("feed", Some(format!("head {}, earliest {}", show::clean(&status.head), show::clean(&status.earliest)))),
+        ("store", Some(size)),
     ]);
-    facts.add_row(["runs", &format!("{} open, {} overdue", status.open, status.overdue)]);
-    facts.add_row(["feed", &format!("head {}, earliest {}", show::clean(&status.head), show::clean(&status.earliest))]);
-    facts.add_row(["store", &size]);
-    let mut parts = vec![facts.trim_fmt()];
+    let mut parts = vec![facts];
     if !status.sources.is_empty() {
         parts.push(sources(&status.sources, now));
     }
-    let mut notes: Vec<String> = status.sources.iter().flat_map(notes).collect();
+    let mut notes: Vec<String> = status.sources.iter().flat_map(|source| notes(source, now)).collect();
     if status.set_aside > 0 {
         notes
             .push(format!("{} reports could not be digested and were set aside; please report this", status.set_aside));
@@ -99,8 +98,12 @@ fn text(status: &StatusView, now: At) -> String {
     parts.join("\n\n")
 }
 
-fn notes(source: &SourceView) -> impl Iterator<Item = String> {
-    source.notes.iter().map(|note| format!("{}: {}", show::clean(&source.name), show::clean(note)))
+fn notes(source: &SourceView, now: At) -> Vec<String> {
+    let name = show::clean(&source.name);
+    let unverified = source.last_unverified_at.as_deref();
+    let unverified =
+        unverified.map(|at| format!("the last delivery that was not authentic came {}", show::when_text(now, at)));
+    source.notes.iter().map(|note| show::clean(note)).chain(unverified).map(|note| format!("{name}: {note}")).collect()
 }
 
 fn sources(sources: &[SourceView], now: At) -> String {
@@ -109,9 +112,8 @@ fn sources(sources: &[SourceView], now: At) -> String {
         "PROVIDER",
         "OPEN",
         "OVERDUE",
-        "LAST WEBHOOK",
-        "UNVERIFIED",
-        "LAST ANSWER",
+        "WEBHOOK",
+        "ANSWER",
         "FINE",
         "THROTTLED",
         "REFUSED",
@@ -127,7 +129,6 @@ fn sources(sources: &[SourceView], now: At) -> String {
             source.open.to_string(),
             source.overdue.to_string(),
             show::when_or_dash(now, source.last_webhook_at.as_deref()),
-            show::when_or_dash(now, source.last_unverified_at.as_deref()),
             show::when_or_dash(now, source.last_answer_at.as_deref()),
             count(heard.map(|heard| heard.fine)),
             count(heard.map(|heard| heard.throttled)),

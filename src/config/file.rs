@@ -22,7 +22,7 @@ const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];
 const STORE: &[&str] = &["path"];
 const SOCKETS: &[&str] = &["feed", "control"];
-const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes"];
+const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "size"];
 const SOURCE: &[&str] = &[
     "provider",
     "base_url",
@@ -142,6 +142,7 @@ fn retention(root: &Section<'_>) -> Retention {
         deliveries: span("deliveries").unwrap_or(default.deliveries),
         feed: span("feed").unwrap_or(default.feed),
         feed_bytes: size.unwrap_or(default.feed_bytes),
+        size: section.parse("size", "\"10GiB\"", values::bytes(limits::RETENTION_SIZE_MIN, u64::MAX / 2)),
     }
 }
 

@@ -100,12 +100,14 @@ impl Sockets {
 /// `[retention]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// How long bodies of deliveries are kept.
+    /// How long deliveries, and whatever else was reported, are kept.
     pub deliveries: Duration,
     /// How long the feed is kept, and longer for consumers that have not acknowledged it.
     pub feed: Duration,
     /// How large it may become, whoever has not acknowledged it.
     pub feed_bytes: u64,
+    /// How much the database may hold before the oldest deliveries go early; `None`: any amount.
+    pub size: Option<u64>,
 }
 
 impl Default for Retention {
@@ -114,6 +116,7 @@ impl Default for Retention {
             deliveries: limits::RETENTION_DELIVERIES,
             feed: limits::RETENTION_FEED,
             feed_bytes: limits::RETENTION_FEED_BYTES,
+            size: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::run::{Kind, SourceName};
 use crate::secret::{Key, Keyring, Redactor, Secret};
 
 /// Everything settled knows about an account before it has spoken to it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Source {
     /// The name the person gave to it.
     pub name: SourceName,

@@ -246,7 +246,7 @@ fn the_shipped_example_is_valid_as_it_is_and_with_every_key_switched_on() {
     let config = file::read(&FAKES, Path::new("settled.toml"), &on.join("\n"), &env).unwrap();
 
     assert_eq!(config.hooks, Hooks::default());
-    assert_eq!(config.retention, Retention::default());
+    assert_eq!(config.retention, Retention { size: Some(10 << 30), ..Retention::default() });
     assert_eq!(config.sources.len(), 4);
     for key in file::every_key() {
         assert!(EXAMPLE.contains(&format!("\n# {key} = ")), "{key} is missing from the example");

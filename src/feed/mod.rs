@@ -3,9 +3,11 @@
 //! Two routers over one [`Desk`]. The feed socket can read events and consume; the control socket
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
+mod backup;
 mod consumers;
 mod control;
 mod events;
+mod metrics;
 pub mod retention;
 mod stream;
 pub mod views;
@@ -73,10 +75,13 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/runs/{source}/{run_id}/poll", post(control::poll))
         .route("/v1/runs/{source}/{run_id}/retry-webhook", post(control::retry_webhook))
         .route("/v1/sources/{source}/missing-webhooks", get(control::missing_webhooks))
+        .route("/v1/sources/{source}/reverify", post(control::reverify))
         .route("/v1/deliveries", get(control::list_deliveries))
         .route("/v1/deliveries/{id}", get(control::show_delivery))
         .route("/v1/deliveries/{id}/body", get(control::show_body))
         .route("/v1/status", get(control::status))
+        .route("/v1/backup", post(backup::backup))
+        .route("/metrics", get(metrics::metrics))
         .fallback(unknown)
         .with_state(desk)
 }

@@ -10,7 +10,8 @@ use crate::run::decide::{Phase, Run};
 use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
-use crate::store::{DeliveryRow, HeardRow, RunRow, SourceCounts};
+use crate::secret::SecretLabel;
+use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
 #[derive(Debug, Deserialize, Serialize)]
@@ -225,6 +226,8 @@ pub struct SourceView {
     pub open: i64,
     /// Open runs past their deadline.
     pub overdue: i64,
+    /// Completions that had to do without their webhook, over an hour, a day and thirty days.
+    pub loss: Losses,
     /// Last authentic delivery.
     pub last_webhook_at: Option<String>,
     /// Last delivery that was not.
@@ -235,8 +238,33 @@ pub struct SourceView {
     pub pace: Option<PaceState>,
     /// How far the provider's clock is ahead of ours.
     pub clock_skew_ms: Option<i64>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
+    /// The configured secrets.
+    pub secrets: Vec<SecretView>,
     /// What a person should know or do.
     pub notes: Vec<String>,
+}
+
+/// A configured secret, by its name.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SecretView {
+    /// Its name in the configuration.
+    pub label: String,
+    /// When it last verified a delivery.
+    pub last_used_at: Option<String>,
+    /// How many deliveries it has verified.
+    pub uses: i64,
+    /// Nothing needs it any more.
+    pub can_go: bool,
+}
+
+impl SecretView {
+    /// The view of a secret and its use.
+    pub fn of(label: &SecretLabel, used: Option<&SecretUse>, can_go: bool) -> SecretView {
+        let last_used_at = used.map(|used| used.last_at.rfc3339());
+        SecretView { label: label.0.clone(), last_used_at, uses: used.map_or(0, |used| used.uses), can_go }
+    }
 }
 
 impl SourceView {
@@ -245,9 +273,12 @@ impl SourceView {
         counts: SourceCounts,
         pace: Option<PaceState>,
         clock_skew_ms: Option<i64>,
+        secrets: Vec<SecretView>,
         notes: Vec<String>,
+        loss: Losses,
     ) -> SourceView {
         SourceView {
+            loss,
             name: counts.name,
             provider: counts.provider,
             configured: pace.is_some(),
@@ -258,6 +289,8 @@ impl SourceView {
             last_answer_at: counts.answer_at.map(At::rfc3339),
             pace,
             clock_skew_ms,
+            unaccounted: counts.unaccounted,
+            secrets,
             notes,
         }
     }
@@ -295,6 +328,8 @@ pub struct StoreView {
     pub path: String,
     /// Its size.
     pub bytes: u64,
+    /// How much of it is free, for what comes next.
+    pub free_bytes: i64,
     /// The size of its write-ahead log.
     pub wal_bytes: u64,
 }

@@ -78,6 +78,11 @@ pub trait Provider: Sync {
     /// What kind a run is when nobody said, judged by its id and the settings.
     fn kind_of(&self, run_id: &RunId, settings: &Settings) -> Kind;
 
+    /// Whether [`Provider::kind_of`] is a guess that only an answer can confirm.
+    fn guesses_kind(&self) -> bool {
+        false
+    }
+
     /// Judges a delivery: who can have sent it.
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, now: At) -> Proof;
 
@@ -129,6 +134,13 @@ pub trait Provider: Sync {
     /// What an answer tells about the account and the service, whatever it says about a run.
     fn hearing(&self, answer: &Answer) -> Hearing {
         hearing_by_status(answer)
+    }
+}
+
+/// A provider is its name: there is one dialect of each.
+impl PartialEq for dyn Provider {
+    fn eq(&self, other: &dyn Provider) -> bool {
+        self.name() == other.name()
     }
 }
 
@@ -263,6 +275,8 @@ pub struct Webhook<'a> {
 pub enum Reading {
     /// Claims about runs; none if the report is genuine but says nothing we use.
     Said(Vec<Observation>),
+    /// A page of a list, with the counter of runs that came with it.
+    Counted(Vec<Observation>, Gap),
     /// A test ping.
     Ping,
     /// Genuine or not, it cannot be understood; the text says why, without quoting the body.
@@ -278,6 +292,8 @@ pub struct Subject<'a> {
     pub run_id: &'a RunId,
     /// What sort of run it is.
     pub kind: Kind,
+    /// Nobody said what sort of run it is: `kind` is [`Provider::kind_of`]'s guess.
+    pub guessed: bool,
     /// The workflow, recipe, agent or monitor it belongs to, where somebody said: some providers
     /// want it in the path.
     pub group_id: Option<&'a str>,

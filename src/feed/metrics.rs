@@ -1,0 +1,242 @@
+//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text.
+//!
+//! Nothing is counted here. Every number is looked up when it is asked for, so that graphs and
+//! people are told the same, and a restart resets nothing that the ledger knows.
+
+use std::sync::atomic::AtomicU64;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry, Unit};
+
+use super::views::{SourceView, StatusView};
+use super::{Shared, control};
+use crate::http::Problem;
+use crate::run::record::Cursor;
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter>;
+
+/// What OpenMetrics text is called.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `GET /metrics`.
+pub async fn metrics(State(desk): Shared) -> Result<Response, Problem> {
+    let facts = control::facts(&desk).await?;
+    let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the metrics cannot be rendered");
+    let mut response = Response::new(Body::from(render(&facts).map_err(bug)?));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+    Ok(response)
+}
+
+fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("settled");
+    whole(&mut registry, facts);
+    runs(&mut registry, &facts.sources);
+    traffic(&mut registry, &facts.sources);
+    losses(&mut registry, &facts.sources);
+    asking(&mut registry, &facts.sources);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// The daemon and its file.
+fn whole(registry: &mut Registry, facts: &StatusView) {
+    let info = vec![("version", facts.version.to_owned()), ("epoch", facts.epoch.clone())];
+    registry.register("build", "The program and the epoch of its feed", Info::new(info));
+    let started = seconds(Some(&facts.started_at)).unwrap_or_default();
+    one(registry, "start_time", "When the daemon was ready", Some(Unit::Seconds), started);
+    let help = "Reports that could not be digested and were set aside";
+    one(registry, "reports_set_aside", help, None, number(facts.set_aside));
+    let sizes = [
+        ("store_size", "Size of the database file", size(facts.store.bytes)),
+        ("store_free", "Free space within the database file", number(facts.store.free_bytes)),
+        ("store_wal", "Size of the database's write-ahead log", size(facts.store.wal_bytes)),
+    ];
+    for (name, help, bytes) in sizes {
+        one(registry, name, help, Some(Unit::Bytes), bytes);
+    }
+    let records = Counter::<u64>::default();
+    let head = Cursor::parse(&facts.head).map_or(0, |cursor| cursor.seq);
+    records.inc_by(u64::try_from(head).unwrap_or(0));
+    registry.register("feed_records", "Records ever appended to the feed", records);
+}
+
+fn runs(registry: &mut Registry, sources: &[SourceView]) {
+    each(registry, sources, "source_configured", "1: the source is in the configuration", None, |source| {
+        Some(if source.configured { 1.0 } else { 0.0 })
+    });
+    each(registry, sources, "runs_open", "Runs that have not settled", None, |source| Some(number(source.open)));
+    each(registry, sources, "runs_overdue", "Open runs past their deadline", None, |source| {
+        Some(number(source.overdue))
+    });
+}
+
+fn traffic(registry: &mut Registry, sources: &[SourceView]) {
+    let unit = || Some(Unit::Seconds);
+    each(registry, sources, "last_webhook_timestamp", "When an authentic delivery last came", unit(), |source| {
+        seconds(source.last_webhook_at.as_ref())
+    });
+    each(
+        registry,
+        sources,
+        "last_unverified_timestamp",
+        "When one last came that was not authentic",
+        unit(),
+        |source| seconds(source.last_unverified_at.as_ref()),
+    );
+    each(registry, sources, "last_answer_timestamp", "When the provider last answered us", unit(), |source| {
+        seconds(source.last_answer_at.as_ref())
+    });
+    each(registry, sources, "clock_skew", "How far the provider's clock is ahead of ours", unit(), |source| {
+        source.clock_skew_ms.map(|skew| number(skew) / 1000.0)
+    });
+}
+
+fn losses(registry: &mut Registry, sources: &[SourceView]) {
+    let (settled, synthesized, late, ratio) =
+        (Gauges::default(), Gauges::default(), Gauges::default(), Gauges::default());
+    for source in sources {
+        for (window, loss) in &source.loss {
+            let labels = || labels(source, Some(("window", window.clone())));
+            settled.get_or_create(&labels()).set(number(loss.completions));
+            synthesized.get_or_create(&labels()).set(number(loss.synthesized));
+            late.get_or_create(&labels()).set(number(loss.late));
+            ratio.get_or_create(&labels()).set(loss.rate);
+        }
+    }
+    registry.register("window_completions", "Runs that settled within the window", settled);
+    registry.register("window_synthesized", "… of which without their webhook", synthesized);
+    registry.register("window_late_webhooks", "… of which the webhook came after all, too late", late);
+    registry.register("window_loss_ratio", "Synthesized by completions", ratio);
+}
+
+fn asking(registry: &mut Registry, sources: &[SourceView]) {
+    let answers = Counters::default();
+    for source in sources {
+        let Some(heard) = source.pace.as_ref().map(|pace| pace.heard) else { continue };
+        let results = [
+            ("fine", heard.fine),
+            ("throttled", heard.throttled),
+            ("refused", heard.refused),
+            ("trouble", heard.trouble),
+        ];
+        for (result, count) in results {
+            answers.get_or_create(&labels(source, Some(("result", result.to_owned())))).inc_by(count);
+        }
+    }
+    registry.register("provider_answers", "Questions to the provider since the start, by what came of them", answers);
+    each(
+        registry,
+        sources,
+        "provider_breaker_open",
+        "1: the provider refuses our key, polling has stopped",
+        None,
+        |s| s.pace.as_ref().map(|pace| if pace.breaker.is_some() { 1.0 } else { 0.0 }),
+    );
+    each(registry, sources, "provider_paused", "1: the provider is being left alone for a while", None, |source| {
+        source.pace.as_ref().map(|pace| if pace.pause.is_some() { 1.0 } else { 0.0 })
+    });
+    each(registry, sources, "provider_rate", "Questions a second, as the provider has taught us", None, |source| {
+        source.pace.as_ref().map(|pace| pace.effective_rate)
+    });
+}
+
+fn one(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, value: f64) {
+    let gauge = Gauge::<f64, AtomicU64>::default();
+    gauge.set(value);
+    register(registry, name, help, unit, gauge);
+}
+
+fn each(
+    registry: &mut Registry,
+    sources: &[SourceView],
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    value: impl Fn(&SourceView) -> Option<f64>,
+) {
+    let family = Gauges::default();
+    for source in sources {
+        if let Some(value) = value(source) {
+            family.get_or_create(&labels(source, None)).set(value);
+        }
+    }
+    register(registry, name, help, unit, family);
+}
+
+fn register(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, metric: impl Metric) {
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, metric),
+        None => registry.register(name, help, metric),
+    }
+}
+
+fn labels(source: &SourceView, more: Option<(&'static str, String)>) -> Labels {
+    let mut labels = vec![("source", source.name.clone()), ("provider", source.provider.clone())];
+    labels.extend(more);
+    labels
+}
+
+fn seconds(at: Option<&String>) -> Option<f64> {
+    let at: jiff::Timestamp = at?.parse().ok()?;
+    Some(number(at.as_millisecond()) / 1000.0)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
+fn number(value: i64) -> f64 {
+    value as f64
+}
+
+fn size(bytes: u64) -> f64 {
+    number(i64::try_from(bytes).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::views::StoreView;
+    use crate::store::{Loss, SourceCounts};
+
+    #[test]
+    fn the_names_are_as_prometheus_wants_them() {
+        let counts = SourceCounts { name: "a".to_owned(), provider: "skyvern".to_owned(), ..SourceCounts::default() };
+        let loss = Loss { completions: 4, synthesized: 1, late: 1, rate: 0.25 };
+        let source =
+            SourceView::of(counts, None, Some(-1500), Vec::new(), Vec::new(), [("24h".to_owned(), loss)].into());
+        let facts = StatusView {
+            version: "1".into(),
+            started_at: "1970-01-01T00:00:02.500Z".to_owned(),
+            epoch: "e".to_owned(),
+            head: "e.7".to_owned(),
+            earliest: "e.0".to_owned(),
+            open: 0,
+            overdue: 0,
+            set_aside: 3,
+            store: StoreView { path: String::new(), bytes: 1, free_bytes: 2, wal_bytes: 3 },
+            sources: vec![source],
+        };
+        let text = render(&facts).unwrap();
+        for line in [
+            "settled_start_time_seconds 2.5",
+            "settled_reports_set_aside 3.0",
+            "settled_feed_records_total 7",
+            "settled_store_size_bytes 1.0",
+            "settled_clock_skew_seconds{source=\"a\",provider=\"skyvern\"} -1.5",
+            "settled_window_loss_ratio{source=\"a\",provider=\"skyvern\",window=\"24h\"} 0.25",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

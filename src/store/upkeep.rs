@@ -1,0 +1,262 @@
+//! Keeping the ledger: what retention may remove, copies, invariants, and how much was lost.
+//!
+//! Runs are never removed, so a late duplicate of a delivery whose bytes are long gone still finds
+//! its run settled. What is looked for is looked for on a reader; the writer only removes rows it
+//! is given by number, a few at a time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Reader, Result, StoreError, Transaction, View, to_json};
+use crate::limits;
+use crate::run::At;
+
+/// A report is needed while an open run holds what it said, and while a record that is kept refers
+/// to its body or was caused by it and refers to another's (the line that leads there is its line).
+const NEEDED: &str = "EXISTS (SELECT 1 FROM heard h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
+        AND r.id IN (json_extract(u.state, '$.phase.open.claim.voice.report'), json_extract(u.state, '$.phase.open.seen.report')))
+    OR EXISTS (SELECT 1 FROM heard h JOIN heard o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
+        WHERE h.report = r.id AND (instr(c.data, '\"payload_ref\":\"/v1/deliveries/' || r.id || '/body\"') > 0
+            OR (o.report = r.id AND instr(c.data, '\"payload_ref\":\"') > 0)))";
+
+/// Reports that retention may take, few enough for one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removable {
+    /// Their ids.
+    pub ids: Vec<i64>,
+    /// Everything up to this id has been looked at.
+    pub position: i64,
+    /// There is nothing more to look at.
+    pub end: bool,
+}
+
+impl View<'_> {
+    /// Digested reports after `position` that came before `before` and that nobody needs any more;
+    /// with `bodies`, only those whose bytes are still there.
+    pub fn removable(&self, position: i64, before: At, bodies: bool) -> Result<Removable> {
+        let sql = format!(
+            "SELECT r.id, r.at, length(r.body), {NEEDED} FROM reports r
+             WHERE r.id > ?1 AND r.id <= (SELECT digested FROM meta) ORDER BY r.id LIMIT ?2"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let mut rows = select.query((position, limits::UPKEEP_ROWS))?;
+        let mut found = Removable { position, ..Removable::default() };
+        let (mut looked_at, mut bytes) = (0, 0);
+        while let Some(row) = rows.next()? {
+            let (id, at, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            // Reports come in order of time, but for a clock that was set back.
+            if at >= before.0 {
+                found.end = true;
+                return Ok(found);
+            }
+            (found.position, looked_at) = (id, looked_at + 1);
+            let needed: bool = row.get(3)?;
+            if !needed && (length > 0 || !bodies) {
+                found.ids.push(id);
+                bytes += length;
+            }
+            if bytes >= limits::UPKEEP_BYTES {
+                return Ok(found);
+            }
+        }
+        found.end = looked_at < limits::UPKEEP_ROWS;
+        Ok(found)
+    }
+
+    /// Bytes of the file that hold something, and bytes that are free within it.
+    pub fn sizes(&self) -> Result<(i64, i64)> {
+        let pragma = |name: &str| -> Result<i64> {
+            Ok(self.connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))?)
+        };
+        let (page, all, free) = (pragma("page_size")?, pragma("page_count")?, pragma("freelist_count")?);
+        Ok(((all - free) * page, free * page))
+    }
+}
+
+impl Transaction<'_> {
+    /// Removes reports and their lines in timelines.
+    pub fn remove_reports(&mut self, ids: &[i64]) -> Result<usize> {
+        let ids = to_json(&ids);
+        self.tx
+            .prepare_cached("DELETE FROM heard WHERE report IN (SELECT value FROM json_each(?1))")?
+            .execute([&ids])?;
+        let mut remove = self.tx.prepare_cached("DELETE FROM reports WHERE id IN (SELECT value FROM json_each(?1))")?;
+        Ok(remove.execute([&ids])?)
+    }
+
+    /// Drops the bytes of reports; that they came stays on record.
+    pub fn drop_bodies(&mut self, ids: &[i64]) -> Result<usize> {
+        let mut update =
+            self.tx.prepare_cached("UPDATE reports SET body = x'' WHERE id IN (SELECT value FROM json_each(?1))")?;
+        Ok(update.execute([to_json(&ids)])?)
+    }
+
+    /// Gives free pages at the end of the file back to the file system.
+    pub fn shrink(&mut self, pages: u32) -> Result<()> {
+        Ok(self.tx.execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))?)
+    }
+}
+
+/// How many completions had to do without their webhook, in one span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Runs that settled.
+    pub completions: i64,
+    /// … without a webhook: by our own question, a replay, or a limit.
+    pub synthesized: i64,
+    /// … of which the webhook came after all, too late.
+    pub late: i64,
+    /// Synthesized by completions.
+    pub rate: f64,
+}
+
+/// The spans of time over which losses are counted, with their names.
+pub const LOSS_SPANS: [(&str, Duration); 3] = [
+    ("1h", Duration::from_secs(3_600)),
+    ("24h", Duration::from_secs(86_400)),
+    ("30d", Duration::from_secs(30 * 86_400)),
+];
+
+/// Losses by the names of [`LOSS_SPANS`].
+pub type Losses = BTreeMap<String, Loss>;
+
+impl View<'_> {
+    /// Losses of every source, by row id.
+    pub fn losses(&self, now: At) -> Result<BTreeMap<i64, Losses>> {
+        let mut sources = self.connection.prepare_cached("SELECT id FROM sources")?;
+        let ids = sources.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+        ids.into_iter().map(|id| Ok((id, self.losses_of(id, now)?))).collect()
+    }
+
+    fn losses_of(&self, source: i64, now: At) -> Result<Losses> {
+        let mut losses = Losses::new();
+        for (name, span) in LOSS_SPANS {
+            let since = now.0 - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+            // The index alone answers this one …
+            let mut count = self.connection.prepare_cached(
+                "SELECT count(*), count(*) FILTER (WHERE origin <> 'webhook') FROM runs
+                 WHERE source = ?1 AND settled_at >= ?2",
+            )?;
+            let (completions, synthesized) = count.query_row((source, since), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            // … and this one reads only the rows of runs that something was lost of.
+            let mut late = self.connection.prepare_cached(
+                "SELECT count(*) FROM runs WHERE source = ?1 AND settled_at >= ?2 AND origin <> 'webhook'
+                    AND first_webhook_at IS NOT NULL AND json_extract(state, '$.webhooks.last') > settled_at",
+            )?;
+            let late = late.query_row((source, since), |row| row.get(0))?;
+            losses.insert(
+                name.to_owned(),
+                Loss { completions, synthesized, late, rate: ratio(synthesized, completions) },
+            );
+        }
+        Ok(losses)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate for people and graphs")]
+fn ratio(part: i64, whole: i64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// Copies the ledger to `to`, which must not exist, while everything goes on: what the copy holds
+/// is one moment of it. It belongs to no epoch, so whoever serves it begins a new one.
+pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
+    let at = |source| StoreError::Open { path: to.to_owned(), source };
+    // The file is made here, and not by SQLite, so that it is never readable by others.
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(at)?;
+    let copied = copy_into(reader, to);
+    if copied.is_err() {
+        let _ = fs::remove_file(to);
+    }
+    copied
+}
+
+fn copy_into(reader: &Reader, to: &Path) -> Result<()> {
+    let path = to.to_str().ok_or_else(|| StoreError::Unreadable("a path that is not UTF-8".to_owned()))?;
+    reader.read(|view| Ok(view.connection.execute("VACUUM INTO ?1", [path]).map(drop)?))?;
+    let copy = Connection::open(to)?;
+    copy.execute("UPDATE meta SET identity = 'copy'", [])?;
+    copy.close().map_err(|(_, error)| error)?;
+    let at = |source| StoreError::Open { path: to.to_owned(), source };
+    File::open(to).and_then(|file| file.sync_all()).map_err(at)
+}
+
+/// Something in a ledger that must not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub what: String,
+    /// In how many rows.
+    pub rows: i64,
+}
+
+/// What must hold, as questions for rows in which it does not.
+const INVARIANTS: [(&str, &str); 8] = [
+    (
+        "settled runs whose completion is missing from the feed",
+        "SELECT count(*) FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
+            (SELECT 1 FROM records c WHERE c.seq = u.completion AND c.run = u.id AND c.type = 'settled.run.completion')",
+    ),
+    (
+        "completions in the feed that their run knows nothing of",
+        "SELECT count(*) FROM records c JOIN runs u ON u.id = c.run
+         WHERE c.type = 'settled.run.completion' AND u.completion IS NOT c.seq",
+    ),
+    (
+        "runs with more than one completion",
+        "SELECT count(*) FROM (SELECT run FROM records WHERE type = 'settled.run.completion' GROUP BY run HAVING count(*) > 1)",
+    ),
+    (
+        "runs whose columns and state disagree on whether they have settled",
+        "SELECT count(*) FROM runs WHERE state = '' OR (phase = 'settled') <> (json_type(state, '$.phase.settled') IS NOT NULL)",
+    ),
+    (
+        "open runs that nothing will ever wake",
+        "SELECT count(*) FROM runs WHERE phase = 'open' AND wake_at IS NULL",
+    ),
+    (
+        "records in the feed that retention claims to have removed",
+        "SELECT count(*) FROM records WHERE seq <= (SELECT trimmed FROM meta)",
+    ),
+    (
+        "lines in timelines that name a record which never was",
+        "SELECT count(*) FROM heard WHERE seq > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)",
+    ),
+    (
+        "held ends whose report is gone",
+        "SELECT count(*) FROM runs WHERE phase = 'open' AND json_extract(state, '$.phase.open.claim.voice.report') IS NOT NULL
+            AND json_extract(state, '$.phase.open.claim.voice.report') NOT IN (SELECT id FROM reports)",
+    ),
+];
+
+/// Verifies the file and everything the program relies on. Reads all of it, which takes a while.
+pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut integrity = view.connection.prepare("PRAGMA integrity_check(20)")?;
+    for line in integrity.query_map([], |row| row.get::<_, String>(0))? {
+        let line = line?;
+        if line != "ok" {
+            findings.push(Finding { what: format!("the file is damaged: {line}"), rows: 1 });
+        }
+    }
+    let mut foreign = view.connection.prepare("PRAGMA foreign_key_check")?;
+    let strays = foreign.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    for table in strays.iter().collect::<std::collections::BTreeSet<_>>() {
+        let rows = strays.iter().filter(|stray| *stray == table).count();
+        let what = format!("rows of {table} that refer to nothing");
+        findings.push(Finding { what, rows: i64::try_from(rows).unwrap_or(i64::MAX) });
+    }
+    for (what, question) in INVARIANTS {
+        let rows: i64 = view.connection.query_row(question, params![], |row| row.get(0))?;
+        if rows > 0 {
+            findings.push(Finding { what: what.to_owned(), rows });
+        }
+    }
+    Ok(findings)
+}
