@@ -122,6 +122,7 @@ impl Daemon {
             started_at: clock(),
             stop: stopped.clone(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
+            lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
         });
         let pulse = Pulse {

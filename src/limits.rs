@@ -103,6 +103,9 @@ pub const SOCKET_CONNECTIONS_MAX: usize = 1_200;
 /// through when every stream is taken.
 pub const STREAMS_MAX: usize = 1_100;
 
+/// Lookups for the sockets at once, each with a connection and its cache of the database.
+pub const LOOKUPS_MAX: usize = 8;
+
 /// Rows read from the database for one page of a stream or list: short reads keep the log of the
 /// database small.
 pub const PAGE_ROWS: usize = 500;
