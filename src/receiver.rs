@@ -187,9 +187,8 @@ fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
 
 /// Refuses what cannot be verified on raw bytes, and bodies whose end cannot be known.
 fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
-    let encoded =
-        headers.get(CONTENT_ENCODING).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if encoded {
+    let identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(CONTENT_ENCODING).iter().all(identity) {
         let message = "send the body without Content-Encoding";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message));
     }

@@ -379,3 +379,17 @@ fn an_id_at_the_limit_is_a_run_and_a_longer_one_is_kept_unread() {
         daemon.deliveries("").iter().filter(|row| row["note"].is_string()).count() == 2
     });
 }
+
+#[test]
+fn an_encoded_body_is_415_and_never_inflated() {
+    let daemon = Daemon::start();
+    let post = skyvern("wr_1", "completed");
+    for encoding in ["gzip", "deflate", "br", "GZIP", "identity, gzip", "x"] {
+        let answer = daemon.post(&post.clone().with("Content-Encoding", encoding));
+        assert_eq!((answer.status, answer.code().as_str()), (415, "content_encoding"), "{encoding}");
+    }
+    let twice = post.clone().with("Content-Encoding", "identity").with("content-encoding", "gzip");
+    assert_eq!(daemon.post(&twice).status, 415);
+    assert_eq!(daemon.kept(), 0);
+    assert_stored(&daemon, &daemon.post(&post.clone().with("Content-Encoding", "identity")), &post.body);
+}
