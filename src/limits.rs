@@ -34,9 +34,10 @@ pub const HOOK_BODY_BYTES_MIN: usize = 64 * KIB;
 /// The most that may be configured: a row of the database has to hold it.
 pub const HOOK_BODY_BYTES_MAX: usize = 256 * MIB;
 
-/// Header lines stored with a delivery. Honest ones carry about ten; the rest of a longer list is
-/// not worth its room.
-pub const HOOK_HEADERS_MAX: usize = 64;
+/// Header lines of a delivery that are looked at and stored. Honest ones carry about ten; a chain of
+/// proxies adds some, and the signature may stand behind them. Hyper takes no more than this either
+/// and answers 431.
+pub const HOOK_HEADERS_MAX: usize = 100;
 
 /// Bytes of bodies held in memory at once, over all connections and the queue: beyond it, readers
 /// wait. The number of connections times the size of one body is no bound anybody has memory for.

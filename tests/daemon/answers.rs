@@ -393,3 +393,15 @@ fn an_encoded_body_is_415_and_never_inflated() {
     assert_eq!(daemon.kept(), 0);
     assert_stored(&daemon, &daemon.post(&post.clone().with("Content-Encoding", "identity")), &post.body);
 }
+
+#[test]
+fn a_signature_behind_many_other_headers_is_found() {
+    let daemon = Daemon::start();
+    let signed = skyvern("wr_1", "completed");
+    for others in [60, 62, 63, 90] {
+        let mut post = signed.clone();
+        let many = (0..others).map(|n| (format!("x-forwarded-{n}"), "proxy".to_owned()));
+        post.headers.splice(0..0, many);
+        assert_stored(&daemon, &daemon.post(&post), &post.body);
+    }
+}
