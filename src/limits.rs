@@ -46,6 +46,12 @@ pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
 /// What is kept of a body that was too large: enough to find the run's id in.
 pub const TRUNCATED_HEAD_BYTES: usize = 16 * KIB;
 
+/// How much of a refused body is read and thrown away, so that its sender gets to read the answer.
+pub const HOOK_DISCARDED_BYTES_MAX: usize = 64 * MIB;
+
+/// … and for how long.
+pub const HOOK_DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Unverified deliveries kept per source unless configured; the oldest go first.
 pub const UNVERIFIED_ROWS: u64 = 10_000;
 

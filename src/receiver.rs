@@ -6,9 +6,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING,
+};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -47,9 +51,15 @@ impl Receiver {
 
     /// Answers one request.
     pub async fn respond(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnyBody> {
-        match self.receive(request, peer).await {
+        let (head, mut body) = request.into_parts();
+        match self.receive(&head, &mut body, peer).await {
             Ok(response) => response,
             Err(problem) => {
+                // Whoever waits to be told to continue learns by the answer that there is no need to.
+                let sends = problem.status == StatusCode::PAYLOAD_TOO_LARGE || !head.headers.contains_key(EXPECT);
+                if sends && problem.status != StatusCode::REQUEST_TIMEOUT {
+                    discard(&mut body).await;
+                }
                 let mut response = problem.response();
                 if problem.status == StatusCode::METHOD_NOT_ALLOWED {
                     response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -61,8 +71,7 @@ impl Receiver {
         }
     }
 
-    async fn receive(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
-        let (head, body) = request.into_parts();
+    async fn receive(&self, head: &Parts, body: &mut Incoming, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
         let (member, path_token) = self.route(&head.method, head.uri.path())?;
         check_headers(&head.headers)?;
         let declared = content_length(&head.headers);
@@ -99,14 +108,14 @@ impl Receiver {
     }
 
     /// Reads a body up to the limit; of a larger one only the head is kept.
-    async fn take(&self, mut body: Incoming, declared: usize) -> Result<Taken, Problem> {
+    async fn take(&self, body: &mut Incoming, declared: usize) -> Result<Taken, Problem> {
         let deadline = Instant::now() + limits::HOOK_BODY_TIMEOUT;
         // Not more than a first page is believed of the declared length until bytes show it.
         let mut bytes = Vec::with_capacity(declared.min(limits::TRUNCATED_HEAD_BYTES));
         let mut room = None;
         if declared > self.body_bytes_max {
             // The rest is not worth reading: a head is all that will be kept.
-            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(&mut body)).await.map_err(|_| slow())??;
+            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(body)).await.map_err(|_| slow())??;
             return Ok(Taken { bytes: head, truncated: true, room });
         }
         loop {
@@ -200,6 +209,20 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
 
 fn content_length(headers: &HeaderMap) -> usize {
     headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// Reads the rest of a refused body and throws it away. Its sender sends to the end before it reads,
+/// and would see a broken connection instead of our answer.
+async fn discard(body: &mut Incoming) {
+    let mut left = limits::HOOK_DISCARDED_BYTES_MAX;
+    let rest = async {
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    let _ = timeout(limits::HOOK_DISCARD_TIMEOUT, rest).await;
 }
 
 /// The first bytes of a body.

@@ -405,3 +405,13 @@ fn a_signature_behind_many_other_headers_is_found() {
         assert_stored(&daemon, &daemon.post(&post), &post.body);
     }
 }
+
+#[test]
+fn whoever_sends_far_too_much_still_reads_the_413() {
+    let daemon = with_small_limit();
+    for bytes in [200_000, 2_000_000, 20_000_000] {
+        let over = skyvern_of("wr_1", bytes);
+        assert_eq!(daemon.raw(over.bytes()).status, 413, "{bytes} declared");
+        assert_eq!(daemon.raw(over.chunked(8000)).status, 413, "{bytes} chunked");
+    }
+}
