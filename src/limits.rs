@@ -39,8 +39,14 @@ pub const HOOK_BODY_BYTES_MAX: usize = 256 * MIB;
 /// and answers 431.
 pub const HOOK_HEADERS_MAX: usize = 100;
 
-/// Bytes of bodies held in memory at once, over all connections and the queue: beyond it, readers
-/// wait. The number of connections times the size of one body is no bound anybody has memory for.
+/// A body up to this size is small. Nearly all webhooks are.
+pub const HOOK_SMALL_BODY_BYTES: usize = 64 * KIB;
+
+/// Bytes of small bodies held in memory at once: a thousand of the largest.
+pub const HOOK_SMALL_BODIES_BYTES_MAX: usize = 64 * MIB;
+
+/// Bytes of larger bodies held in memory at once, over all connections and the queue: beyond it,
+/// readers wait. The number of connections times the size of one body is no bound anybody has memory for.
 pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
 
 /// What is kept of a body that was too large: enough to find the run's id in.

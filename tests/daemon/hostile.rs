@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::number;
-use crate::support::senders::{skyvern, unsigned};
+use crate::support::senders::{skyvern, skyvern_of, unsigned};
 use crate::support::wire::Wire;
 use crate::support::{Daemon, PATIENCE, Wish};
 
@@ -238,4 +238,14 @@ fn large_bodies_that_never_end_leave_room_for_small_ones() {
     });
     eprintln!("memory at most {} KiB", daemon.memory("VmHWM"));
     assert!(daemon.memory("VmHWM") < 1200 << 10);
+}
+
+#[test]
+fn half_a_million_chunks_of_a_byte_take_the_room_of_half_a_megabyte() {
+    if !long() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let post = skyvern_of("wr_1", 600_000);
+    assert!(daemon.raw(post.chunked(1)).stored().is_some());
 }
