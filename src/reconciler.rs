@@ -371,12 +371,11 @@ fn trim_if_full(
     limits: RingLimits,
     report: &Report,
 ) -> Result<(), StoreError> {
-    if report.head.webhook().is_none_or(|head| head.verdict.authentic()) {
-        return Ok(());
-    }
+    let Some(head) = report.head.webhook().filter(|head| !head.verdict.authentic()) else { return Ok(()) };
+    let headers: usize = head.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     let (rows, bytes) = added.entry(report.source).or_default();
     *rows += 1;
-    *bytes += i64::try_from(report.body.len()).unwrap_or(i64::MAX);
+    *bytes += i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);
     if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {
         tx.trim_ring(report.source, limits)?;
         (*rows, *bytes) = (0, 0);

@@ -13,7 +13,7 @@ use crate::run::{At, Via};
 pub struct RingLimits {
     /// So many deliveries.
     pub rows_max: i64,
-    /// And so many bytes of body.
+    /// And so many bytes of headers and body.
     pub bytes_max: i64,
 }
 
@@ -42,7 +42,7 @@ impl Transaction<'_> {
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
     pub fn trim_ring(&mut self, source: i64, limits: RingLimits) -> Result<usize> {
         let mut oldest_kept = self.tx.prepare_cached(
-            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(length(body)) OVER newest AS bytes
+            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
                 FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;

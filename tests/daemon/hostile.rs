@@ -249,3 +249,14 @@ fn half_a_million_chunks_of_a_byte_take_the_room_of_half_a_megabyte() {
     let post = skyvern_of("wr_1", 600_000);
     assert!(daemon.raw(post.chunked(1)).stored().is_some());
 }
+
+#[test]
+fn headers_count_in_the_ring_as_bodies_do() {
+    let daemon = ring_of(100_000, "1MiB");
+    let post = unsigned("wr_1", 100).with("x-padding", "x".repeat(50_000));
+    for _ in 0..100 {
+        assert_eq!(daemon.post(&post).status, 401);
+    }
+    let kept = number(&daemon.store(), "SELECT sum(length(head) + length(body)) FROM reports WHERE ring = 1");
+    assert!(kept < 1_200_000, "{kept} bytes in a ring of 1 MiB");
+}
