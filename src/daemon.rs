@@ -96,6 +96,7 @@ struct Shared {
 impl Daemon {
     /// Starts everything. When this returns, webhooks are taken and the sockets answer.
     pub async fn start(config: Config, clock: Clock) -> Result<Daemon, StartError> {
+        let files = http::raise_file_limit();
         let mut writer = Writer::open(&config.store_path, clock())?;
         writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(asking::CHECKS[1] + Duration::from_secs(3600))))?;
         let fleet = Arc::new(Fleet::enlist(&mut writer, &config.sources)?);
@@ -136,7 +137,7 @@ impl Daemon {
         });
         let receiver = Arc::new(Receiver::new(fleet_rx, ledger.clone(), clock.clone(), config.hooks.body_limit));
         let mut servers = JoinSet::new();
-        serve_hooks(&mut servers, hooks, receiver, stopped.clone());
+        serve_hooks(&mut servers, hooks, receiver, files, stopped.clone());
         serve_socket(&mut servers, feed, feed::feed_routes(desk.clone()), stopped.clone());
         serve_socket(&mut servers, control, feed::control_routes(desk), stopped.clone());
         let askers = start_asking(&voices, &ledger, &reader, &clock, &stopped);
@@ -160,9 +161,16 @@ impl Daemon {
     }
 }
 
-fn serve_hooks(servers: &mut JoinSet<()>, listener: TcpListener, receiver: Arc<Receiver>, stop: watch::Receiver<bool>) {
+fn serve_hooks(
+    servers: &mut JoinSet<()>,
+    listener: TcpListener,
+    receiver: Arc<Receiver>,
+    files: usize,
+    stop: watch::Receiver<bool>,
+) {
+    // Half of what may be open, where that is little: the database and the sockets need the rest.
     let allowance = Allowance {
-        connections_max: limits::HOOK_CONNECTIONS_MAX,
+        connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
         header_timeout: limits::HOOK_HEADER_TIMEOUT,
         write_timeout: limits::WRITE_STALL,
     };

@@ -260,3 +260,15 @@ fn headers_count_in_the_ring_as_bodies_do() {
     let kept = number(&daemon.store(), "SELECT sum(length(head) + length(body)) FROM reports WHERE ring = 1");
     assert!(kept < 1_200_000, "{kept} bytes in a ring of 1 MiB");
 }
+
+#[test]
+fn a_crowd_does_not_take_the_last_file_descriptor() {
+    let daemon = Daemon::with(Wish { files: Some(256), ..Wish::default() });
+    let crowd = crowd(&daemon, 600);
+    let began = Instant::now();
+    assert_serves(&daemon, 5);
+    daemon.completions(5);
+    assert!(began.elapsed() < Duration::from_secs(8), "served before the crowd is shown out, in {:?}", began.elapsed());
+    assert!(!daemon.log().contains("could not be accepted"), "{}", daemon.log());
+    drop(crowd);
+}
