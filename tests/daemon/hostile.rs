@@ -11,9 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::ledger::number;
-use crate::support::senders::{skyvern, skyvern_of, unsigned};
+use crate::support::senders::{firecrawl_body, skyvern, skyvern_of, unsigned};
 use crate::support::wire::Wire;
-use crate::support::{Daemon, PATIENCE, Wish};
+use crate::support::{Daemon, PATIENCE, Wish, post};
 
 fn long() -> bool {
     std::env::var_os("SETTLED_LONG").is_some()
@@ -271,4 +271,36 @@ fn a_crowd_does_not_take_the_last_file_descriptor() {
     assert!(began.elapsed() < Duration::from_secs(8), "served before the crowd is shown out, in {:?}", began.elapsed());
     assert!(!daemon.log().contains("could not be accepted"), "{}", daemon.log());
     drop(crowd);
+}
+
+#[test]
+fn no_depth_of_metadata_makes_a_run_unreadable_or_holds_up_the_others() {
+    let daemon = Daemon::start();
+    for depth in [90, 100, 110, 120, 121, 122, 123, 124, 125, 126, 127, 128, 200] {
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        let run = format!("deep_{depth}");
+        for event in ["extract.started", "extract.completed", "extract.completed"] {
+            let body = format!(r#"{{"success":true,"type":"{event}","id":"{run}","data":[],"metadata":{deep}}}"#);
+            assert!(daemon.post(&firecrawl_body(body)).stored().is_some());
+        }
+        let other = format!("after_{depth}");
+        assert!(daemon.post(&skyvern(&other, "completed")).stored().is_some());
+        daemon.until(&format!("{other} has settled"), |daemon| {
+            daemon.feed().values().any(|line| line.contains(&format!("{other}:completion")))
+        });
+        let listed = daemon.control("/v1/runs?limit=1000");
+        assert_eq!(listed.status, 200, "{depth}: {}", String::from_utf8_lossy(&listed.body));
+    }
+    assert_eq!(number(&daemon.store(), "SELECT count(*) FROM set_aside"), 0);
+}
+
+#[test]
+fn metadata_too_deep_to_be_read_back_is_refused_when_tracking() {
+    let daemon = Daemon::start();
+    let track = |depth: usize| {
+        let metadata = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        let body = format!(r#"{{"source":"sky","run_id":"wr_{depth}","metadata":{metadata}}}"#);
+        post(&daemon.control_socket(), "/v1/runs", &body).expect("the control socket answers").status
+    };
+    assert_eq!([track(1), track(64), track(65), track(124), track(126), track(200)], [201, 201, 400, 400, 400, 400]);
 }

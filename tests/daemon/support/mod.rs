@@ -279,11 +279,21 @@ fn record(line: &str) -> Option<(i64, String)> {
     Some((seq, line.to_owned()))
 }
 
-/// A GET on a Unix socket, in HTTP/1.0: the answer is what comes until the end.
+/// A GET on a Unix socket.
 pub fn get(socket: &Path, path: &str) -> std::io::Result<Answer> {
+    ask(socket, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+}
+
+/// A POST on a Unix socket.
+pub fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<Answer> {
+    ask(socket, &format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// Asks in HTTP/1.0: the answer is what comes until the end.
+fn ask(socket: &Path, request: &str) -> std::io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let broken = || std::io::Error::other("the answer broke off");
