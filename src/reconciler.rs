@@ -231,23 +231,37 @@ impl Reconciler {
     /// on disk before it is made. Returns how many there were.
     pub fn recover(&mut self, now: At) -> Result<usize, StoreError> {
         let mut count = 0;
-        loop {
-            let waiting = self.writer.transaction(|tx| tx.undigested(1))?;
-            let Some((id, report, attempts)) = waiting.into_iter().next() else { break };
+        while let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? {
             count += 1;
             if attempts >= limits::ATTEMPTS_MAX {
-                self.writer.transaction(|tx| {
-                    tx.set_aside(id, now, "digesting it ended the process three times")?;
-                    tx.mark_digested(id)
-                })?;
-                tracing::error!(report = id, "a report that ended the process three times is set aside");
+                self.set_aside(now, "digesting it ended the process three times")?;
                 continue;
             }
             self.writer.transaction(|tx| tx.count_attempt(id))?;
-            self.digest(&[(id, report)], now)?;
+            match self.digest_next(1, now) {
+                Err(error) if error.lasting() => self.set_aside(now, &error.to_string())?,
+                digested => drop(digested?),
+            }
         }
         self.behind = false;
         Ok(count)
+    }
+
+    /// Digests up to `max` of what is on disk and not yet digested; how many that were.
+    fn digest_next(&mut self, max: u32, now: At) -> Result<(usize, Aftermath), StoreError> {
+        let waiting = self.writer.transaction(|tx| tx.undigested(max))?;
+        let waiting: Vec<_> = waiting.into_iter().map(|(id, report, _)| (id, report)).collect();
+        Ok((waiting.len(), self.digest(&waiting, now)?))
+    }
+
+    /// Sets the first undigested report aside, so that it blocks nobody.
+    fn set_aside(&mut self, now: At, why: &str) -> Result<(), StoreError> {
+        self.writer.transaction(|tx| {
+            let Some((id, _)) = tx.first_undigested()? else { return Ok(()) };
+            tracing::error!(report = id, why, "a report that cannot be digested is set aside");
+            tx.set_aside(id, now, why)?;
+            tx.mark_digested(id)
+        })
     }
 
     /// Stores reports, and runs other work, in one transaction. Work that fails undoes only itself.
@@ -610,19 +624,18 @@ const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 impl Reconciler {
     /// Digests what an earlier failure left behind; true when nothing is.
     fn catch_up(&mut self, clock: &Clock, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) -> bool {
+        let mut max = u32::try_from(limits::GROUP_REPORTS_MAX).unwrap_or(u32::MAX);
         while self.behind {
-            let max = u32::try_from(limits::GROUP_REPORTS_MAX).unwrap_or(u32::MAX);
-            let result = self.writer.transaction(|tx| tx.undigested(max)).and_then(|waiting| {
-                let waiting: Vec<_> = waiting.into_iter().map(|(id, report, _)| (id, report)).collect();
-                let aftermath = self.digest(&waiting, clock())?;
-                Ok((waiting.len(), aftermath))
-            });
-            match result {
+            match self.digest_next(max, clock()) {
                 Ok((0, _)) => self.behind = false,
                 Ok((_, aftermath)) => publish(&aftermath, head, nudge),
                 Err(error) => {
                     self.fail(&error);
-                    return false;
+                    if !error.lasting() || (max == 1 && self.set_aside(clock(), &error.to_string()).is_err()) {
+                        return false;
+                    }
+                    // One by one from here on, to find the one that would hold up all after it.
+                    max = 1;
                 }
             }
         }

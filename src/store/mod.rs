@@ -89,6 +89,21 @@ pub enum StoreError {
     Sqlite(#[from] rusqlite::Error),
 }
 
+impl StoreError {
+    /// Whether it is about what was read or written, and would come again however often it is tried;
+    /// not about the disk, which may recover.
+    pub fn lasting(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, TooBig, TypeMismatch};
+        match self {
+            StoreError::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => {
+                matches!(error.code, ConstraintViolation | TooBig | TypeMismatch)
+            }
+            StoreError::Unreadable(_) | StoreError::Sqlite(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Short for results in here.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 

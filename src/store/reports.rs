@@ -1,6 +1,6 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
@@ -79,6 +79,14 @@ impl Transaction<'_> {
         )?;
         let rows = select.query_and_then([max], |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
         rows.collect()
+    }
+
+    /// The first report that has not been digested, and the attempts made on it.
+    pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, attempts FROM reports WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT 1",
+        )?;
+        Ok(select.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
     }
 
     /// One stored report.

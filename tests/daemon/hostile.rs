@@ -304,3 +304,22 @@ fn metadata_too_deep_to_be_read_back_is_refused_when_tracking() {
     };
     assert_eq!([track(1), track(64), track(65), track(124), track(126), track(200)], [201, 201, 400, 400, 400, 400]);
 }
+
+#[test]
+fn a_run_whose_row_is_damaged_holds_up_no_other() {
+    let mut daemon = Daemon::start();
+    daemon.post(&skyvern("damaged", "running"));
+    daemon.until("it is known", |daemon| daemon.control("/v1/runs/sky/damaged").status == 200);
+    let spoil = "UPDATE runs SET state = 'not JSON' WHERE run_id = 'damaged'";
+    rusqlite::Connection::open(daemon.store()).and_then(|ledger| ledger.execute(spoil, [])).expect("it is written");
+    for round in 0..2 {
+        assert!(daemon.post(&skyvern("damaged", "completed")).stored().is_some());
+        assert!(daemon.post(&skyvern(&format!("sound_{round}"), "completed")).stored().is_some());
+        assert_eq!(daemon.completions(round + 1).len(), round + 1);
+        let why = daemon.deliveries("").into_iter().filter_map(|row| row["set_aside"].as_str().map(str::to_owned));
+        assert_eq!(why.collect::<Vec<_>>().len(), round + 1, "visible");
+        daemon.kill();
+        daemon.launch();
+        daemon.ready();
+    }
+}
