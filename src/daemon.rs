@@ -101,6 +101,7 @@ impl Daemon {
 
     /// As [`Daemon::start`], on the sockets that systemd handed in.
     pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+        let files = http::raise_file_limit();
         let calls = Calls::new()?;
         let (reconciler, fleet, recovered) = recover(&config, &clock)?;
         let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
@@ -149,7 +150,7 @@ impl Daemon {
         voices.follow(&fleet_seen.borrow(), &mut tasks);
         let mut servers = JoinSet::new();
         for socket in listeners.hooks {
-            serve_hooks(&mut servers, socket, receiver.clone(), stopped.clone());
+            serve_hooks(&mut servers, socket, receiver.clone(), files, stopped.clone());
         }
         serve_socket(&mut servers, listeners.feed, feed::feed_routes(desk.clone()), stopped.clone());
         serve_socket(&mut servers, listeners.control, feed::control_routes(desk), stopped.clone());
@@ -327,9 +328,16 @@ impl Voices {
     }
 }
 
-fn serve_hooks(servers: &mut JoinSet<()>, listener: TcpListener, receiver: Arc<Receiver>, stop: watch::Receiver<bool>) {
+fn serve_hooks(
+    servers: &mut JoinSet<()>,
+    listener: TcpListener,
+    receiver: Arc<Receiver>,
+    files: usize,
+    stop: watch::Receiver<bool>,
+) {
+    // Half of what may be open, where that is little: the database and the sockets need the rest.
     let allowance = Allowance {
-        connections_max: limits::HOOK_CONNECTIONS_MAX,
+        connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
         header_timeout: limits::HOOK_HEADER_TIMEOUT,
         write_timeout: limits::WRITE_STALL,
     };

@@ -22,7 +22,7 @@ pub(super) fn digest(
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<(), StoreError> {
-    let mut digest = Digest { report: id, effects: Vec::new() };
+    let mut digest = Digest::of(id);
     match fleet.member(report.source) {
         None => tx.set_aside(id, now, "its source is no longer configured")?,
         Some(member) => digest.effects = effects(tx, member, id, report, now, aftermath)?,

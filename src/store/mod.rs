@@ -121,6 +121,8 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     epoch: String,
+    /// Its last transaction failed: it must be replaced before the next.
+    suspect: bool,
     _lock: File,
 }
 
@@ -165,7 +167,7 @@ impl Writer {
         set_up(&connection)?;
         migrate(&mut connection, path, version, now)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
+        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, _lock: lock })
     }
 
     /// First half of every cursor.
@@ -180,13 +182,18 @@ impl Writer {
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
-    /// error nothing happened, and the connection must be replaced with [`Writer::reopen`]: after
-    /// a failed fsync its idea of the file may be wrong.
+    /// error nothing happened, and the connection is replaced, by [`Writer::reopen`] or before the
+    /// next transaction: after a failed fsync its idea of the file may be wrong.
     pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        if self.suspect {
+            self.reopen()?;
+        }
+        self.suspect = true;
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut transaction = Transaction { tx };
         let value = work(&mut transaction)?;
         transaction.tx.commit()?;
+        self.suspect = false;
         Ok(value)
     }
 
@@ -195,6 +202,7 @@ impl Writer {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         set_up(&connection)?;
         self.connection = connection;
+        self.suspect = false;
         Ok(())
     }
 }
@@ -437,5 +445,19 @@ mod tests {
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("settled.db"), folder.path().join("away.db"));
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let wrong = writer.transaction(|tx| Ok(tx.tx.execute_batch("INSERT INTO nowhere VALUES (1)")?));
+        assert!(wrong.is_err());
+        fs::rename(&path, &away).unwrap();
+        assert!(writer.reopen().is_err());
+        assert!(writer.transaction(|_| Ok(())).is_err(), "what it believes of the file may be wrong");
+        fs::rename(&away, &path).unwrap();
+        assert!(writer.transaction(|_| Ok(())).is_ok());
     }
 }
