@@ -132,12 +132,16 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Writes a line of a run's timeline.
+    /// Writes a line of a run's timeline: one per report, the last, unless an earlier one names the
+    /// record that it caused.
     pub fn note_heard(&mut self, run: i64, report: i64, line: &HeardRow) -> Result<()> {
         self.tx
             .prepare_cached(
-                "INSERT OR REPLACE INTO heard (run, report, at, via, trust, claim, status, effect, seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT DO UPDATE SET at = excluded.at, via = excluded.via, trust = excluded.trust,
+                    claim = excluded.claim, status = excluded.status, effect = excluded.effect, seq = excluded.seq
+                 WHERE seq IS NULL",
             )?
             .execute(params![
                 run,

@@ -131,6 +131,8 @@ pub struct World {
     pub tally: Tally,
     hooks: String,
     began: OnceLock<(Instant, At)>,
+    /// Milliseconds since the begin, when the time is moved by hand; else [`BY_ITSELF`].
+    hands: AtomicU64,
     index: HashMap<(Source, String), usize>,
     asked: Vec<AtomicUsize>,
     /// When each run was first seen: on a list, or, where the daemon that saw it there may have been
@@ -139,6 +141,9 @@ pub struct World {
     accepted: Vec<Vec<AtomicU64>>,
     in_the_post: AtomicUsize,
 }
+
+/// Nobody moves the time by hand.
+const BY_ITSELF: u64 = u64::MAX;
 
 /// What a status endpoint finds under an id.
 pub(super) enum Found<'a> {
@@ -160,6 +165,7 @@ impl World {
             tally: Tally::default(),
             hooks: hooks.to_owned(),
             began: OnceLock::new(),
+            hands: AtomicU64::new(BY_ITSELF),
             index,
             asked,
             first_seen: plan.runs.iter().map(|_| OnceLock::new()).collect(),
@@ -176,9 +182,19 @@ impl World {
         self.began.get_or_init(|| (Instant::now(), wall));
     }
 
+    /// Makes it so long after a begin at `wall`: the time of a simulation, which stands still until
+    /// it is moved again. The first call decides when the begin was.
+    pub fn turn_to(&self, wall: At, age: Duration) {
+        self.began.get_or_init(|| (Instant::now(), wall));
+        self.hands.store(u64::try_from(age.as_millis()).unwrap_or(BY_ITSELF - 1), Relaxed);
+    }
+
     /// How long the world has been turning.
     pub fn now(&self) -> Duration {
-        self.began.get().map(|(began, _)| began.elapsed()).unwrap_or_default()
+        match self.hands.load(Relaxed) {
+            BY_ITSELF => self.began.get().map(|(began, _)| began.elapsed()).unwrap_or_default(),
+            age => Duration::from_millis(age),
+        }
     }
 
     /// The moment at which the monotonic clock shows `age`, for timers.
