@@ -40,14 +40,7 @@ fn verify(keyring: &Keyring, token: Option<&str>, headers: &[(&str, &str)]) -> (
 
 fn read_as(body: &[u8], truncated: bool) -> Reading {
     let (trust, via) = (Trust::SharedSecret, Via::Webhook);
-    SmartBrowse.read_webhook(&Webhook {
-        body,
-        truncated,
-        trust,
-        via,
-        received_at: NOW,
-        settings: &SETTINGS,
-    })
+    SmartBrowse.read_webhook(&Webhook { body, truncated, trust, via, received_at: NOW, settings: &SETTINGS })
 }
 
 fn said(body: &[u8]) -> Observation {
