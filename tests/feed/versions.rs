@@ -45,13 +45,13 @@ fn records_of_every_version_are_served_as_they_were() {
             .unwrap_or_else(|error| panic!("versions/{version}.ndjson, records of that version: {error}"));
         let home = Home::new();
         let db = ledger(&home, version);
+        // Records outlive what is known of their runs, so none are needed.
+        db.pragma_update(None, "foreign_keys", false).unwrap();
         db.execute("INSERT OR IGNORE INTO sources (id, name, provider) VALUES (1, 'sky', 'skyvern')", []).unwrap();
         for (seq, line) in (1_i64..).zip(golden.lines()) {
             let (envelope, rest) = line.split_once(",\"cursor\":\"").unwrap();
             let (_, data) = rest.split_once("\",\"data\":").unwrap();
             let kind = serde_json::from_str::<serde_json::Value>(line).unwrap()["type"].as_str().unwrap().to_owned();
-            let run = "INSERT INTO runs (id, source, run_id, phase, overdue, state) VALUES (?1, 1, 'old' || ?1, 'open', 0, '')";
-            db.execute(run, [seq]).unwrap();
             db.execute(
                 "INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (?1, ?1, ?2, 1, 1, ?3, ?4)",
                 (seq, kind, format!("{envelope}}}"), data.strip_suffix('}').unwrap()),
