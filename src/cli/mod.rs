@@ -14,6 +14,7 @@ mod man;
 mod pages;
 mod poll;
 mod retry_webhook;
+mod reverify;
 mod run;
 mod runs;
 mod serve;
@@ -83,6 +84,7 @@ enum Command {
     Man(man::Man),
     Poll(poll::Poll),
     RetryWebhook(retry_webhook::RetryWebhook),
+    Reverify(reverify::Reverify),
     Run(run::Run),
     Runs(runs::Runs),
     Serve(serve::Serve),
@@ -210,6 +212,7 @@ impl Cli {
                 Command::Man(command) => command.run(),
                 Command::Poll(command) => command.run(&context).await,
                 Command::RetryWebhook(command) => command.run(&context).await,
+                Command::Reverify(command) => command.run(&context).await,
                 Command::Run(command) => command.run(&context).await,
                 Command::Runs(command) => command.run(&context).await,
                 Command::Serve(command) => command.run(&context).await,

@@ -48,13 +48,17 @@ impl Fleet {
         sources: &BTreeMap<SourceName, Arc<Source>>,
     ) -> Result<Fleet, StoreError> {
         let rows = tx.sources(sources.values().map(|source| (source.name.as_str(), source.provider.name())))?;
+        Ok(Fleet::of(sources.values().map(|source| Member::new(rows[source.name.as_str()], source.clone()))))
+    }
+
+    /// These sources, whose rows are known.
+    pub fn of(members: impl IntoIterator<Item = Member>) -> Fleet {
         let mut fleet = Fleet::default();
-        for (name, source) in sources {
-            let id = rows[name.as_str()];
-            fleet.ids.insert(name.clone(), id);
-            fleet.by_id.insert(id, Arc::new(Member::new(id, source.clone())));
+        for member in members {
+            fleet.ids.insert(member.source.name.clone(), member.id);
+            fleet.by_id.insert(member.id, Arc::new(member));
         }
-        Ok(fleet)
+        fleet
     }
 
     /// The source of this name.

@@ -49,7 +49,7 @@ impl Digest {
 }
 
 /// What came of verifying a source's unverified deliveries again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Reverified {
     /// Deliveries looked at.
     pub examined: u64,

@@ -5,3 +5,4 @@ mod digestion;
 mod feed;
 mod files;
 mod setting;
+mod turns;
