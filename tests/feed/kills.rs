@@ -87,8 +87,8 @@ fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
         });
         for _ in 0..kills {
             std::thread::sleep(Duration::from_millis(30 + dice.below(200)));
-            let victim = dice.below(3);
-            killed[victim as usize] += 1;
+            let victim = usize::try_from(dice.below(3)).unwrap();
+            killed[victim] += 1;
             match victim {
                 0 => {
                     daemon.kill();
