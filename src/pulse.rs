@@ -72,22 +72,19 @@ fn cannot_look(error: &StoreError) -> String {
 
 fn line(trouble: Option<&str>, sources: usize, counts: &[SourceCounts], set_aside: i64, now: At) -> String {
     let (open, overdue) = counts.iter().fold((0, 0), |sum, source| (sum.0 + source.open, sum.1 + source.overdue));
-    let mut line = match trouble {
-        Some(trouble) => format!("{trouble}; serving "),
-        None => "Serving ".to_owned(),
+    let serving = format!("{sources} source{}", if sources == 1 { "" } else { "s" });
+    let overdue = if overdue > 0 { format!(", {overdue} overdue") } else { String::new() };
+    let heard = match counts.iter().filter_map(|source| source.webhook_at).max() {
+        Some(at) => format!("last webhook {} ago", span(now.since(at))),
+        None => "no webhook yet".to_owned(),
     };
-    line.push_str(&format!("{sources} source{}; {open} runs open", if sources == 1 { "" } else { "s" }));
-    if overdue > 0 {
-        line.push_str(&format!(", {overdue} overdue"));
-    }
-    match counts.iter().filter_map(|source| source.webhook_at).max() {
-        Some(at) => line.push_str(&format!("; last webhook {} ago", span(now.since(at)))),
-        None => line.push_str("; no webhook yet"),
-    }
-    if set_aside > 0 {
-        line.push_str(&format!("; {set_aside} reports set aside, see `settled status`"));
-    }
-    line
+    let mut parts = match trouble {
+        Some(trouble) => vec![trouble.to_owned(), format!("serving {serving}")],
+        None => vec![format!("Serving {serving}")],
+    };
+    parts.extend([format!("{open} runs open{overdue}"), heard]);
+    parts.extend((set_aside > 0).then(|| format!("{set_aside} reports set aside, see `settled status`")));
+    parts.join("; ")
 }
 
 /// A span in its largest unit.

@@ -12,7 +12,7 @@ use crate::config::Retention;
 use crate::limits;
 use crate::reconciler::{Clock, Handle, Refusal};
 use crate::run::At;
-use crate::store::{Reader, Removable, StoreError};
+use crate::store::{Reader, Removable, StoreError, Transaction, View};
 
 /// What upkeep works with.
 pub struct Upkeep {
@@ -91,7 +91,7 @@ impl Upkeep {
         let mut taken = 0;
         for take in [Take::Bodies, Take::Rows] {
             let reader = self.reader.clone();
-            let too_large = move || reader.read(|view| view.sizes()).is_ok_and(|(used, _)| used > most);
+            let too_large = move || reader.read(sizes).is_ok_and(|(used, _)| used > most);
             taken += self.trim(before, take, too_large).await?;
         }
         Ok(taken)
@@ -106,7 +106,7 @@ impl Upkeep {
             position = upto;
             taken += ids.len();
             if !ids.is_empty() {
-                let remove = move |tx: &mut crate::store::Transaction<'_>| match take {
+                let remove = move |tx: &mut Transaction<'_>| match take {
                     Take::Bodies => tx.drop_bodies(&ids),
                     Take::Rows => tx.remove_reports(&ids),
                 };
@@ -123,12 +123,12 @@ impl Upkeep {
     /// Gives free pages back, once they are worth it.
     async fn shrink(&self) -> Result<(), Broken> {
         loop {
-            let (used, free) = self.look(|view| view.sizes()).await?;
+            let (used, free) = self.look(sizes).await?;
             if free < limits::SHRINK_BYTES_MIN || free < used / 4 {
                 return Ok(());
             }
             self.ledger.write(|tx| tx.shrink(limits::SHRINK_PAGES)).await?;
-            let (_, left) = self.look(|view| view.sizes()).await?;
+            let (_, left) = self.look(sizes).await?;
             if left >= free {
                 return Ok(()); // a file from before pages could be given back
             }
@@ -138,7 +138,7 @@ impl Upkeep {
 
     async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&crate::store::View<'_>) -> Result<T, StoreError> + Send + 'static,
+        look: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Broken> {
         let reader = self.reader.clone();
         match tokio::task::spawn_blocking(move || reader.read(look)).await {
@@ -148,6 +148,63 @@ impl Upkeep {
     }
 }
 
+/// Bytes used and bytes free. A function of its own, since a method of a view fits one lifetime only.
+fn sizes(view: &View<'_>) -> Result<(i64, i64), StoreError> {
+    view.sizes()
+}
+
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconciler::{Fleet, Reconciler, channel};
+    use crate::report::{Head, Report};
+    use crate::run::RunId;
+    use crate::store::{RingLimits, Writer};
+
+    fn set_aside(view: &View<'_>) -> Result<i64, StoreError> {
+        view.set_aside_count()
+    }
+
+    /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
+    async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
+        let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter())).unwrap();
+        let reader = writer.reader();
+        let ring = RingLimits { rows_max: 10, bytes_max: 10 };
+        let clock: Clock = Arc::new(|| At(3_600_000));
+        let (ledger, serve) = channel(Reconciler::new(writer, Fleet::default(), ring), clock.clone(), 0);
+        std::thread::spawn(serve);
+        for _ in 0..count {
+            let head = Head::Clock { run_id: RunId::new("r").unwrap() };
+            ledger.digest(Report { source: 1, at: At(1_000), head, body: vec![b'x'; 100_000] }).await.unwrap();
+        }
+        Upkeep { ledger, reader, clock, retention }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_old_goes_and_what_is_young_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let hours = |hours: u64| Retention { deliveries: Duration::from_secs(3_600 * hours), ..Retention::default() };
+        let mut upkeep = upkeep(folder.path(), 20, hours(2)).await;
+        upkeep.round().await.unwrap();
+        assert_eq!(upkeep.look(set_aside).await.unwrap(), 20);
+        upkeep.retention = Retention { deliveries: Duration::from_secs(600), ..Retention::default() };
+        upkeep.round().await.unwrap();
+        assert_eq!(upkeep.look(set_aside).await.unwrap(), 0, "they go with their reports");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_too_much_loses_its_bytes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = Some(1_000_000);
+        let upkeep = upkeep(folder.path(), 20, Retention { size, ..Retention::default() }).await;
+        assert!(upkeep.look(sizes).await.unwrap().0 > 2_000_000);
+        upkeep.round().await.unwrap();
+        assert!(upkeep.look(sizes).await.unwrap().0 < 1_000_000);
+        assert_eq!(upkeep.look(set_aside).await.unwrap(), 20, "the rows were no burden");
+    }
 }

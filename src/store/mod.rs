@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
@@ -90,9 +90,27 @@ pub enum StoreError {
     /// A row says something that this program never writes.
     #[error("the database holds something unreadable ({0}); run `settled check`")]
     Unreadable(String),
+    /// Reading or deciding panicked.
+    #[error("digesting a report panicked; please report this")]
+    Panicked,
     /// Anything SQLite says.
     #[error("the database failed")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether the file, the disk or the system failed, and not what was to be written.
+    pub fn blames_the_disk(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
+        match self {
+            StoreError::Panicked | StoreError::Unreadable(_) => false,
+            StoreError::Sqlite(error) => !matches!(
+                error.sqlite_error_code(),
+                None | Some(ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
+            ),
+            _ => true,
+        }
+    }
 }
 
 /// Short for results in here.
@@ -103,6 +121,8 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     epoch: String,
+    /// Its last transaction failed: it must be replaced before the next.
+    suspect: bool,
     _lock: File,
 }
 
@@ -142,11 +162,12 @@ impl Writer {
             // The name of the file must survive a power cut as well as its content.
             File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
         }
-        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| foreign(error, path))?;
+        let version = version(&connection, path).map_err(|error| foreign(error, path))?;
         set_up(&connection)?;
-        migrate(&mut connection, path, now)?;
+        migrate(&mut connection, path, version, now)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
+        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, _lock: lock })
     }
 
     /// First half of every cursor.
@@ -161,13 +182,18 @@ impl Writer {
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
-    /// error nothing happened, and the connection must be replaced with [`Writer::reopen`]: after
-    /// a failed fsync its idea of the file may be wrong.
+    /// error nothing happened, and the connection is replaced, by [`Writer::reopen`] or before the
+    /// next transaction: after a failed fsync its idea of the file may be wrong.
     pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        if self.suspect {
+            self.reopen()?;
+        }
+        self.suspect = true;
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut transaction = Transaction { tx };
         let value = work(&mut transaction)?;
         transaction.tx.commit()?;
+        self.suspect = false;
         Ok(value)
     }
 
@@ -176,6 +202,7 @@ impl Writer {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         set_up(&connection)?;
         self.connection = connection;
+        self.suspect = false;
         Ok(())
     }
 }
@@ -298,19 +325,32 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
-fn migrate(connection: &mut Connection, path: &Path, now: At) -> Result<()> {
-    let number = |pragma: &str, connection: &Connection| -> Result<i64> {
-        Ok(connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?)
-    };
-    let (mut version, id) = (number("user_version", connection)?, number("application_id", connection)?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+/// The schema version of a file that is ours or empty. Only looks: what is not ours stays as it is.
+fn version(connection: &Connection, path: &Path) -> Result<i64> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let (version, id) = (number("PRAGMA user_version")?, number("PRAGMA application_id")?);
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
     if id != APPLICATION_ID && (id != 0 || version != 0 || tables != 0) {
         return Err(StoreError::Foreign(path.to_owned()));
     }
     if version > SCHEMA_VERSION {
         return Err(StoreError::Newer { path: path.to_owned(), found: version });
     }
+    Ok(version)
+}
+
+/// A file that is no database at all is not ours either.
+fn foreign(error: StoreError, path: &Path) -> StoreError {
+    match error {
+        StoreError::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            StoreError::Foreign(path.to_owned())
+        }
+        error => error,
+    }
+}
+
+/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
+fn migrate(connection: &mut Connection, path: &Path, mut version: i64, now: At) -> Result<()> {
     if version == 0 {
         let wrong = |source| StoreError::Migration { from: 0, source };
         create(connection, path, now).map_err(wrong)?;
@@ -377,4 +417,47 @@ fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T
 /// JSON of a value of ours.
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("our own types have string keys and cannot fail to render")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_writes_through_to_the_disk_and_so_does_its_successor() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
+        let pragma = |writer: &Writer, name: &str| -> String {
+            let value = |row: &rusqlite::Row<'_>| row.get_ref(0).map(|value| format!("{value:?}"));
+            writer.connection.query_row(&format!("PRAGMA {name}"), [], value).unwrap()
+        };
+        let full = pragma(&writer, "synchronous");
+        assert_eq!(full, "Integer(2)");
+        assert!(expect("synchronous", "1".to_owned(), "2").unwrap_err().to_string().contains("cannot keep"));
+        writer.reopen().unwrap();
+        assert_eq!(pragma(&writer, "synchronous"), full);
+        assert_eq!(pragma(&writer, "foreign_keys"), "Integer(1)");
+    }
+
+    #[test]
+    fn a_reader_cannot_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
+        let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
+        assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("settled.db"), folder.path().join("away.db"));
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let wrong = writer.transaction(|tx| Ok(tx.tx.execute_batch("INSERT INTO nowhere VALUES (1)")?));
+        assert!(wrong.is_err());
+        fs::rename(&path, &away).unwrap();
+        assert!(writer.reopen().is_err());
+        assert!(writer.transaction(|_| Ok(())).is_err(), "what it believes of the file may be wrong");
+        fs::rename(&away, &path).unwrap();
+        assert!(writer.transaction(|_| Ok(())).is_ok());
+    }
 }

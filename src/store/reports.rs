@@ -1,6 +1,6 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
@@ -13,7 +13,7 @@ use crate::run::{At, Via};
 pub struct RingLimits {
     /// So many deliveries.
     pub rows_max: i64,
-    /// And so many bytes of body.
+    /// And so many bytes of headers and body.
     pub bytes_max: i64,
 }
 
@@ -42,7 +42,7 @@ impl Transaction<'_> {
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
     pub fn trim_ring(&mut self, source: i64, limits: RingLimits) -> Result<usize> {
         let mut oldest_kept = self.tx.prepare_cached(
-            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(length(body)) OVER newest AS bytes
+            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
                 FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;
@@ -81,6 +81,14 @@ impl Transaction<'_> {
         rows.collect()
     }
 
+    /// The first report that has not been digested, and the attempts made on it.
+    pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, attempts FROM reports WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT 1",
+        )?;
+        Ok(select.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+    }
+
     /// One stored report.
     pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
         let mut select = self.tx.prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
@@ -100,10 +108,14 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a report aside: it will not be tried again by itself.
+    /// Sets a report aside: it will not be tried again by itself. One that the ring has already
+    /// dropped is as far aside as can be.
     pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
         self.tx
-            .prepare_cached("INSERT INTO set_aside (report, at, why) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .prepare_cached(
+                "INSERT INTO set_aside (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
+                 ON CONFLICT DO NOTHING",
+            )?
             .execute((id, now.0, why))?;
         Ok(())
     }

@@ -260,3 +260,99 @@ pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
     }
     Ok(findings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Writer;
+
+    fn ledger(folder: &Path) -> Writer {
+        Writer::open(&folder.join("settled.db"), At(0)).unwrap()
+    }
+
+    /// Four digested reports, an undigested fifth; the run of the second holds it, the record of the
+    /// third refers to its body.
+    fn fill(writer: &mut Writer) {
+        let state = r#"{"phase":{"open":{"claim":{"voice":{"report":2}}}}}"#;
+        let sql = format!(
+            "INSERT INTO sources (id, name, provider) VALUES (1, 'a', 'skyvern');
+             INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
+                (2, 1, 'webhook', 20, '{{}}', x'01'), (3, 1, 'webhook', 30, '{{}}', x'01'),
+                (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
+             UPDATE meta SET digested = 4;
+             INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, state) VALUES (1, 1, 'r', 'open', 0, 9, '{state}');
+             INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
+                '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
+             INSERT INTO heard (run, report, at, via, trust, claim, effect, seq) VALUES (1, 1, 1, '', '', '', '', NULL),
+                (1, 2, 1, '', '', '', 'held', NULL), (2, 3, 1, '', '', '', 'settled', 1);"
+        );
+        let settled = r#"INSERT INTO runs (id, source, run_id, phase, overdue, outcome, origin, settled_at, first_webhook_at, completion, state)
+            VALUES (2, 1, 's', 'settled', 0, 'succeeded', 'poll', 100, 120, 1, '{"phase":{"settled":{}},"webhooks":{"last":120}}')"#;
+        let sql = sql.replace("INSERT INTO records", &format!("{settled}; INSERT INTO records"));
+        writer.transaction(|tx| Ok(tx.tx.execute_batch(&sql)?)).unwrap();
+    }
+
+    #[test]
+    fn what_is_needed_stays_and_what_is_not_goes_with_its_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ledger(folder.path());
+        fill(&mut writer);
+        let reader = writer.reader();
+        let removable = |before, bodies| reader.read(|view| view.removable(0, At(before), bodies)).unwrap();
+        assert_eq!(removable(i64::MAX, false).ids, [1, 4], "2 is held, 3 is referred to, 5 is not digested");
+        assert_eq!(removable(i64::MAX, true).ids, [1], "4 has no body any more");
+        assert_eq!(removable(15, false), Removable { ids: vec![1], position: 1, end: true });
+        writer.transaction(|tx| tx.remove_reports(&[1, 4])).unwrap();
+        let left =
+            |sql: &str| reader.read(|view| Ok(view.connection.query_row(sql, [], |row| row.get::<_, i64>(0))?));
+        assert_eq!(left("SELECT count(*) FROM reports").unwrap(), 3);
+        assert_eq!(left("SELECT count(*) FROM heard").unwrap(), 2);
+        assert_eq!(left("SELECT count(*) FROM runs").unwrap(), 2);
+    }
+
+    #[test]
+    fn losses_are_counted_by_span() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ledger(folder.path());
+        fill(&mut writer);
+        let losses = |now| writer.reader().read(|view| view.losses(At(now))).unwrap().remove(&1).unwrap();
+        let lost = Loss { completions: 1, synthesized: 1, late: 1, rate: 1.0 };
+        assert_eq!(losses(1_000)["1h"], lost);
+        assert_eq!(losses(2 * 3_600_000)["1h"], Loss::default());
+        assert_eq!(losses(2 * 3_600_000)["24h"], lost);
+    }
+
+    #[test]
+    fn a_copy_is_whole_private_and_begins_a_new_epoch_wherever_it_is_put() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, copy_at) = (ledger(folder.path()), folder.path().join("copy.db"));
+        fill(&mut writer);
+        let epoch = writer.epoch().to_owned();
+        copy(&writer.reader(), &copy_at).unwrap();
+        assert!(copy(&writer.reader(), &copy_at).is_err(), "nothing is overwritten");
+        assert_eq!(fs::metadata(&copy_at).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(writer);
+        assert_eq!(ledger(folder.path()).epoch(), epoch, "the file itself keeps its epoch");
+        // Over the file that is there: inode and birth stay what they were.
+        fs::copy(&copy_at, folder.path().join("settled.db")).unwrap();
+        let restored = ledger(folder.path());
+        assert_ne!(restored.epoch(), epoch);
+        let reader = restored.reader();
+        assert_eq!(reader.read(|view| Ok(view.bounds()?.head)).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_sound_ledger_has_no_findings_and_a_broken_one_says_what() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ledger(folder.path());
+        fill(&mut writer);
+        let reader = writer.reader();
+        assert_eq!(reader.read(check).unwrap(), []);
+        writer
+            .transaction(|tx| Ok(tx.tx.execute_batch("DELETE FROM records; DELETE FROM reports WHERE id = 2")?))
+            .unwrap();
+        let found: Vec<String> = reader.read(check).unwrap().into_iter().map(|finding| finding.what).collect();
+        assert_eq!(found, ["settled runs whose completion is missing from the feed", "held ends whose report is gone"]);
+    }
+}

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use settled::run::asking::{Confirm, Policy};
-use settled::run::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, Settled, decide};
+use settled::run::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
 use settled::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
 use settled::run::{At, Outcome, RunId, Trust, Via};
 
@@ -103,7 +103,7 @@ pub fn observation(text: &str, now: At) -> Observation {
         asked_at,
         ask_after,
         detail: Detail {
-            provider_status: matches!(self::claim(claim), Claim::Open(_) | Claim::Ended(_)).then_some(status),
+            provider_status: matches!(self::claim(claim), Claim::Open(_)).then_some(status),
             ..Detail::default()
         },
     }
@@ -145,16 +145,11 @@ impl<'a> Subject<'a> {
 
     /// Decides.
     pub fn hears(&mut self, heard: &Observation) -> (Option<Publication>, Effect) {
-        let decision = self.would_decide(heard);
         self.report += 1;
+        let at = Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7 };
+        let decision = decide(self.run.take(), heard, &at);
         self.run = decision.run;
         (decision.publish, decision.effect)
-    }
-
-    /// What would be decided.
-    pub fn would_decide(&self, heard: &Observation) -> Decision {
-        let at = Circumstances { policy: self.policy, now: self.now, report: self.report + 1, seed: 7 };
-        decide(self.run.clone(), heard, &at)
     }
 
     /// Hears `time voice:claim` steps, separated by `;`.
