@@ -312,7 +312,8 @@ impl Book {
         };
         let strangers = strangers.iter().map(|belief| from(&belief.completion, "unknown", "never existed"));
         let duplicates = self.duplicates.iter().map(|record| from(record, "duplicate", "said before"));
-        faults.into_iter().chain(strangers).chain(duplicates).take(OFFENDERS_MAX).collect()
+        let (wrong, lost): (Vec<_>, Vec<_>) = faults.into_iter().partition(|offender| offender.said.is_some());
+        wrong.into_iter().chain(strangers).chain(duplicates).chain(lost).take(OFFENDERS_MAX).collect()
     }
 }
 

@@ -103,8 +103,17 @@ pub enum DemoError {
 
 /// How long nothing may have happened before we believe that nothing more will.
 const QUIET: Duration = Duration::from_millis(1500);
-/// How long after the last planned event we wait for what is missing.
+/// How long we wait for what is missing once the plan is done and the feed has gone silent.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Without a record for this long the plan goes on, however far behind the daemon is: then it is not
+/// the machine that is too slow.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// A run that ended this long ago is late …
+const LATE: Duration = Duration::from_secs(10);
+/// … and this many of those are too many.
+const LATE_MAX: usize = 150;
+/// This many letters on their way at once are too many.
+const POST_MAX: usize = 150;
 /// How often we look whether it is over.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a killed daemon stays down.
@@ -162,6 +171,7 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
             },
             _ = looking.tick() => {
                 screen.show(&book, &world);
+                world.hold(last_news.elapsed() < PROGRESS && behind(&book, &world));
                 if world.plan.kills.get(killed).is_some_and(|at| *at <= world.now()) {
                     stage.kill().await;
                     let down = Dice::new(world.plan.seed, killed as u64).millis(DOWN.0, DOWN.1);
@@ -192,8 +202,17 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
 /// Whether nothing is missing any more, or nothing more is to be hoped for.
 fn over(book: &Book, world: &World, last_news: Instant) -> bool {
     let Some(since) = world.now().checked_sub(world.plan.done()) else { return false };
-    let quiet = last_news.elapsed() >= QUIET && since >= QUIET && world.in_the_post() == 0;
-    since >= PATIENCE || (quiet && book.open().next().is_none())
+    let silent_for = last_news.elapsed().min(since);
+    let quiet = silent_for >= QUIET && world.in_the_post() == 0;
+    silent_for >= PATIENCE || (quiet && book.open().next().is_none())
+}
+
+/// Whether the machine is too busy for the plan. Then the plan waits: what is shown here is not how
+/// fast things go.
+fn behind(book: &Book, world: &World) -> bool {
+    let ended = |life: &&plan::Life| life.begins + life.ends() + LATE < world.now() && !life.only_listed;
+    let late = world.plan.runs.iter().filter(ended).filter(|life| book.belief(life.source, &life.id).is_none());
+    world.in_the_post() > POST_MAX || late.count() > LATE_MAX
 }
 
 /// Tells the daemon of the runs whose letters found it dead: their senders have given up, and there
@@ -230,7 +249,7 @@ enum Errand {
 async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
     let mut under_way = JoinSet::new();
     for (at, number, errand) in errands(&world) {
-        tokio::time::sleep_until(world.instant(at).into()).await;
+        world.until(at).await;
         under_way.spawn(go(client.clone(), Arc::clone(&world), number, errand, events.clone()));
         while under_way.try_join_next().is_some() {}
     }

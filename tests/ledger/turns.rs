@@ -57,7 +57,10 @@ fn deliveries_that_verify_after_a_correction_are_applied_in_their_order() {
     }
     assert!(ledger.feed().is_empty());
     let now = ledger.now;
-    assert_eq!(ledger.reconciler.reverify(1, now, |_| ()).unwrap(), Reverified { examined: 3, verified: 0, changed: 0 });
+    assert_eq!(
+        ledger.reconciler.reverify(1, now, |_| ()).unwrap(),
+        Reverified { examined: 3, verified: 0, changed: 0 }
+    );
     ledger.reconciler.set_fleet(corrected());
     let done = ledger.reconciler.reverify(1, now, |_| ()).unwrap();
     assert_eq!(done, Reverified { examined: 3, verified: 2, changed: 2 });
@@ -68,6 +71,9 @@ fn deliveries_that_verify_after_a_correction_are_applied_in_their_order() {
     let label = "SELECT count(*) FROM reports WHERE verdict = 'signed' AND secret = 'webhook_secrets[0]'";
     assert_eq!(ledger.count(label), 2, "and which secret matched is written down");
     // A second look finds nothing new.
-    assert_eq!(ledger.reconciler.reverify(1, now, |_| ()).unwrap(), Reverified { examined: 1, verified: 0, changed: 0 });
+    assert_eq!(
+        ledger.reconciler.reverify(1, now, |_| ()).unwrap(),
+        Reverified { examined: 1, verified: 0, changed: 0 }
+    );
     assert_eq!(ledger.feed().len(), 2);
 }

@@ -7,6 +7,7 @@
 //! functions from a question, or a letter, to bytes.
 
 mod browser_use;
+mod clock;
 mod firecrawl;
 pub mod post;
 mod reply;

@@ -73,7 +73,7 @@ pub(super) async fn deliver_all(world: Arc<World>) {
     world.tally.more(Count::WebhooksDropped, dropped as u64);
     let mut on_their_way = JoinSet::new();
     for sending in schedule(&world) {
-        tokio::time::sleep_until(world.instant(sending.at).into()).await;
+        world.until(sending.at).await;
         world.post_one(true);
         on_their_way.spawn(deliver(client.clone(), Arc::clone(&world), sending));
         while on_their_way.try_join_next().is_some() {}

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use super::clock::Clock;
 use super::reply::{Manner, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
@@ -120,6 +121,9 @@ const LISTS_REACH_BACK: Duration = Duration::from_secs(20);
 /// A run that only a list can make known goes on for this long once it was seen.
 const SEEN_FOR: Duration = Duration::from_millis(100);
 
+/// How often somebody who waits looks whether the time was held.
+const HELD_LOOK: Duration = Duration::from_millis(50);
+
 /// Everything the clouds know.
 #[derive(Debug)]
 pub struct World {
@@ -130,9 +134,7 @@ pub struct World {
     /// The counters.
     pub tally: Tally,
     hooks: String,
-    began: OnceLock<(Instant, At)>,
-    /// Milliseconds since the begin, when the time is moved by hand; else [`BY_ITSELF`].
-    hands: AtomicU64,
+    clock: Clock,
     index: HashMap<(Source, String), usize>,
     asked: Vec<AtomicUsize>,
     /// When each run was first seen: on a list, or, where the daemon that saw it there may have been
@@ -141,9 +143,6 @@ pub struct World {
     accepted: Vec<Vec<AtomicU64>>,
     in_the_post: AtomicUsize,
 }
-
-/// Nobody moves the time by hand.
-const BY_ITSELF: u64 = u64::MAX;
 
 /// What a status endpoint finds under an id.
 pub(super) enum Found<'a> {
@@ -164,8 +163,7 @@ impl World {
             keys: Keys::new(plan.seed),
             tally: Tally::default(),
             hooks: hooks.to_owned(),
-            began: OnceLock::new(),
-            hands: AtomicU64::new(BY_ITSELF),
+            clock: Clock::default(),
             index,
             asked,
             first_seen: plan.runs.iter().map(|_| OnceLock::new()).collect(),
@@ -177,34 +175,39 @@ impl World {
 
     /// Starts the time. Only the first call counts.
     pub fn begin(&self) {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall = At(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
-        self.began.get_or_init(|| (Instant::now(), wall));
+        self.clock.begin();
     }
 
     /// Makes it so long after a begin at `wall`: the time of a simulation, which stands still until
     /// it is moved again. The first call decides when the begin was.
     pub fn turn_to(&self, wall: At, age: Duration) {
-        self.began.get_or_init(|| (Instant::now(), wall));
-        self.hands.store(u64::try_from(age.as_millis()).unwrap_or(BY_ITSELF - 1), Relaxed);
+        self.clock.turn_to(wall, age);
     }
 
     /// How long the world has been turning.
     pub fn now(&self) -> Duration {
-        match self.hands.load(Relaxed) {
-            BY_ITSELF => self.began.get().map(|(began, _)| began.elapsed()).unwrap_or_default(),
-            age => Duration::from_millis(age),
+        self.clock.now()
+    }
+
+    /// Holds the time, or lets it go on: on a machine that is too busy for the plan, the plan waits.
+    pub fn hold(&self, hold: bool) {
+        self.clock.hold(hold);
+    }
+
+    /// Waits until the world has been turning for so long.
+    pub async fn until(&self, age: Duration) {
+        loop {
+            let left = age.saturating_sub(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.clamp(Duration::from_millis(1), HELD_LOOK)).await;
         }
     }
 
-    /// The moment at which the monotonic clock shows `age`, for timers.
-    pub fn instant(&self, age: Duration) -> Instant {
-        self.began.get().map_or_else(Instant::now, |(began, _)| *began) + age
-    }
-
-    /// The time of day so long after the begin.
+    /// The time of day so long after the begin, had the time never been held.
     pub fn wall(&self, age: Duration) -> At {
-        self.began.get().map(|(_, wall)| *wall).unwrap_or_default().plus(age)
+        self.clock.wall().plus(age)
     }
 
     /// The run of this id, whatever its state.
