@@ -5,6 +5,8 @@
 
 mod answers;
 mod captured;
+mod full_disk;
 mod hostile;
 mod killed;
+mod power_cut;
 mod support;

@@ -1,5 +1,6 @@
 //! A daemon of our own: the real binary, on a temporary folder and a free port of loopback.
 
+pub mod disk;
 pub mod ledger;
 pub mod senders;
 pub mod wire;
@@ -46,7 +47,7 @@ pub struct Daemon {
 
 /// A port nobody listens on. Below the range from which the system gives ports to clients, and no
 /// two of one process the same.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 6000).unwrap_or_default();
     loop {
