@@ -8,7 +8,9 @@ CREATE TABLE meta (
     identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
     digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
-    trimmed    INTEGER NOT NULL               -- retention has removed records up to this seq
+    trimmed    INTEGER NOT NULL,              -- retention has removed records up to this seq
+    generation INTEGER NOT NULL DEFAULT 0,    -- last number given to a reader of a consumer; never used twice
+    fed_bytes  INTEGER NOT NULL DEFAULT 0     -- size of all records, for the cap of their retention
 ) STRICT;
 
 CREATE TABLE sources (
@@ -18,8 +20,19 @@ CREATE TABLE sources (
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours
-    counted       INTEGER                     -- runs the provider's own counter last showed
+    counted       INTEGER,                    -- runs the provider's own counter last showed
+    counted_known INTEGER,                    -- runs we knew of then
+    unaccounted   INTEGER NOT NULL DEFAULT 0  -- rises of that counter that no known run explains
 ) STRICT;
+
+-- When each configured secret last verified a delivery: shows which old one can go.
+CREATE TABLE secret_uses (
+    source  INTEGER NOT NULL REFERENCES sources (id),
+    label   TEXT    NOT NULL,
+    last_at INTEGER NOT NULL,
+    uses    INTEGER NOT NULL,
+    PRIMARY KEY (source, label)
+) STRICT, WITHOUT ROWID;
 
 -- Whatever reached us, as it came. Written before anything is parsed.
 CREATE TABLE reports (
@@ -52,6 +65,7 @@ CREATE TABLE runs (
     run_id           TEXT    NOT NULL,
     phase            TEXT    NOT NULL CHECK (phase IN ('open', 'settled')),
     overdue          INTEGER NOT NULL,
+    opened_at        INTEGER NOT NULL,
     outcome          TEXT,
     origin           TEXT,
     settled_at       INTEGER,
@@ -113,10 +127,25 @@ CREATE UNIQUE INDEX one_completion_per_run ON records (run) WHERE type = 'settle
 -- Named readers whose position we keep.
 CREATE TABLE consumers (
     name       TEXT    PRIMARY KEY,
-    acked      INTEGER NOT NULL,
+    acked      INTEGER NOT NULL,              -- everything up to here is done
     filter     TEXT    NOT NULL,              -- JSON, fixed for life
-    window     INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
+    window     INTEGER NOT NULL,              -- records that may be out unacknowledged; 0: any number
+    generation INTEGER NOT NULL,              -- of the last reader, seek or creation: it fences the ones before
     created_at INTEGER NOT NULL,
-    seen_at    INTEGER NOT NULL
+    seen_at    INTEGER NOT NULL               -- when it was last opened, acknowledged or moved
+) STRICT, WITHOUT ROWID;
+
+-- Events a consumer gave up on for now. Its position has passed them, so they are kept here whole:
+-- retention of records must not take them.
+CREATE TABLE parked (
+    consumer TEXT    NOT NULL REFERENCES consumers (name) ON DELETE CASCADE,
+    seq      INTEGER NOT NULL,
+    type     TEXT    NOT NULL,
+    envelope TEXT    NOT NULL,
+    data     TEXT    NOT NULL,
+    attempts INTEGER NOT NULL,
+    error    TEXT    NOT NULL,
+    at       INTEGER NOT NULL,                -- of the last attempt
+    retry    INTEGER NOT NULL,                -- 1: somebody asked for another attempt
+    PRIMARY KEY (consumer, seq)
 ) STRICT, WITHOUT ROWID;

@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
@@ -119,6 +122,7 @@ impl Daemon {
             started_at: clock(),
             stop: stopped.clone(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
+            consumers: feed::Readers::default(),
         });
         let pulse = Pulse {
             ledger: ledger.clone(),
@@ -147,6 +151,8 @@ impl Daemon {
             retention: config.retention.clone(),
         };
         tasks.spawn(upkeep.run(stopped.clone()));
+        let keep_feed = feed::retention::keep(ledger.clone(), clock.clone(), config.retention.clone(), stopped.clone());
+        tasks.spawn(keep_feed);
         let mut voices = Voices { askers, tasks: BTreeMap::new(), calls, ledger, reader, clock, stop: stopped };
         voices.follow(&fleet_seen.borrow(), &mut tasks);
         let (hooks, sockets) = (listeners.address, listeners.ours);
@@ -337,7 +343,12 @@ fn serve_socket(servers: &mut JoinSet<()>, listener: UnixListener, routes: axum:
         if let Peer::Unix { uid, pid } = peer {
             tracing::debug!(uid, pid, "a local client connected");
         }
-        TowerToHyperService::new(routes.clone())
+        let (routes, peer) = (TowerToHyperService::new(routes.clone()), Arc::new(peer));
+        Function(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let answer = routes.call(request);
+            async move { answer.await.unwrap_or_else(|never| match never {}) }
+        })
     };
     servers.spawn(http::serve(Listener::Unix(listener), allowance, service, stop));
 }

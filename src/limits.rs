@@ -107,11 +107,29 @@ pub const STREAMS_MAX: usize = 1_100;
 /// database small.
 pub const PAGE_ROWS: usize = 500;
 
+/// Bytes after which a page ends, whatever it has in rows: what a slow reader costs.
+pub const PAGE_BYTES: usize = MIB;
+
 /// Rows looked at for one page, matching or not: a narrow filter must not hold a snapshot for long.
 pub const PAGE_SCAN_ROWS: i64 = 10_000;
 
 /// After so many rows without a match a stream says how far it has come.
 pub const BOOKMARK_ROWS: i64 = 1_000;
+
+/// Records a consumer may have out unacknowledged unless it says otherwise.
+pub const WINDOW: u32 = 1_000;
+
+/// The most it may say; their numbers are held in memory.
+pub const WINDOW_MAX: u32 = 100_000;
+
+/// Events a consumer may have parked. Who fills this has a broken command, not broken events.
+pub const PARKED_MAX: i64 = 10_000;
+
+/// What is kept of the reason an event was parked for.
+pub const PARKED_ERROR_BYTES: usize = 4 * KIB;
+
+/// What a command is given of one field in its environment; all of it is on its standard input.
+pub const VARIABLE_BYTES: usize = 4 * KIB;
 
 /// The longest `wait` of a request.
 pub const WAIT_MAX: Duration = Duration::from_secs(600);
@@ -152,7 +170,7 @@ pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Questions that make up one poll: the state, what must be known beside it, the canary.
-pub const QUESTIONS_PER_POLL_MAX: usize = 6;
+pub const QUESTIONS_PER_POLL_MAX: usize = 16;
 
 /// Pages of a list read in one sweep.
 pub const SWEEP_PAGES_MAX: usize = 200;
@@ -196,6 +214,19 @@ pub const RETENTION_DELIVERIES: Duration = Duration::from_secs(30 * 86_400);
 
 /// How long the feed is kept unless configured.
 pub const RETENTION_FEED: Duration = Duration::from_secs(90 * 86_400);
+
+/// How large all records together may become unless configured. This bound is hard: a consumer
+/// that is further behind loses records, since a full disk would lose everybody's.
+pub const RETENTION_FEED_BYTES: u64 = 8 * 1024 * MIB as u64;
+
+/// The least that may be configured: the largest record and a few more must fit.
+pub const RETENTION_FEED_BYTES_MIN: u64 = MIB as u64;
+
+/// How often the feed is looked at for what may go.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Records looked at for that in one transaction.
+pub const TRIM_ROWS: u32 = 1_000;
 
 /// The shortest retention that may be configured: what nobody had time to read must not go.
 pub const RETENTION_MIN: Duration = Duration::from_secs(60);

@@ -1,5 +1,6 @@
 //! The program: parse, dispatch, print the error, choose the exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,7 +10,8 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("settled: {failure}");
+            // Not eprintln!, which panics when nobody reads stderr.
+            let _ = writeln!(std::io::stderr(), "settled: {failure}");
             failure.exit_code()
         }
     }

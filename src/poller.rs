@@ -210,9 +210,10 @@ enum Work {
 /// question through. `None`: the breaker is open.
 pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: bool) -> Option<Report> {
     let source = &asker.member.source;
+    let guessed = run.kind.is_none() && source.provider.guesses_kind();
     let kind = run.kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings));
     let group_id = run.detail.group_id.clone();
-    let subject = Subject { run_id, kind, group_id: group_id.as_deref(), settings: &source.settings };
+    let subject = Subject { run_id, kind, guessed, group_id: group_id.as_deref(), settings: &source.settings };
     let (mut paths, mut answers): (Vec<String>, Vec<Answer>) = (Vec::new(), Vec::new());
     let mut question: Option<Question> = Some(source.provider.status_question(&subject));
     while let Some(next) = question.take() {
@@ -229,7 +230,7 @@ pub async fn poll(asker: &Asker, run_id: &RunId, run: &Run, asked_at: At, paid: 
         heads.push(head);
         body.extend(bytes);
     }
-    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, group_id, asked_at, answers: heads });
+    let head = Head::Poll(PollHead { run_id: run_id.clone(), kind, guessed, group_id, asked_at, answers: heads });
     Some(Report { source: asker.member.id, at: asked_at, head, body })
 }
 

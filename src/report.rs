@@ -70,6 +70,9 @@ pub struct PollHead {
     pub run_id: RunId,
     /// As what.
     pub kind: Kind,
+    /// See [`Subject::guessed`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guessed: bool,
     /// The group it was known to belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
@@ -118,8 +121,9 @@ pub struct SweepHead {
 pub struct TrackHead {
     /// The provider's id of it.
     pub run_id: RunId,
-    /// What sort of run it is.
-    pub kind: Kind,
+    /// What sort of run it is, where the client or the id tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
     /// The group it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
@@ -205,18 +209,23 @@ impl Report {
             }),
             Head::Poll(head) => {
                 let group_id = head.group_id.as_deref();
-                let subject = Subject { run_id: &head.run_id, kind: head.kind, group_id, settings };
+                let subject =
+                    Subject { run_id: &head.run_id, kind: head.kind, guessed: head.guessed, group_id, settings };
                 Reading::Said(vec![provider.read_status(&subject, &head.answers(&self.body), head.asked_at)])
             }
             Head::Sweep(head) => {
                 let answer = head.answer.join(&mut self.body.as_slice());
-                Reading::Said(provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at).runs)
+                let listing = provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at);
+                match listing.gap {
+                    Some(gap) => Reading::Counted(listing.runs, gap),
+                    None => Reading::Said(listing.runs),
+                }
             }
             Head::Clock { run_id } => Reading::Said(vec![self.ours(run_id, None, Claim::Alarm, Detail::default())]),
             Head::Track(head) => {
                 let detail =
                     Detail { group_id: head.group_id.clone(), metadata: head.metadata.clone(), ..Detail::default() };
-                Reading::Said(vec![self.ours(&head.run_id, Some(head.kind), Claim::Tracked, detail)])
+                Reading::Said(vec![self.ours(&head.run_id, head.kind, Claim::Tracked, detail)])
             }
         }
     }

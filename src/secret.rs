@@ -111,9 +111,18 @@ impl Redactor {
     /// Shorter values are not blotted out: they would hit innocent text.
     const LENGTH_MIN: usize = 8;
 
-    /// Hides these.
+    /// Hides these, as they are and as JSON may write them.
     pub fn new<'a>(secrets: impl Iterator<Item = &'a Secret>) -> Redactor {
-        Redactor(secrets.filter(|secret| secret.expose().len() >= Redactor::LENGTH_MIN).cloned().collect())
+        let long = secrets.filter(|secret| secret.expose().len() >= Redactor::LENGTH_MIN);
+        Redactor(long.flat_map(Redactor::spellings).collect())
+    }
+
+    fn spellings(secret: &Secret) -> impl Iterator<Item = Secret> {
+        let quoted = Zeroizing::new(serde_json::Value::from(secret.expose()).to_string());
+        let escaped = Zeroizing::new(quoted[1..quoted.len() - 1].to_owned());
+        let solidus = Zeroizing::new(escaped.replace('/', "\\/"));
+        let other = [escaped, solidus].into_iter().filter(|spelling| spelling.as_str() != secret.expose());
+        std::iter::once(secret.clone()).chain(other.map(Secret).collect::<Vec<_>>())
     }
 
     /// The text with every secret replaced.
@@ -139,6 +148,14 @@ mod tests {
     fn comparison_is_of_bytes() {
         assert!(same(b"abc", b"abc"));
         assert!(!same(b"abc", b"abd") && !same(b"abc", b"abcd") && !same(b"", b"a"));
+    }
+
+    #[test]
+    fn redaction_knows_how_json_writes_a_secret() {
+        let redactor = Redactor::new([Secret::new("pa\"ss/wo\\rd")].iter());
+        for text in [r#"pa"ss/wo\rd"#, r#"pa\"ss/wo\\rd"#, r#"pa\"ss\/wo\\rd"#] {
+            assert_eq!(redactor.redact(format!("<{text}>")), "<[secret]>", "{text}");
+        }
     }
 
     #[test]

@@ -2,18 +2,38 @@
 //! stderr in a line or two that say what to do.
 
 mod backup;
+mod check;
+mod completions;
+mod consume;
+mod consumers;
+mod deliveries;
+mod demo;
+mod feed;
+mod init;
+mod man;
+mod pages;
+mod poll;
+mod retry_webhook;
+mod run;
+mod runs;
 mod serve;
+mod show;
+mod status;
+mod track;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::client::{Client, ClientError};
 use crate::config::{self, Config, ConfigError, Env};
+use crate::run::At;
 
 /// Exit codes, one sentence each.
 pub mod exit {
-    /// It worked.
+    /// It worked; of `wait`: the run succeeded.
     pub const OK: u8 = 0;
     /// It did not, and stderr says why.
     pub const FAILED: u8 = 1;
@@ -21,6 +41,16 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The daemon cannot be reached on its socket.
     pub const UNREACHABLE: u8 = 3;
+    /// Of `wait`: the run failed.
+    pub const RUN_FAILED: u8 = 10;
+    /// Of `wait`: the run was cancelled.
+    pub const RUN_CANCELLED: u8 = 11;
+    /// Of `wait`: the provider's own time limit ended the run.
+    pub const RUN_TIMED_OUT: u8 = 12;
+    /// Of `wait`: the run is over and nobody entitled has said how it ended.
+    pub const RUN_INDETERMINATE: u8 = 13;
+    /// Of `wait`: the run was still open when `--timeout` had passed.
+    pub const STILL_OPEN: u8 = 14;
 }
 
 /// settled: exactly one completion per run.
@@ -42,7 +72,34 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Backup(backup::Backup),
+    Check(check::Check),
+    Completions(completions::Completions),
+    Consume(consume::Consume),
+    Consumers(consumers::Consumers),
+    Deliveries(deliveries::Deliveries),
+    Demo(demo::Demo),
+    Feed(feed::Feed),
+    Init(init::Init),
+    Man(man::Man),
+    Poll(poll::Poll),
+    RetryWebhook(retry_webhook::RetryWebhook),
+    Run(run::Run),
+    Runs(runs::Runs),
     Serve(serve::Serve),
+    Status(status::Status),
+    Track(track::Track),
+    Wait(wait::Wait),
+}
+
+/// Where the daemon is asked, and for whom the answer is shown.
+#[derive(Args, Debug)]
+struct Talk {
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+    /// The daemon's socket [default: as configured]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 /// Why a command failed.
@@ -54,6 +111,15 @@ pub enum Failure {
     /// The daemon did not start.
     #[error("{0}")]
     Start(#[from] crate::daemon::StartError),
+    /// The demo did not come to an end.
+    #[error("{0}")]
+    Demo(#[from] crate::demo::DemoError),
+    /// The daemon said no, or nothing. Its words may be a provider's.
+    #[error("{}", show::clean(&.0.to_string()))]
+    Client(#[from] ClientError),
+    /// Whoever read our output has stopped; that is no failure.
+    #[error("the output was closed")]
+    ClosedPipe,
     /// Anything else; the text says what to do.
     #[error("{0}")]
     Other(String),
@@ -62,13 +128,19 @@ pub enum Failure {
 impl Failure {
     /// The code the program ends with.
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(exit::FAILED)
+        ExitCode::from(match self {
+            Failure::Client(error) if error.is_unreachable() => exit::UNREACHABLE,
+            _ => exit::FAILED,
+        })
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
-        Failure::Other(error.to_string())
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+            _ => Failure::Other(error.to_string()),
+        }
     }
 }
 
@@ -93,6 +165,30 @@ impl Context {
     pub fn sockets(&self) -> Result<config::Sockets, Failure> {
         Ok(config::client_sockets(self.config.as_deref(), &self.env)?)
     }
+
+    /// A client of the control socket.
+    fn control(&self, talk: &Talk) -> Result<Client, Failure> {
+        self.client(talk, |sockets| sockets.control)
+    }
+
+    /// A client of the feed socket.
+    fn feed(&self, talk: &Talk) -> Result<Client, Failure> {
+        self.client(talk, |sockets| sockets.feed)
+    }
+
+    fn client(&self, talk: &Talk, which: impl Fn(config::Sockets) -> PathBuf) -> Result<Client, Failure> {
+        let socket = match &talk.socket {
+            Some(path) => path.clone(),
+            None => which(config::client_sockets(self.config.as_deref(), &self.env)?),
+        };
+        Ok(Client::new(&socket)?)
+    }
+
+    /// The time, for showing how long ago something was.
+    #[expect(clippy::unused_self, reason = "commands get what they need from here")]
+    fn now(&self) -> At {
+        crate::daemon::system_clock()()
+    }
 }
 
 impl Cli {
@@ -100,11 +196,51 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let context = Context { config: self.config, env: Env::of_process() };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             match self.command {
                 Command::Backup(command) => command.run(&context),
+                Command::Check(command) => command.run(&context).await,
+                Command::Completions(command) => command.run(),
+                Command::Consume(command) => command.run(&context).await,
+                Command::Consumers(command) => command.run(&context).await,
+                Command::Deliveries(command) => command.run(&context).await,
+                Command::Demo(command) => Ok(command.run().await?),
+                Command::Feed(command) => command.run(&context).await,
+                Command::Init(command) => command.run(&context),
+                Command::Man(command) => command.run(),
+                Command::Poll(command) => command.run(&context).await,
+                Command::RetryWebhook(command) => command.run(&context).await,
+                Command::Run(command) => command.run(&context).await,
+                Command::Runs(command) => command.run(&context).await,
                 Command::Serve(command) => command.run(&context).await,
+                Command::Status(command) => command.run(&context).await,
+                Command::Track(command) => command.run(&context).await,
+                Command::Wait(command) => command.run(&context).await,
             }
-        })
+        });
+        match ended {
+            Err(Failure::ClosedPipe) => Ok(ExitCode::SUCCESS),
+            ended => ended,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example: settled "), "{} has no example", command.get_name());
+        }
     }
 }

@@ -22,7 +22,7 @@ const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];
 const STORE: &[&str] = &["path"];
 const SOCKETS: &[&str] = &["feed", "control"];
-const RETENTION: &[&str] = &["deliveries", "feed", "size"];
+const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "size"];
 const SOURCE: &[&str] = &[
     "provider",
     "base_url",
@@ -136,9 +136,12 @@ fn retention(root: &Section<'_>) -> Retention {
     let section = root.section("retention", RETENTION);
     let default = Retention::default();
     let span = |name| section.parse(name, "\"30d\"", values::duration_from(limits::RETENTION_MIN));
+    let size = values::bytes(limits::RETENTION_FEED_BYTES_MIN, u64::MAX / 2);
+    let size = section.parse("feed_bytes", "\"8GiB\"", size);
     Retention {
         deliveries: span("deliveries").unwrap_or(default.deliveries),
         feed: span("feed").unwrap_or(default.feed),
+        feed_bytes: size.unwrap_or(default.feed_bytes),
         size: section.parse("size", "\"10GiB\"", values::bytes(limits::RETENTION_SIZE_MIN, u64::MAX / 2)),
     }
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 pub use environment::Env;
 pub use source::{PolicyOverrides, Source};
+pub use values::{base_url, duration, shown};
 
 use crate::limits;
 use crate::providers::{Provider, REGISTRY};
@@ -101,15 +102,22 @@ impl Sockets {
 pub struct Retention {
     /// How long deliveries, and whatever else was reported, are kept.
     pub deliveries: Duration,
-    /// How long the feed is kept.
+    /// How long the feed is kept, and longer for consumers that have not acknowledged it.
     pub feed: Duration,
+    /// How large it may become, whoever has not acknowledged it.
+    pub feed_bytes: u64,
     /// How much the database may hold before the oldest deliveries go early; `None`: any amount.
     pub size: Option<u64>,
 }
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { deliveries: limits::RETENTION_DELIVERIES, feed: limits::RETENTION_FEED, size: None }
+        Retention {
+            deliveries: limits::RETENTION_DELIVERIES,
+            feed: limits::RETENTION_FEED,
+            feed_bytes: limits::RETENTION_FEED_BYTES,
+            size: None,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::limits;
 const UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
 
 /// A duration from nothing to ten years: `20s`, `5m`, `1h30m`, `7d`, `0s`. A day has 24 hours.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a duration; write for example \"60s\", \"5m\" or \"7d\"");
     let mut rest = text.trim();
     let mut sum = Duration::ZERO;
@@ -52,7 +52,7 @@ fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
 }
 
 /// A duration as one would write it: in the largest unit that leaves nothing over.
-pub(super) fn shown(span: Duration) -> String {
+pub fn shown(span: Duration) -> String {
     let seconds = span.as_secs();
     if span.subsec_millis() > 0 {
         return format!("{}ms", span.as_millis());
@@ -105,7 +105,7 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Where a provider's API is: `http(s)://host[:port][/path]`, returned without a slash at the end.
-pub(super) fn base_url(text: &str) -> Result<String, String> {
+pub fn base_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     let bad = |why: &str| format!("this is not a base URL ({why}); write for example \"https://api.example.com\"");
     let rest = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::views::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
+use super::views::{DeliveryView, RunView, SecretView, SourceView, StatusView, StoreView, TimelineLine};
 use super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, flag};
 use crate::calls::Asker;
 use crate::http::{self, Problem};
@@ -24,7 +24,8 @@ use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::run::decide::Effect;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, RunId, RunKey, SourceName};
-use crate::store::{DeliveryQuery, RunQuery, RunRow};
+use crate::secret::Key;
+use crate::store::{DeliveryQuery, RunQuery, RunRow, SecretUse};
 
 /// What a client says of a run.
 #[derive(Deserialize)]
@@ -43,9 +44,10 @@ pub async fn track(State(desk): Shared, body: Body) -> Answer {
     let member = desk.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
     let source = &member.source;
+    let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
     let head = TrackHead {
         run_id: key.run_id.clone(),
-        kind: tracked.kind.unwrap_or_else(|| source.provider.kind_of(&key.run_id, &source.settings)),
+        kind: tracked.kind.or_else(|| (!source.provider.guesses_kind()).then(told_by_id)),
         group_id: tracked.group_id,
         metadata: tracked.metadata,
     };
@@ -186,6 +188,12 @@ pub async fn missing_webhooks(State(desk): Shared, Segments(source): Segments<St
     Ok(http::json(StatusCode::OK, &json!({ "runs": desk.views(&rows) })))
 }
 
+/// `POST /v1/sources/{source}/reverify`: applies unverified deliveries that verify by now.
+pub async fn reverify(State(desk): Shared, Segments(source): Segments<String>) -> Answer {
+    let member = desk.member(&source)?;
+    Ok(http::json(StatusCode::OK, &desk.ledger.reverify(member.id).await?))
+}
+
 /// Which deliveries to list.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -239,9 +247,9 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
     let at = (desk.clock)();
     let look = move |view: &crate::store::View<'_>| {
         let (counts, losses) = (view.source_counts()?, view.losses(at)?);
-        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1))
+        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1, view.secret_uses()?))
     };
-    let (bounds, counts, mut losses, set_aside, free) = desk.look(look).await?;
+    let (bounds, counts, mut losses, set_aside, free, uses) = desk.look(look).await?;
     let now = (desk.clock)();
     let cursor = |seq| Cursor { epoch: desk.reader.epoch().to_owned(), seq }.to_string();
     let askers = desk.askers.borrow().clone();
@@ -251,13 +259,17 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         .map(|counts| {
             let asker = askers.get(&counts.id);
             let pace = asker.map(|asker| asker.pace().state(now));
-            let notes = asker.map(|asker| notes(asker, now)).unwrap_or_default();
+            let secrets = asker.map(|asker| secrets(asker, &uses, now)).unwrap_or_default();
+            let mut notes = asker.map(|asker| notes(asker, counts.unaccounted, now)).unwrap_or_default();
+            notes.extend(secrets.iter().filter(|secret| secret.can_go).map(|secret| {
+                format!("{} has verified nothing for longer than a run lives: it can be removed", secret.label)
+            }));
             let loss = losses.remove(&counts.id).unwrap_or_default();
-            SourceView::of(counts, pace, asker.and_then(|asker| asker.skew_ms()), notes, loss)
+            SourceView::of(counts, pace, asker.and_then(|asker| asker.skew_ms()), secrets, notes, loss)
         })
         .collect();
     Ok(StatusView {
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: desk.started_at.rfc3339(),
         epoch: desk.reader.epoch().to_owned(),
         head: cursor(bounds.head),
@@ -281,9 +293,12 @@ fn store_view(desk: &Desk, free_bytes: i64) -> StoreView {
 }
 
 /// What a person should know about a source.
-fn notes(asker: &Asker, now: At) -> Vec<String> {
+fn notes(asker: &Asker, unaccounted: i64, now: At) -> Vec<String> {
     let source = &asker.member.source;
     let mut notes = Vec::new();
+    if unaccounted > 0 {
+        notes.push(format!("the provider has counted {unaccounted} runs that nobody told us of"));
+    }
     if source.api_key.is_none() {
         notes.push("no api_key: webhooks are recorded, nothing can be polled".to_owned());
     }
@@ -297,6 +312,22 @@ fn notes(asker: &Asker, now: At) -> Vec<String> {
         notes.push(format!("the provider's clock and ours differ by {} s", skew / 1000));
     }
     notes
+}
+
+/// The configured secrets and their use. An old one can go when another has verified deliveries
+/// since, and it has not for as long as a run started under it may live, and a week for late ones.
+fn secrets(asker: &Asker, uses: &[SecretUse], now: At) -> Vec<SecretView> {
+    let Member { id, source, .. } = &*asker.member;
+    let lifetime = source.policy(None).give_up + Duration::from_secs(7 * 86_400);
+    let used = |key: &Key| uses.iter().find(|used| used.source == *id && used.label == key.label.0);
+    let group = |keys: &[Key]| -> Vec<SecretView> {
+        let newest = keys.iter().filter_map(used).map(|used| used.last_at).max();
+        let replaced = |used: &SecretUse| newest > Some(used.last_at) && now.since(used.last_at) > lifetime;
+        keys.iter().map(|key| SecretView::of(&key.label, used(key), used(key).is_some_and(replaced))).collect()
+    };
+    let keyring = &source.keyring;
+    let headers = keyring.headers.iter().flat_map(|header| group(&header.values));
+    group(&keyring.signing).into_iter().chain(group(&keyring.path_tokens)).chain(headers).collect()
 }
 
 fn key(source: &str, run_id: &str) -> Result<RunKey, Problem> {

@@ -212,7 +212,8 @@ mod tests {
     fn the_names_are_as_prometheus_wants_them() {
         let counts = SourceCounts { name: "a".to_owned(), provider: "skyvern".to_owned(), ..SourceCounts::default() };
         let loss = Loss { completions: 4, synthesized: 1, late: 1, rate: 0.25 };
-        let source = SourceView::of(counts, None, Some(-1500), Vec::new(), [("24h".to_owned(), loss)].into());
+        let source =
+            SourceView::of(counts, None, Some(-1500), Vec::new(), Vec::new(), [("24h".to_owned(), loss)].into());
         let facts = StatusView {
             version: "1".into(),
             started_at: "1970-01-01T00:00:02.500Z".to_owned(),

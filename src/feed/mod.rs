@@ -4,9 +4,12 @@
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
 mod backup;
+mod consumers;
 mod control;
 mod events;
 mod metrics;
+pub mod retention;
+mod stream;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -16,17 +19,19 @@ use axum::Router;
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::calls::Asker;
 use crate::http::{AnyBody, Problem, json};
 use crate::limits;
 use crate::reconciler::{Clock, Fleet, Handle, Refusal};
 use crate::run::At;
-use crate::store::{Reader, StoreError, View};
+use crate::store::{FeedBounds, Reader, StoreError, View};
+
+pub use consumers::{ConsumerView, Readers};
 
 /// What the sockets' handlers work with.
 pub struct Desk {
@@ -46,6 +51,8 @@ pub struct Desk {
     pub stop: watch::Receiver<bool>,
     /// Streams that may still be opened.
     pub streams: Arc<Semaphore>,
+    /// The consumers that are being read.
+    pub consumers: Readers,
 }
 
 type Shared = State<Arc<Desk>>;
@@ -66,6 +73,7 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/runs/{source}/{run_id}/poll", post(control::poll))
         .route("/v1/runs/{source}/{run_id}/retry-webhook", post(control::retry_webhook))
         .route("/v1/sources/{source}/missing-webhooks", get(control::missing_webhooks))
+        .route("/v1/sources/{source}/reverify", post(control::reverify))
         .route("/v1/deliveries", get(control::list_deliveries))
         .route("/v1/deliveries/{id}", get(control::show_delivery))
         .route("/v1/deliveries/{id}/body", get(control::show_body))
@@ -77,7 +85,19 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
 }
 
 fn consumer_routes() -> Router<Arc<Desk>> {
-    Router::new().route("/healthz", get(health)).route("/v1/events", get(events::read))
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/v1/events", get(events::read))
+        .route("/v1/consumers", get(consumers::list))
+        .route("/v1/consumers/{name}", put(consumers::create).get(consumers::show).delete(consumers::delete))
+        .route("/v1/consumers/{name}/events", get(consumers::read))
+        .route("/v1/consumers/{name}/ack", post(consumers::ack))
+        .route("/v1/consumers/{name}/seek", post(consumers::seek))
+        .route(
+            "/v1/consumers/{name}/parked",
+            get(consumers::parked).post(consumers::park).delete(consumers::drop_parked),
+        )
+        .route("/v1/consumers/{name}/parked/retry", post(consumers::retry_parked))
 }
 
 /// Whether the writer answers: an empty transaction through the whole hand-off.
@@ -87,11 +107,26 @@ async fn health(State(desk): Shared) -> Answer {
 }
 
 async fn unknown() -> Problem {
-    let message = "nothing is served here; the feed socket has /healthz and /v1/events, the control socket everything";
+    let message = "nothing is served here; the feed socket has /healthz, /v1/events and /v1/consumers, the control \
+                   socket everything";
     Problem::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 
 impl Desk {
+    /// A place for one more stream.
+    fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{} streams are open, more are not served; close one", limits::STREAMS_MAX);
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message)
+        })
+    }
+
+    /// Where the feed begins and ends.
+    #[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
+    async fn bounds(&self) -> Result<FeedBounds, Problem> {
+        self.look(|view| view.bounds()).await
+    }
+
     /// Looks something up without holding up the other tasks.
     async fn look<T: Send + 'static>(
         &self,

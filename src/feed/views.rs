@@ -1,6 +1,6 @@
 //! What the control socket shows of runs, deliveries and sources. The commands read these back.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::providers::Headers;
@@ -10,10 +10,11 @@ use crate::run::decide::{Phase, Run};
 use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
-use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SourceCounts};
+use crate::secret::SecretLabel;
+use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct RunView {
     /// Source name.
     pub source: String,
@@ -26,7 +27,7 @@ pub struct RunView {
     /// Workflow, recipe or agent.
     pub group_id: Option<String>,
     /// `open` or `settled`.
-    pub phase: &'static str,
+    pub phase: String,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// What settled it.
@@ -87,7 +88,7 @@ impl RunView {
             run_id: row.key.run_id.to_string(),
             kind: run.kind,
             group_id: run.detail.group_id.clone(),
-            phase: if settled.is_some() { "settled" } else { "open" },
+            phase: if settled.is_some() { "settled" } else { "open" }.to_owned(),
             outcome: settled.map(|settled| settled.belief.ending.outcome),
             origin: settled.map(|settled| settled.origin),
             confirmed: settled.map(|settled| settled.confirmed),
@@ -122,7 +123,7 @@ fn cursor(epoch: &str, seq: i64) -> String {
 }
 
 /// A line of a run's timeline.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct TimelineLine {
     /// When.
     pub at: String,
@@ -159,21 +160,21 @@ impl TimelineLine {
 }
 
 /// One report in full, without secrets: header values that may hold one are hidden.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct DeliveryView {
     /// What is listed.
     #[serde(flatten)]
     pub row: DeliveryRow,
     /// Headers of a delivery.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Headers>,
     /// The body was cut off.
     pub truncated: bool,
     /// The peer's address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// Of a poll or sweep: what was asked, and how it was answered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerHead>,
 }
 
@@ -213,7 +214,7 @@ impl DeliveryView {
 }
 
 /// One source.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct SourceView {
     /// Its name.
     pub name: String,
@@ -237,8 +238,33 @@ pub struct SourceView {
     pub pace: Option<PaceState>,
     /// How far the provider's clock is ahead of ours.
     pub clock_skew_ms: Option<i64>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
+    /// The configured secrets.
+    pub secrets: Vec<SecretView>,
     /// What a person should know or do.
     pub notes: Vec<String>,
+}
+
+/// A configured secret, by its name.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SecretView {
+    /// Its name in the configuration.
+    pub label: String,
+    /// When it last verified a delivery.
+    pub last_used_at: Option<String>,
+    /// How many deliveries it has verified.
+    pub uses: i64,
+    /// Nothing needs it any more.
+    pub can_go: bool,
+}
+
+impl SecretView {
+    /// The view of a secret and its use.
+    pub fn of(label: &SecretLabel, used: Option<&SecretUse>, can_go: bool) -> SecretView {
+        let last_used_at = used.map(|used| used.last_at.rfc3339());
+        SecretView { label: label.0.clone(), last_used_at, uses: used.map_or(0, |used| used.uses), can_go }
+    }
 }
 
 impl SourceView {
@@ -247,6 +273,7 @@ impl SourceView {
         counts: SourceCounts,
         pace: Option<PaceState>,
         clock_skew_ms: Option<i64>,
+        secrets: Vec<SecretView>,
         notes: Vec<String>,
         loss: Losses,
     ) -> SourceView {
@@ -262,16 +289,18 @@ impl SourceView {
             last_answer_at: counts.answer_at.map(At::rfc3339),
             pace,
             clock_skew_ms,
+            unaccounted: counts.unaccounted,
+            secrets,
             notes,
         }
     }
 }
 
 /// The whole daemon.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StatusView {
     /// Of the program.
-    pub version: &'static str,
+    pub version: String,
     /// When it was ready.
     pub started_at: String,
     /// First half of every cursor.
@@ -293,7 +322,7 @@ pub struct StatusView {
 }
 
 /// The database file.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct StoreView {
     /// Where it is.
     pub path: String,

@@ -78,6 +78,10 @@ impl Provider for BrowserUse {
 
     /// The vendor ends browsers and sessions after 240 minutes, so a run open for ten minutes more
     /// is overdue, and one still open a day after we heard of it will not end any more.
+    fn webhook_setup(&self) -> &'static str {
+        "at cloud.browser-use.com/settings?tab=webhooks, for each project; it sends a test at once"
+    }
+
     fn policy(&self, _kind: Option<Kind>) -> Policy {
         const LIMIT: &[Duration] = &[Duration::from_secs(241 * 60)];
         Policy {

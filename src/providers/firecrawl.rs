@@ -112,6 +112,10 @@ impl Provider for Firecrawl {
         Environment { api_key: "FIRECRAWL_API_KEY", webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"), path_token: None }
     }
 
+    fn webhook_setup(&self) -> &'static str {
+        "as webhook.url of each request"
+    }
+
     fn policy(&self, kind: Option<Kind>) -> Policy {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         let (deadline, give_up) = match kind {
@@ -142,6 +146,11 @@ impl Provider for Firecrawl {
     /// or agent that was tracked without its kind is put right by its first webhook or the sweep.
     fn kind_of(&self, _run_id: &RunId, _settings: &Settings) -> Kind {
         Kind::Crawl
+    }
+
+    /// Ids of all kinds are UUIDs.
+    fn guesses_kind(&self) -> bool {
+        true
     }
 
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, _now: At) -> Proof {
@@ -191,26 +200,34 @@ impl Provider for Firecrawl {
     }
 
     fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
-        match answers {
-            [Answer::Http(response)] if has_address(run) && is_absence(run, response.status) => {
-                Some(self.canary_question(run.settings))
-            }
-            _ => None,
+        let kinds = kinds(run);
+        let absent = |(answer, kind): (&Answer, &Kind)| is_absent(&as_kind(run, *kind), answer);
+        if !has_address(run) || answers.len() > kinds.len() || !answers.iter().zip(kinds).all(absent) {
+            return None;
+        }
+        match kinds.get(answers.len()) {
+            Some(kind) => Some(self.status_question(&as_kind(run, *kind))),
+            None => Some(self.canary_question(run.settings)),
         }
     }
 
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        let nothing = (Claim::Nothing, Detail::default());
-        let (claim, detail) = match answers {
-            [Answer::Http(response), ..] if !has_address(run) || response.status < 200 => nothing,
-            [Answer::Http(response), ..] if response.status < 300 => read_state(run.kind, response).unwrap_or(nothing),
-            [Answer::Http(response), ..] if is_absence(run, response.status) => {
-                (missing_if_canary_worked(self, answers), Detail::default())
+        let kinds = kinds(run);
+        let asked = answers.iter().zip(kinds);
+        let present = asked.clone().find(|(answer, kind)| !is_absent(&as_kind(run, **kind), answer));
+        let (claim, detail, kind) = match present {
+            Some((Answer::Http(response), kind)) if has_address(run) && (200..300).contains(&response.status) => {
+                let (claim, detail) = read_state(*kind, response).unwrap_or((Claim::Nothing, Detail::default()));
+                // What answers to a guess shows what the run is; a kind somebody named is known already.
+                let shown = run.guessed && claim != Claim::Nothing;
+                (claim, detail, shown.then_some(*kind))
             }
-            _ => nothing,
+            None if has_address(run) && answers.len() > kinds.len() => {
+                (missing_if_canary_worked(self, answers), Detail::default(), None)
+            }
+            _ => (Claim::Nothing, Detail::default(), None),
         };
-        // The kind may be our own guess: an answer does not make it more.
-        Observation { detail, ..answered(run.run_id, None, claim, asked_at) }
+        Observation { detail, ..answered(run.run_id, kind, claim, asked_at) }
     }
 
     /// Works with every key, in the cloud and self-hosted, touches no run, and has a rate limit of
@@ -220,8 +237,8 @@ impl Provider for Firecrawl {
     }
 
     /// First the crawls under way (also self-hosted), then what the cloud remembers of the last 24
-    /// hours: `endpoint/page/cursor`. Neither shows a state; both serve to find runs nobody told
-    /// us of, above all after we were down.
+    /// hours: `endpoint/page/cursor`. Neither shows a state. A crawl under way is open, which spares
+    /// it its own question; what happened today only exists, and may well be over.
     fn list_question(&self, page: Option<&str>, _settings: &Settings) -> Option<Question> {
         let Some(page) = page else {
             return Some(Question::get("/v2/crawl/active"));
@@ -245,12 +262,12 @@ impl Provider for Firecrawl {
         let body = json::object(&response.body).unwrap_or_default();
         match page {
             None => Listing {
-                runs: rows(&body, "crawls", Kind::Crawl, asked_at),
+                runs: rows(&body, "crawls", Kind::Crawl, &Claim::Listed { over: false }, asked_at),
                 next: Some(ActivityPage::first(0).to_string()),
                 gap: None,
             },
             Some(page) => ActivityPage::parse(page).map_or_else(Listing::default, |page| Listing {
-                runs: rows(&body, "data", page.kind(), asked_at),
+                runs: rows(&body, "data", page.kind(), &Claim::Tracked, asked_at),
                 next: page.next(&body).map(|next| next.to_string()),
                 gap: None,
             }),
@@ -400,6 +417,23 @@ fn has_address(run: &Subject<'_>) -> bool {
     run.kind != Kind::MonitorCheck || run.group_id.is_some()
 }
 
+/// What a run may be: the kind somebody named, or each in turn, the most common first.
+fn kinds<'k>(run: &'k Subject<'_>) -> &'k [Kind] {
+    const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Extract, Kind::Agent];
+    if run.guessed { &GUESSES } else { std::slice::from_ref(&run.kind) }
+}
+
+fn as_kind<'r>(run: &Subject<'r>, kind: Kind) -> Subject<'r> {
+    Subject { kind, ..*run }
+}
+
+/// Whether an answer says that there is no such run of this kind. While guessing, a self-hosted
+/// extract's 500 counts: its status controller dereferences the row that is not there.
+fn is_absent(run: &Subject<'_>, answer: &Answer) -> bool {
+    let Answer::Http(response) = answer else { return false };
+    is_absence(run, response.status) || (run.guessed && run.kind == Kind::Extract && response.status == 500)
+}
+
 /// Whether this status says that there is no such run. An id that is no UUID is refused with 400
 /// instead of 404; of any other id a 400 would be about our query and says nothing.
 fn is_absence(run: &Subject<'_>, status: u16) -> bool {
@@ -547,16 +581,15 @@ impl std::fmt::Display for ActivityPage<'_> {
     }
 }
 
-/// The runs of one page. A row shows no state, only that the run exists: never `over`, or every
-/// sweep would ask after every run of the day.
-fn rows(body: &Map<String, Value>, key: &str, kind: Kind, asked_at: At) -> Vec<Observation> {
+/// The runs of one page, each with the `claim` that being on it makes.
+fn rows(body: &Map<String, Value>, key: &str, kind: Kind, claim: &Claim, asked_at: At) -> Vec<Observation> {
     let rows = body.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     rows.iter()
         .filter_map(|row| {
             let row = row.as_object()?;
             let run_id = RunId::new(json::text(row, "id")?).ok()?;
             let detail = Detail { opened_at: json::time(row, "created_at"), ..Detail::default() };
-            Some(Observation { detail, ..listed(&run_id, Some(kind), false, asked_at) })
+            Some(Observation { detail, claim: claim.clone(), ..listed(&run_id, Some(kind), false, asked_at) })
         })
         .collect()
 }

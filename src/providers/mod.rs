@@ -57,6 +57,11 @@ pub trait Provider: Sync {
     /// The environment variables people already have set for it.
     fn environment(&self) -> Environment;
 
+    /// Where a person enters the URL of our webhook endpoint: completes "enter it …".
+    fn webhook_setup(&self) -> &'static str {
+        "where the provider asks for a webhook URL"
+    }
+
     /// Values of `api` in the configuration that mean something; the first is the default.
     fn apis(&self) -> &'static [&'static str] {
         &[]
@@ -72,6 +77,11 @@ pub trait Provider: Sync {
 
     /// What kind a run is when nobody said, judged by its id and the settings.
     fn kind_of(&self, run_id: &RunId, settings: &Settings) -> Kind;
+
+    /// Whether [`Provider::kind_of`] is a guess that only an answer can confirm.
+    fn guesses_kind(&self) -> bool {
+        false
+    }
 
     /// Judges a delivery: who can have sent it.
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, now: At) -> Proof;
@@ -265,6 +275,8 @@ pub struct Webhook<'a> {
 pub enum Reading {
     /// Claims about runs; none if the report is genuine but says nothing we use.
     Said(Vec<Observation>),
+    /// A page of a list, with the counter of runs that came with it.
+    Counted(Vec<Observation>, Gap),
     /// A test ping.
     Ping,
     /// Genuine or not, it cannot be understood; the text says why, without quoting the body.
@@ -280,6 +292,8 @@ pub struct Subject<'a> {
     pub run_id: &'a RunId,
     /// What sort of run it is.
     pub kind: Kind,
+    /// Nobody said what sort of run it is: `kind` is [`Provider::kind_of`]'s guess.
+    pub guessed: bool,
     /// The workflow, recipe, agent or monitor it belongs to, where somebody said: some providers
     /// want it in the path.
     pub group_id: Option<&'a str>,

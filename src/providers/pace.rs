@@ -22,7 +22,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Hearing;
 use crate::run::{At, asking, words};
@@ -64,7 +64,7 @@ words! {
 }
 
 /// A time in which nothing at all is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pause {
     /// Not before this.
     pub until: At,
@@ -75,7 +75,7 @@ pub struct Pause {
 }
 
 /// The key is refused: only probes go out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Breaker {
     /// Since when.
     pub since: At,
@@ -88,7 +88,7 @@ pub struct Breaker {
 }
 
 /// What was heard, counted by result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Heard {
     /// Answers.
     pub fine: u64,
@@ -101,7 +101,7 @@ pub struct Heard {
 }
 
 /// The state of a [`Pace`], for `settled status`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PaceState {
     /// Questions a second, as configured.
     pub rate: f64,

@@ -96,6 +96,10 @@ impl Provider for Skyvern {
         true
     }
 
+    fn webhook_setup(&self) -> &'static str {
+        "as webhook_url of each run, or as the default of a workflow"
+    }
+
     fn policy(&self, _kind: Option<Kind>) -> Policy {
         Policy {
             confirm: Confirm::Auto,

@@ -78,6 +78,10 @@ impl Provider for SmartBrowse {
         Environment { api_key: "WEBSCRAPE_API_KEY", webhook_secret: None, path_token: Some("SMARTBROWSE_PATH_TOKEN") }
     }
 
+    fn webhook_setup(&self) -> &'static str {
+        "in the dashboard, in the webhook settings"
+    }
+
     fn policy(&self, _kind: Option<Kind>) -> Policy {
         Policy {
             confirm: Confirm::Auto,

@@ -50,7 +50,7 @@ pub struct Policy {
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A run younger than this, or a webhook fresher than this, makes a 404 or a "running" mere lag.
+/// A run known for less than this makes a 404 mere lag.
 pub const YOUNG: Duration = MINUTE;
 /// So many misses make an absence …
 pub const MISSES_MIN: u32 = 3;
@@ -64,12 +64,15 @@ pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
 pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
 /// When a settlement nobody confirmed is looked at again.
 pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
+/// Nobody asks for longer than this about a run that has settled.
+pub const LOOK_FOR: Duration = Duration::from_secs(2 * 86_400);
 /// An overdue run is asked about this many times less often.
 const OVERDUE_STRETCH: u32 = 12;
 /// Waiting times while a provider's own store lags behind its webhook.
 const LAG: [Duration; 5] =
     [SECOND, Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
 
+const _: () = assert!(CHECKS[1].as_secs() < LOOK_FOR.as_secs());
 const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSES_SPAN.as_secs());
 
 /// When a run that was opened at `opened_at` and is known from `now` on is asked about first.
@@ -91,6 +94,12 @@ pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64,
 /// When to look again while the provider's answers lag behind what it already told us.
 pub fn after_lag(asks: u32, now: At) -> At {
     now.plus(LAG[(asks as usize).min(LAG.len() - 1)])
+}
+
+/// When to ask again a question that has been due, and has failed, since `due`: twice as long after
+/// it, within the bounds of the lag.
+pub fn after_failing_since(due: At, now: At) -> At {
+    now.plus(now.since(due).clamp(LAG[0], LAG[LAG.len() - 1]))
 }
 
 /// `first_poll × 1.6ⁿ`, at most `max_interval`, ±20 %.

@@ -11,7 +11,8 @@
 //! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
 //!   ask, and if no answer comes in time it settles unconfirmed.
 //! * An answer that says "ended" settles at once when `grace` is zero or when a claim that could
-//!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree.
+//!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree. If
+//!   none comes in time it settles unconfirmed too.
 //! * Of several voices the one that outranks the others is believed, in whatever order they came.
 //!   After the completion this can only lead to amendments, at most [`AMENDMENTS_MAX`].
 //! * Nothing is guessed: vanished and overdue runs end as indeterminate, with a reason.
@@ -21,7 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::asking::{self, Confirm, Policy};
-use super::observation::{Claim, Detail, Ending, Observation, Rank, Voice};
+use super::observation::{Claim, Detail, Ending, Latch, Observation, Rank, Voice};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
 /// No run is ever amended more often than this; a further contradiction is reported, not published.
@@ -54,6 +55,10 @@ pub struct Run {
     pub overdue: bool,
     /// Status records published.
     pub statuses: u32,
+    /// Every outcome that an entitled voice has told, so that one that only covers another is
+    /// read as that other whichever came first.
+    #[serde(default)]
+    pub told: Vec<Outcome>,
     /// Open, with what we hold against it, or settled, with what we believe.
     pub phase: Phase,
     /// When to ask next.
@@ -107,6 +112,20 @@ pub struct Open {
     pub misses: Option<Misses>,
 }
 
+impl Open {
+    /// The ends that were heard.
+    fn held(&self) -> impl Iterator<Item = &Voice> {
+        self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
+    }
+
+    /// When that settles the run even if nothing more was to be had.
+    fn held_until(&self, policy: &Policy) -> Option<At> {
+        let claim = self.claim.as_ref().map(|held| held.until);
+        let seen = self.seen.as_ref().map(|seen| seen.heard_at.plus(policy.grace).plus(policy.confirm_timeout));
+        claim.into_iter().chain(seen).min()
+    }
+}
+
 /// A held webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claimed {
@@ -140,8 +159,11 @@ pub struct Settled {
     pub at: At,
     /// Amendments published.
     pub amendments: u32,
-    /// Questions asked because of a dispute.
+    /// Questions wanted because of a dispute.
     pub disputes: u32,
+    /// Since when a dispute waits for the answer that decides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disputed_at: Option<At>,
     /// Verification polls done of [`asking::CHECKS`]; `None` when none is wanted.
     pub checks: Option<u32>,
 }
@@ -150,7 +172,8 @@ pub struct Settled {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {
     /// The run has settled. `confirmed` in it is false exactly when the policy wanted an
-    /// authoritative answer and none was to be had in time, or when the end was inferred.
+    /// authoritative answer (or a second one) and none was to be had in time, or when the end was
+    /// inferred.
     Completion,
     /// The `number`-th time (from 1) that what was published had to be corrected.
     Amendment {
@@ -182,7 +205,7 @@ words! {
         Amended = "amended",
         /// A settled run heard its own end again.
         Confirmed = "confirmed",
-        /// A weaker voice contradicts; we ask.
+        /// A weaker voice contradicts; we ask where an answer could change anything.
         Disputed = "disputed",
         /// A contradiction beyond the last amendment; it stays unpublished.
         Exhausted = "exhausted",
@@ -227,6 +250,9 @@ pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> 
     let Some(mut run) = run.or_else(|| open(heard, at)) else {
         return Decision { run: None, publish: None, effect: Effect::Ignored };
     };
+    if heard.entitled() {
+        run.clamp(at.policy, at.now);
+    }
     run.note(heard, at.now);
     let settled = matches!(run.phase, Phase::Settled(_));
     let (publish, effect) = if settled { once_settled(&mut run, heard, at) } else { while_open(&mut run, heard, at) };
@@ -254,6 +280,7 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         hinted_at: None,
         overdue: false,
         statuses: 0,
+        told: Vec::new(),
         phase: Phase::Open(Open::default()),
         ask: None,
         wake_at: None,
@@ -272,10 +299,10 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
     }
     match &heard.claim {
         Claim::Tracked => (None, Effect::Unchanged),
-        Claim::Listed { over } => (None, listed(run, *over, at)),
+        Claim::Listed { over } => (None, listed(run, heard, *over, at)),
         Claim::Open(rank) => goes_on(run, heard, *rank, at),
         Claim::Ended(ending) => {
-            let voice = voice(*ending, heard, at);
+            let voice = run.refined(voice(*ending, heard, at));
             if voice.trust == Trust::Authoritative {
                 answered_ended(run, voice, at)
             } else {
@@ -303,9 +330,12 @@ fn voice(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Voice {
     }
 }
 
-/// A list shows the run. Still open there: its own question can wait, within reason. Over there:
-/// ask, since a list is a copy that may be wrong.
-fn listed(run: &mut Run, over: bool, at: &Circumstances<'_>) -> Effect {
+/// A list shows the run, so it is not gone. Still open there: its own question can wait, within
+/// reason. Over there: ask, since a list is a copy that may be wrong.
+fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
+    if let (Trust::Authoritative, Phase::Open(open)) = (heard.trust, &mut run.phase) {
+        open.misses = None;
+    }
     if over {
         run.ask_now(at);
         return Effect::Hinted;
@@ -327,7 +357,7 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
     let mut effect = Effect::Unchanged;
     if authoritative {
         open.misses = None;
-        if open.seen.take().is_some() {
+        if open.seen.take_if(|seen| seen.asked_at <= heard.asked_at).is_some() {
             effect = Effect::Withdrawn;
         }
     }
@@ -362,8 +392,8 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         Confirm::Always => false,
         Confirm::Auto => voice.ending.sufficient,
     };
-    // An answer already said it ended otherwise, and waits out its grace: the next one decides.
-    let contradicted = open.seen.as_ref().is_some_and(|seen| !seen.agrees(&voice));
+    // Something stronger already said otherwise and is held: an answer decides.
+    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
         return run.settle(voice, confirmed, at);
@@ -380,33 +410,43 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
 
 /// An answer of the provider says that the run has ended.
 fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+    let policy = at.policy;
     let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
     open.misses = None;
-    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && held.voice.agrees(&voice));
-    let first_seen = match &open.seen {
-        Some(seen) if seen.agrees(&voice) => seen.heard_at,
-        _ => at.now,
-    };
-    if seconded || at.now.since(first_seen) >= at.policy.grace {
-        return run.settle(voice, true, at);
+    let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
+    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+    let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
+    if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
+        return run.settle(seen, true, at);
     }
-    open.seen = Some(Voice { heard_at: first_seen, ..voice });
-    run.ask = Some(Ask { at: first_seen.plus(at.policy.grace), urgent: true });
+    open.seen = Some(seen);
+    run.ask_again(at);
     (None, Effect::Held)
+}
+
+/// The answer to go by after one more, with the time since which it holds, and whether it has been
+/// given twice: a later question did not change it.
+fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) {
+    let Some(seen) = seen else { return (voice, false) };
+    let later = voice.asked_at >= seen.asked_at;
+    match (voice.outranks(&seen, latch), voice.agrees(&seen)) {
+        (true, true) => (Voice { heard_at: seen.heard_at, ..voice }, later),
+        (true, false) => (voice, false),
+        (false, _) => (seen, later),
+    }
 }
 
 /// The provider does not know the run, and our key works.
 fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let young = at.now.since(run.known_since) < asking::YOUNG;
     let asks = run.asks;
     let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
-    let just_told = open.claim.as_ref().is_some_and(|held| at.now.since(held.voice.heard_at) < asking::YOUNG);
-    if young || just_told {
-        if just_told {
-            run.ask_again(at);
-        } else {
-            run.ask_at(asking::after_lag(asks.saturating_sub(1), at.now), at.policy);
-        }
+    if open.held().next().is_some() {
+        // It lags behind its own word, or has forgotten a run that is over; the hold has its end.
+        run.ask_again(at);
+        return (None, Effect::Missed);
+    }
+    if at.now.since(run.known_since) < asking::YOUNG {
+        run.ask_at(asking::after_lag(asks.saturating_sub(1), at.now), at.policy);
         return (None, Effect::Missed);
     }
     let misses = open.misses.get_or_insert(Misses { first: at.now, count: 0 });
@@ -421,7 +461,7 @@ fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclu
 /// One of our own limits was passed.
 fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
-    if open.claim.as_ref().is_some_and(|held| held.until <= at.now) {
+    if open.held_until(at.policy).is_some_and(|until| until <= at.now) {
         return conclude_without_answer(run, "", Via::Clock, at);
     }
     let end = run.known_since.plus(at.policy.give_up);
@@ -442,11 +482,13 @@ fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
 /// Settles on the strongest voice held, or, where there is none, as indeterminate.
 fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
-    if let Some(seen) = open.seen.clone() {
-        return run.settle(seen, true, at);
-    }
-    if let Some(held) = open.claim.clone() {
-        return run.settle(held.voice, false, at);
+    match (open.seen.clone(), open.claim.clone()) {
+        (Some(seen), claim) => {
+            let confirmed = claim.is_some_and(|held| seen.allows(&held.voice));
+            return run.settle(seen, confirmed, at);
+        }
+        (None, Some(held)) => return run.settle(held.voice, false, at),
+        (None, None) => {}
     }
     let detail = Detail {
         reason: Some(reason.to_owned()),
@@ -467,76 +509,94 @@ fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumsta
 
 /// An observation about a run whose completion is published.
 fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
     let asked = heard.via == Via::Poll;
-    if asked {
-        settled.checks = settled.checks.map(|done| if heard.claim == Claim::Nothing { done } else { done + 1 });
-        run.ask = next_check(settled, at);
-    }
-    match &heard.claim {
-        Claim::Ended(ending) if heard.entitled() => hear_again(run, voice(*ending, heard, at), at),
+    let conclusion = match &heard.claim {
+        Claim::Ended(ending) if heard.entitled() => {
+            let voice = run.refined(voice(*ending, heard, at));
+            hear_again(run, voice, at)
+        }
         _ => (None, if asked { Effect::Unchanged } else { Effect::Ignored }),
+    };
+    if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
+        settled.note_answer(heard);
+        run.ask = next_look(settled, at);
     }
+    conclusion
 }
 
-/// When a settled run is looked at again, if at all.
-fn next_check(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
-    let span = *asking::CHECKS.get(settled.checks? as usize)?;
-    at.policy.can_ask.then(|| Ask { at: settled.at.plus(span).max(at.now.plus(asking::CHECKS[0])), urgent: false })
+/// When a settled run is looked at again, if at all: while it is disputed, and on the occasions of
+/// [`asking::CHECKS`] if nobody confirmed it.
+fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
+    let pending = |since: At| at.now.since(since) < asking::LOOK_FOR;
+    if !at.policy.can_ask {
+        None
+    } else if settled.disputed_at.is_some_and(pending) {
+        Some(Ask { at: at.now.plus(asking::MISS_INTERVAL), urgent: true })
+    } else {
+        let span = *asking::CHECKS.get(settled.checks? as usize)?;
+        let next = settled.at.plus(span).max(at.now.plus(asking::CHECKS[0]));
+        pending(settled.at).then_some(Ask { at: next, urgent: false })
+    }
 }
 
 /// A settled run hears an end, its own or another.
 fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
     let belief = &settled.belief;
+    let authoritative = voice.trust == Trust::Authoritative;
     let outranks = voice.outranks(belief, at.policy.latch);
-    if voice.agrees(belief) || voice.is_refined_by(belief) {
-        if voice.trust == Trust::Authoritative {
-            settled.confirmed = true;
-            settled.checks = None;
-            run.ask = None;
+    if voice.agrees(belief) {
+        if authoritative {
+            settled.confirm();
         }
         if outranks {
             settled.belief.trust = voice.trust;
             settled.belief.asked_at = voice.asked_at;
-            settled.belief.ending.covers = voice.ending.covers.filter(|other| *other != settled.belief.ending.outcome);
+            settled.belief.ending.covers = voice.ending.covers;
         }
         return (None, Effect::Confirmed);
     }
     if !outranks && !belief.is_refined_by(&voice) {
-        let ask = settled.disputes < DISPUTES_MAX;
-        settled.disputes += u32::from(ask);
-        if ask {
-            run.ask_now(at);
+        if authoritative {
+            return (None, Effect::Ignored);
         }
+        run.dispute(at);
         return (None, Effect::Disputed);
     }
     if settled.amendments == AMENDMENTS_MAX {
         return (None, Effect::Exhausted);
     }
-    let authoritative = voice.trust == Trust::Authoritative;
     let previous = belief.ending.outcome;
-    settled.belief = join(voice, belief);
-    settled.confirmed |= authoritative;
+    // A refinement keeps the authority of what it refines.
+    let (trust, asked_at) = if outranks { (voice.trust, voice.asked_at) } else { (belief.trust, belief.asked_at) };
+    settled.belief = Voice { trust, asked_at, ..voice };
     settled.amendments += 1;
     let publication = Publication::Amendment { number: settled.amendments, previous };
     if authoritative {
-        settled.checks = None;
-        run.ask = None;
-    } else if settled.disputes < DISPUTES_MAX {
-        settled.disputes += 1;
-        run.ask_now(at);
+        settled.confirm();
+    } else if settled.belief.trust < Trust::Authoritative {
+        run.dispute(at);
     }
     (Some(publication), Effect::Amended)
 }
 
-/// The voice to believe when `voice` replaces `belief`: a refinement keeps the authority of what
-/// it refines.
-fn join(voice: Voice, belief: &Voice) -> Voice {
-    if belief.is_refined_by(&voice) && belief.trust > voice.trust {
-        Voice { trust: belief.trust, asked_at: belief.asked_at, ..voice }
-    } else {
-        voice
+impl Settled {
+    /// The provider itself has said it.
+    fn confirm(&mut self) {
+        self.confirmed = true;
+        self.checks = None;
+    }
+
+    /// A question was answered: the check that was due is done, and a dispute older than the
+    /// question is decided.
+    fn note_answer(&mut self, heard: &Observation) {
+        if heard.claim == Claim::Nothing {
+            return;
+        }
+        self.disputed_at = self.disputed_at.filter(|since| *since > heard.asked_at);
+        let due =
+            |done: u32| asking::CHECKS.get(done as usize).is_some_and(|span| self.at.plus(*span) <= heard.asked_at);
+        self.checks = self.checks.map(|done| done + u32::from(due(done)));
     }
 }
 
@@ -544,6 +604,17 @@ impl Run {
     /// When the run began, as far as anybody said; else when we first heard of it.
     pub fn opened_at(&self) -> At {
         self.detail.opened_at.map_or(self.known_since, |told| told.min(self.known_since))
+    }
+
+    /// The clock may have been stepped back: nothing is held for longer because of it.
+    fn clamp(&mut self, policy: &Policy, now: At) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some(held) = &mut open.claim {
+            held.until = held.until.min(now.plus(policy.confirm_timeout));
+        }
+        if let Some(seen) = &mut open.seen {
+            seen.heard_at = seen.heard_at.min(now);
+        }
     }
 
     /// Counts what came and keeps what it tells.
@@ -570,11 +641,24 @@ impl Run {
         }
     }
 
+    /// The voice, saying as exactly as anybody did what it says.
+    fn refined(&self, mut voice: Voice) -> Voice {
+        if let Some(finer) = voice.ending.covers.filter(|finer| self.told.contains(finer)) {
+            voice.ending = Ending { outcome: finer, covers: None, ..voice.ending };
+        }
+        voice
+    }
+
     /// Keeps what is said about the run itself. What was said first stays, except metadata, where
     /// later keys are added.
     fn learn(&mut self, heard: &Observation) {
         let (mine, said) = (&mut self.detail, &heard.detail);
         self.kind = self.kind.or(heard.kind);
+        if let Claim::Ended(Ending { outcome, .. }) = heard.claim
+            && !self.told.contains(&outcome)
+        {
+            self.told.push(outcome);
+        }
         mine.opened_at = mine.opened_at.or(said.opened_at);
         if mine.group_id.is_none() {
             mine.group_id.clone_from(&said.group_id);
@@ -598,8 +682,24 @@ impl Run {
         Effect::Hinted
     }
 
+    /// A voice without the last word contradicts what was published: we ask, unless that was an
+    /// answer already which no later one can outrank.
+    fn dispute(&mut self, at: &Circumstances<'_>) {
+        let Phase::Settled(settled) = &mut self.phase else { return };
+        let final_word = settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
+        if settled.disputes < DISPUTES_MAX && !final_word {
+            settled.disputes += 1;
+            settled.disputed_at = Some(at.now);
+            self.ask_now(at);
+        }
+    }
+
     fn ask_now(&mut self, at: &Circumstances<'_>) {
-        self.ask = at.policy.can_ask.then_some(Ask { at: at.now, urgent: true });
+        self.ask_urgently(at.now, at.policy);
+    }
+
+    fn ask_urgently(&mut self, when: At, policy: &Policy) {
+        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: true });
     }
 
     fn ask_at(&mut self, when: At, policy: &Policy) {
@@ -610,11 +710,11 @@ impl Run {
     fn ask_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
             Phase::Open(Open { seen: Some(seen), .. }) => {
-                let due = seen.heard_at.plus(at.policy.grace).max(asking::after_lag(0, at.now));
-                self.ask = Some(Ask { at: due, urgent: true });
+                let due = seen.heard_at.plus(at.policy.grace);
+                self.ask_urgently(due.max(asking::after_failing_since(due, at.now)), at.policy);
             }
             Phase::Open(Open { claim: Some(held), .. }) => {
-                self.ask = Some(Ask { at: asking::after_lag(held.asks.saturating_sub(1), at.now), urgent: true });
+                self.ask_urgently(asking::after_lag(held.asks.saturating_sub(1), at.now), at.policy);
             }
             _ => {
                 let when = asking::next(at.policy, self.opened_at(), self.asks, self.overdue, at.seed, at.now);
@@ -623,25 +723,26 @@ impl Run {
         }
     }
 
-    /// Publishes the end. A claim that was waiting makes the origin a webhook; a claim that says
-    /// more exactly what `voice` says too keeps its outcome.
+    /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
+    /// makes the origin a webhook.
     fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
         let Phase::Open(open) = &self.phase else { unreachable!("a run settles once") };
+        let latch = at.policy.latch;
+        let stronger = |best, other: &Voice| if other.outranks(&best, latch) { other.clone() } else { best };
         let claim = open.claim.as_ref().map(|held| &held.voice);
         let told_by = claim.unwrap_or(&voice).via;
+        let voice = open.held().fold(voice, stronger);
         let origin = match (voice.trust, told_by) {
             (Trust::Hint, _) => Origin::Inferred,
             (_, Via::Webhook) => Origin::Webhook,
             (_, Via::Replay) => Origin::Replay,
             _ => Origin::Poll,
         };
-        let belief = match claim {
-            Some(claim) if voice.is_refined_by(claim) => Voice { ending: claim.ending, ..voice },
-            _ => voice,
-        };
+        let belief = self.refined(voice);
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
-        let settled = Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, checks };
-        self.ask = next_check(&settled, at);
+        let settled =
+            Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };
+        self.ask = next_look(&settled, at);
         self.phase = Phase::Settled(settled);
         (Some(Publication::Completion), Effect::Settled)
     }
@@ -654,10 +755,10 @@ impl Run {
             return;
         };
         let overdue = (!self.overdue).then(|| self.opened_at().plus(policy.deadline));
-        let claim = open.claim.as_ref().map(|held| held.until);
+        let held = open.held_until(policy);
         let end = self.known_since.plus(policy.give_up);
         let given_up =
             if end > now { end } else { now.plus(Duration::from_secs(60)).min(end.plus(asking::LAST_CHANCE)) };
-        self.wake_at = [overdue, claim, Some(given_up)].into_iter().flatten().min();
+        self.wake_at = [overdue, held, Some(given_up)].into_iter().flatten().min();
     }
 }

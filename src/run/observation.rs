@@ -19,7 +19,7 @@ pub enum Rank {
 /// One claim about a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Claim {
-    /// A client or an operator says that the run exists.
+    /// A client, an operator or a list without states says that the run exists, and no more.
     Tracked,
     /// A list named it, perhaps with a state. Lists lag and omit, so this never settles anything;
     /// `over` asks for a closer look.
@@ -189,6 +189,11 @@ impl Voice {
     /// of one fact.
     pub fn agrees(&self, other: &Voice) -> bool {
         self.ending.outcome == other.ending.outcome
+    }
+
+    /// Whether `other` says what this voice says too, perhaps more exactly.
+    pub fn allows(&self, other: &Voice) -> bool {
+        self.agrees(other) || self.is_refined_by(other)
     }
 
     /// Whether `other` says more exactly what this voice says too.

@@ -241,22 +241,41 @@ pub fn line(envelope: &str, cursor: &str, data: &str) -> String {
     format!("{open},\"cursor\":\"{cursor}\",\"data\":{data}}}")
 }
 
-/// Strips the white space between tokens, so that one record is one line. `json` must be JSON.
-pub fn compact(json: &str) -> String {
+/// How deep a payload may nest. Common parsers stop at 128, and a record puts it two levels down.
+const PAYLOAD_DEPTH_MAX: usize = 100;
+
+/// A provider's JSON as it can travel in a record: on one line, and readable by every consumer's
+/// parser. `None` for what some would refuse: no JSON, lone surrogates, numbers beyond a double,
+/// deep nesting. One odd payload must not break the line it is in.
+pub fn payload_text(body: &[u8]) -> Option<Box<RawValue>> {
+    let text = std::str::from_utf8(body).ok()?;
+    serde_json::from_str::<serde_json::Value>(text).ok()?;
+    RawValue::from_string(compact(text)?).ok()
+}
+
+/// Strips the white space between tokens of JSON text; `None` if it nests too deep.
+fn compact(json: &str) -> Option<String> {
     let mut out = String::with_capacity(json.len());
-    let (mut in_string, mut escaped) = (false, false);
+    let (mut in_string, mut escaped, mut depth) = (false, false, 0_usize);
     for c in json.chars() {
         if in_string {
             in_string = escaped || c != '"';
             escaped = !escaped && c == '\\';
-        } else if matches!(c, ' ' | '\t' | '\n' | '\r') {
-            continue;
         } else {
-            in_string = c == '"';
+            match c {
+                ' ' | '\t' | '\n' | '\r' => continue,
+                '"' => in_string = true,
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > PAYLOAD_DEPTH_MAX {
+                return None;
+            }
         }
         out.push(c);
     }
-    out
+    Some(out)
 }
 
 #[cfg(test)]
@@ -266,7 +285,19 @@ mod tests {
     #[test]
     fn compacting_keeps_strings_and_drops_the_rest() {
         let json = "{ \"a b\" : [ 1 ,\n\t2 ], \"q\\\" \\\\\" : \" \\n \" }";
-        assert_eq!(compact(json), "{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}");
+        assert_eq!(compact(json).as_deref(), Some("{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}"));
+    }
+
+    #[test]
+    fn a_payload_that_some_parser_would_refuse_is_not_inlined() {
+        let deep = format!("{}1{}", "[".repeat(101), "]".repeat(101));
+        for bad in [r#"{"a":"\ud800"}"#, r#"{"a":1e999}"#, r#"{"a":NaN}"#, "{", "", &deep] {
+            assert!(payload_text(bad.as_bytes()).is_none(), "{bad}");
+        }
+        let shallow = format!("{}1{}", "[".repeat(100), "]".repeat(100));
+        for good in [r#"{"a":"\ud83d\ude00","b":12345678901234567890123}"#, "null", &shallow] {
+            assert_eq!(payload_text(good.as_bytes()).map(|json| json.get().to_owned()).as_deref(), Some(good));
+        }
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod consumers;
 mod records;
 mod reports;
 mod runs;
+mod trimming;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -16,13 +18,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
+pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
-pub use runs::{Due, RunQuery, RunRow, SourceCounts};
+pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use trimming::{TrimLimits, Trimmed};
 pub use upkeep::{Finding, LOSS_SPANS, Loss, Losses, Removable, check, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
@@ -33,6 +37,7 @@ const MIGRATIONS: &[&str] = &[];
 /// "settled" in the file's header, so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5e77_1ed0;
 
+#[expect(clippy::cast_possible_wrap, reason = "a handful")]
 const _: () = assert!(SCHEMA_VERSION == MIGRATIONS.len() as i64 + 1);
 
 /// What can go wrong with the ledger.
@@ -85,9 +90,27 @@ pub enum StoreError {
     /// A row says something that this program never writes.
     #[error("the database holds something unreadable ({0}); run `settled check`")]
     Unreadable(String),
+    /// Reading or deciding panicked.
+    #[error("digesting a report panicked; please report this")]
+    Panicked,
     /// Anything SQLite says.
     #[error("the database failed")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether the file, the disk or the system failed, and not what was to be written.
+    pub fn blames_the_disk(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
+        match self {
+            StoreError::Panicked | StoreError::Unreadable(_) => false,
+            StoreError::Sqlite(error) => !matches!(
+                error.sqlite_error_code(),
+                None | Some(ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
+            ),
+            _ => true,
+        }
+    }
 }
 
 /// Short for results in here.
@@ -137,9 +160,10 @@ impl Writer {
             // The name of the file must survive a power cut as well as its content.
             File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
         }
-        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| foreign(error, path))?;
+        let version = version(&connection, path).map_err(|error| foreign(error, path))?;
         set_up(&connection)?;
-        migrate(&mut connection, path, now)?;
+        migrate(&mut connection, path, version, now)?;
         let epoch = epoch(&connection, path)?;
         Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
     }
@@ -224,7 +248,7 @@ impl Transaction<'_> {
 }
 
 /// What a group of reports shows about the traffic of one source. `None`: nothing new.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Last authentic delivery.
     pub webhook_at: Option<At>,
@@ -232,6 +256,8 @@ pub struct Traffic {
     pub unverified_at: Option<At>,
     /// Last answer to a question of ours.
     pub answer_at: Option<At>,
+    /// Secrets that verified a delivery, with how many.
+    pub secrets: BTreeMap<String, i64>,
 }
 
 impl Transaction<'_> {
@@ -243,6 +269,13 @@ impl Transaction<'_> {
         )?;
         let at = |at: Option<At>| at.map(|at| at.0);
         update.execute((source, at(traffic.webhook_at), at(traffic.unverified_at), at(traffic.answer_at)))?;
+        let mut used = self.tx.prepare_cached(
+            "INSERT INTO secret_uses (source, label, last_at, uses) VALUES (?1, ?2, ?3, ?4) ON CONFLICT
+             DO UPDATE SET last_at = max(last_at, excluded.last_at), uses = uses + excluded.uses",
+        )?;
+        for (label, uses) in &traffic.secrets {
+            used.execute((source, label, at(traffic.webhook_at), uses))?;
+        }
         Ok(())
     }
 }
@@ -284,19 +317,32 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
-fn migrate(connection: &mut Connection, path: &Path, now: At) -> Result<()> {
-    let number = |pragma: &str, connection: &Connection| -> Result<i64> {
-        Ok(connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?)
-    };
-    let (mut version, id) = (number("user_version", connection)?, number("application_id", connection)?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+/// The schema version of a file that is ours or empty. Only looks: what is not ours stays as it is.
+fn version(connection: &Connection, path: &Path) -> Result<i64> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let (version, id) = (number("PRAGMA user_version")?, number("PRAGMA application_id")?);
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
     if id != APPLICATION_ID && (id != 0 || version != 0 || tables != 0) {
         return Err(StoreError::Foreign(path.to_owned()));
     }
     if version > SCHEMA_VERSION {
         return Err(StoreError::Newer { path: path.to_owned(), found: version });
     }
+    Ok(version)
+}
+
+/// A file that is no database at all is not ours either.
+fn foreign(error: StoreError, path: &Path) -> StoreError {
+    match error {
+        StoreError::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            StoreError::Foreign(path.to_owned())
+        }
+        error => error,
+    }
+}
+
+/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
+fn migrate(connection: &mut Connection, path: &Path, mut version: i64, now: At) -> Result<()> {
     if version == 0 {
         let wrong = |source| StoreError::Migration { from: 0, source };
         create(connection, path, now).map_err(wrong)?;
@@ -363,4 +409,33 @@ fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T
 /// JSON of a value of ours.
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("our own types have string keys and cannot fail to render")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_writes_through_to_the_disk_and_so_does_its_successor() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
+        let pragma = |writer: &Writer, name: &str| -> String {
+            let value = |row: &rusqlite::Row<'_>| row.get_ref(0).map(|value| format!("{value:?}"));
+            writer.connection.query_row(&format!("PRAGMA {name}"), [], value).unwrap()
+        };
+        let full = pragma(&writer, "synchronous");
+        assert_eq!(full, "Integer(2)");
+        assert!(expect("synchronous", "1".to_owned(), "2").unwrap_err().to_string().contains("cannot keep"));
+        writer.reopen().unwrap();
+        assert_eq!(pragma(&writer, "synchronous"), full);
+        assert_eq!(pragma(&writer, "foreign_keys"), "Integer(1)");
+    }
+
+    #[test]
+    fn a_reader_cannot_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
+        let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
+        assert!(written.is_err());
+    }
 }

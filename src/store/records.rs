@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, Row, params, params_from_iter, types::Value};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, Transaction, View, stored};
+use crate::limits;
 use crate::run::decide::{Phase, Run};
 use crate::run::record::{self, Cursor, Draft, RecordType};
 use crate::run::{At, Origin, Outcome};
@@ -20,7 +21,7 @@ impl Transaction<'_> {
             "INSERT INTO records (run, type, at, source, group_id, outcome, origin, envelope, data)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
-        Ok(insert.insert(params![
+        let seq = insert.insert(params![
             run_row,
             draft.record_type.word(),
             now.0,
@@ -30,7 +31,10 @@ impl Transaction<'_> {
             origin,
             draft.envelope,
             draft.data,
-        ])?)
+        ])?;
+        let bytes = i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
+        self.tx.prepare_cached("UPDATE meta SET fed_bytes = fed_bytes + ?1")?.execute([bytes])?;
+        Ok(seq)
     }
 
     /// Seq of the last record there is or ever was.
@@ -107,7 +111,7 @@ impl View<'_> {
 
     /// Up to `rows_max` records that match, after `after` and up to `upto`, and the position up to
     /// which everything has now been looked at. Looks at no more than `scan_max` rows, so that a
-    /// narrow filter does not hold a snapshot for long.
+    /// narrow filter does not hold a snapshot for long, and stops after [`limits::PAGE_BYTES`].
     pub fn records(
         &self,
         after: i64,
@@ -126,9 +130,17 @@ impl View<'_> {
         let mut select = self.connection.prepare_cached(&sql)?;
         let rows = select
             .query_and_then(params_from_iter(bounds.into_iter().chain(values).chain(limit)), |row| self.record(row))?;
-        let records = rows.collect::<Result<Vec<_>>>()?;
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for record in rows {
+            let record: StoredRecord = record?;
+            bytes += record.line.len();
+            records.push(record);
+            if bytes >= limits::PAGE_BYTES {
+                break;
+            }
+        }
         let position = match records.last() {
-            Some(record) if records.len() == rows_max => record.seq,
+            Some(record) if records.len() == rows_max || bytes >= limits::PAGE_BYTES => record.seq,
             _ => last.max(after),
         };
         Ok((records, position))
@@ -181,7 +193,7 @@ impl Filter {
     }
 }
 
-fn head(connection: &rusqlite::Connection) -> Result<i64> {
+pub(super) fn head(connection: &rusqlite::Connection) -> Result<i64> {
     let mut select = connection.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
     Ok(select.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }

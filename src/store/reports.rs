@@ -1,11 +1,11 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
 use rusqlite::{Row, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
 use crate::providers::Verdict;
-use crate::report::{Head, Report};
+use crate::report::{Head, Report, WebhookHead};
 use crate::run::{At, Via};
 
 /// How much of what could not be verified is kept, per source.
@@ -51,6 +51,26 @@ impl Transaction<'_> {
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
     }
 
+    /// Unverified deliveries of `source` after `after`, oldest first.
+    pub fn ring(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND ring = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+        )?;
+        let rows = select.query_and_then((source, after, max), |row| Ok((row.get("id")?, report(row)?)))?;
+        rows.collect()
+    }
+
+    /// Takes a delivery that verifies after all out of the ring, with what verification now says.
+    pub fn promote(&mut self, id: i64, head: &WebhookHead) -> Result<()> {
+        let secret = head.secret.as_ref().map(|label| label.0.as_str());
+        self.tx
+            .prepare_cached(
+                "UPDATE reports SET ring = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
+            )?
+            .execute(params![id, head.verdict.word(), secret, to_json(&Head::Webhook(head.clone()))])?;
+        Ok(())
+    }
+
     /// Up to `max` reports that have not been digested, in order, with the attempts made on each.
     pub fn undigested(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
         let mut select = self.tx.prepare_cached(
@@ -80,10 +100,14 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a report aside: it will not be tried again by itself.
+    /// Sets a report aside: it will not be tried again by itself. One that the ring has already
+    /// dropped is as far aside as can be.
     pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
         self.tx
-            .prepare_cached("INSERT INTO set_aside (report, at, why) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .prepare_cached(
+                "INSERT INTO set_aside (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
+                 ON CONFLICT DO NOTHING",
+            )?
             .execute((id, now.0, why))?;
         Ok(())
     }
@@ -144,7 +168,7 @@ pub struct HeardRow {
 }
 
 /// A delivery as it is listed. No header values: they hold secrets.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct DeliveryRow {
     /// Report id.
     pub id: i64,

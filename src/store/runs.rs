@@ -20,7 +20,7 @@ impl Transaction<'_> {
     /// otherwise, since its completion must exist first.
     pub fn add_run(&mut self, source: i64, run_id: &RunId) -> Result<i64> {
         let mut insert = self.tx.prepare_cached(
-            "INSERT INTO runs (source, run_id, phase, overdue, state) VALUES (?1, ?2, 'open', 0, '')",
+            "INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) VALUES (?1, ?2, 'open', 0, 0, '')",
         )?;
         Ok(insert.insert((source, run_id.as_str()))?)
     }
@@ -43,7 +43,7 @@ impl Transaction<'_> {
             .prepare_cached(
                 "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
                     first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
-                    completion = coalesce(completion, ?11), state = ?12
+                    completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
                  WHERE id = ?1",
             )?
             .execute(params![
@@ -59,8 +59,31 @@ impl Transaction<'_> {
                 run.wake_at.map(|at| at.0),
                 completion,
                 to_json(run),
+                run.opened_at().0,
             ])?;
         Ok(())
+    }
+
+    /// Compares a provider's counter of runs with the runs known of `source`. Gives by how many more
+    /// the counter has risen since it was last looked at than runs became known. A counter over a
+    /// sliding window also falls, so only a rise means anything.
+    pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
+        let known: i64 = self
+            .tx
+            .prepare_cached("SELECT count(*) FROM runs WHERE source = ?1")?
+            .query_row([source], |row| row.get(0))?;
+        let before: Option<(i64, i64)> = self
+            .tx
+            .prepare_cached("SELECT counted, counted_known FROM sources WHERE id = ?1 AND counted IS NOT NULL")?
+            .query_row([source], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let missing = before.map_or(0, |(was, knew)| (counted - was - (known - knew)).max(0));
+        self.tx
+            .prepare_cached(
+                "UPDATE sources SET counted = ?2, counted_known = ?3, unaccounted = unaccounted + ?4 WHERE id = ?1",
+            )?
+            .execute((source, counted, known, missing))?;
+        Ok(missing)
     }
 
     /// Moves every question that lies further ahead than any rule could have put it back to `now`:
@@ -82,6 +105,9 @@ pub struct Due {
     /// What is known of it.
     pub run: Run,
 }
+
+/// Runs one of whose limits has passed, by source row, and when the next one's will.
+pub type Alarms = (Vec<(i64, RunId)>, Option<At>);
 
 /// A run as it is listed.
 #[derive(Clone, Debug)]
@@ -126,20 +152,40 @@ pub struct SourceCounts {
     pub open: i64,
     /// Open runs past their deadline.
     pub overdue: i64,
-    /// When the oldest open run became known.
+    /// Last authentic delivery.
     pub webhook_at: Option<At>,
     /// Last delivery that could not be verified.
     pub unverified_at: Option<At>,
     /// Last answer to a question of ours.
     pub answer_at: Option<At>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
 }
+
+/// When a secret last verified a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// Row id of the source.
+    pub source: i64,
+    /// The secret's label.
+    pub label: String,
+    /// When.
+    pub last_at: At,
+    /// How often in all.
+    pub uses: i64,
+}
+
+/// Among how many of those due for longest the order is by age. Sorting all of them would cost more
+/// than it is worth after a long absence, and everyone's turn comes.
+const DUE_WINDOW: u32 = 256;
 
 const RUN_COLUMNS: &str =
     "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
     /// Runs of `source` to ask about at `now`: urgent ones first, then those that the gate, last
-    /// opened at `gate`, lets through; each by who has waited longest.
+    /// opened at `gate`, lets through. Among those that have been due for longest the oldest run
+    /// comes first: it has the least time left before its provider forgets it.
     pub fn due(&self, source: i64, now: At, gate: At, max: u32) -> Result<Vec<Due>> {
         let mut due = self.due_by("urgent_at", source, now, max)?;
         let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
@@ -149,7 +195,9 @@ impl View<'_> {
 
     fn due_by(&self, column: &str, source: i64, until: At, max: u32) -> Result<Vec<Due>> {
         let sql = format!(
-            "SELECT id, run_id, state FROM runs WHERE source = ?1 AND {column} IS NOT NULL AND {column} <= ?2 ORDER BY {column} LIMIT ?3"
+            "SELECT id, run_id, state FROM runs WHERE id IN (
+                SELECT id FROM runs WHERE source = ?1 AND {column} IS NOT NULL AND {column} <= ?2 ORDER BY {column} LIMIT {DUE_WINDOW})
+             ORDER BY opened_at LIMIT ?3"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let rows = select.query_and_then((source, until.0, max), |row| {
@@ -173,7 +221,7 @@ impl View<'_> {
 
     /// Runs of `sources` one of whose limits has passed, and when the next one's will. Runs of a
     /// source that is no longer configured have nobody to read an alarm, and wait for its return.
-    pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<(Vec<(i64, RunId)>, Option<At>)> {
+    pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<Alarms> {
         let sources = to_json(&sources);
         let mut select = self.connection.prepare_cached(
             "SELECT source, run_id FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?1
@@ -225,10 +273,19 @@ impl View<'_> {
         select.query_and_then((source, limit), run_row)?.collect()
     }
 
+    /// When each secret last verified a delivery.
+    pub fn secret_uses(&self) -> Result<Vec<SecretUse>> {
+        let mut select = self.connection.prepare_cached("SELECT source, label, last_at, uses FROM secret_uses")?;
+        let rows = select.query_map([], |row| {
+            Ok(SecretUse { source: row.get(0)?, label: row.get(1)?, last_at: At(row.get(2)?), uses: row.get(3)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Every source that has or ever had a row, with its numbers.
     pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
         let mut select = self.connection.prepare_cached(
-            "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at,
+            "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at, s.unaccounted,
                 (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL) AS open,
                 (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL AND u.overdue = 1) AS overdue
              FROM sources s ORDER BY s.name",
@@ -244,6 +301,7 @@ impl View<'_> {
                 webhook_at: at("webhook_at")?,
                 unverified_at: at("unverified_at")?,
                 answer_at: at("answer_at")?,
+                unaccounted: row.get("unaccounted")?,
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

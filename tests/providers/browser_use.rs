@@ -618,7 +618,7 @@ impl Asked {
     }
 
     fn subject(&self) -> Subject<'_> {
-        Subject { run_id: &self.run_id, kind: self.kind, group_id: None, settings: &self.settings }
+        Subject { guessed: false, run_id: &self.run_id, kind: self.kind, group_id: None, settings: &self.settings }
     }
 
     fn reads(&self, answers: &[Answer]) -> Observation {

@@ -107,12 +107,12 @@ fn run_id(id: &str) -> RunId {
 }
 
 fn question(kind: Kind, id: &str, group_id: Option<&str>) -> Question {
-    Firecrawl.status_question(&Subject { run_id: &run_id(id), kind, group_id, settings: &SETTINGS })
+    Firecrawl.status_question(&Subject { guessed: false, run_id: &run_id(id), kind, group_id, settings: &SETTINGS })
 }
 
 fn asked(kind: Kind, answers: &[Answer]) -> Observation {
     let group_id = (kind == Kind::MonitorCheck).then_some(MONITOR);
-    let subject = Subject { run_id: &run_id(CRAWL), kind, group_id, settings: &SETTINGS };
+    let subject = Subject { guessed: false, run_id: &run_id(CRAWL), kind, group_id, settings: &SETTINGS };
     Firecrawl.read_status(&subject, answers, NOW)
 }
 
@@ -452,7 +452,13 @@ fn each_kind_has_its_address_and_crawls_are_read_past_their_end() {
 #[test]
 fn a_check_whose_monitor_nobody_named_is_never_concluded_about() {
     assert_eq!(question(Kind::MonitorCheck, CHECK, None).path, "/v2/team/queue-status");
-    let subject = Subject { run_id: &run_id(CHECK), kind: Kind::MonitorCheck, group_id: None, settings: &SETTINGS };
+    let subject = Subject {
+        guessed: false,
+        run_id: &run_id(CHECK),
+        kind: Kind::MonitorCheck,
+        group_id: None,
+        settings: &SETTINGS,
+    };
     for answer in [http(200, r#"{"success":true,"status":"completed"}"#), http(404, "{}")] {
         assert_eq!(Firecrawl.read_status(&subject, std::slice::from_ref(&answer), NOW).claim, Claim::Nothing);
         assert_eq!(Firecrawl.follow_up(&subject, &[answer]), None);
@@ -577,7 +583,8 @@ fn a_monitor_checks_state_is_inside_its_data() {
 #[test]
 fn a_404_counts_only_beside_a_canary_that_worked() {
     let gone = || http(404, r#"{"success":false,"error":"Job not found"}"#);
-    let subject = Subject { run_id: &run_id(CRAWL), kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
+    let subject =
+        Subject { guessed: false, run_id: &run_id(CRAWL), kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
     let canary = Firecrawl.follow_up(&subject, &[gone()]).unwrap();
     assert_eq!(canary, Firecrawl.canary_question(&SETTINGS));
     assert_eq!(Firecrawl.follow_up(&subject, &[gone(), http(200, "{}")]), None);
@@ -593,7 +600,8 @@ fn a_404_counts_only_beside_a_canary_that_worked() {
 #[test]
 fn an_id_that_is_no_uuid_is_refused_with_400_and_follows_the_same_ladder() {
     let ask = |id: &str, answers: &[Answer]| {
-        let subject = Subject { run_id: &run_id(id), kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
+        let subject =
+            Subject { guessed: false, run_id: &run_id(id), kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
         (Firecrawl.follow_up(&subject, &answers[..1]).is_some(), Firecrawl.read_status(&subject, answers, NOW).claim)
     };
     let answers = [http(400, r#"{"success":false,"error":"Invalid job ID"}"#), http(200, "{}")];
@@ -673,11 +681,9 @@ fn a_listed_run_is_known_by_its_kind_and_birth_and_its_state_is_left_open() {
     let extracts = page(Some("extract/1/"), &json!({"success": true, "data": rows, "cursor": null, "has_more": false}));
     assert_eq!(extracts.runs[0].detail.opened_at, born);
     assert_eq!((crawls.runs[0].kind, extracts.runs[0].kind), (Some(Kind::Crawl), Some(Kind::Extract)));
-    for run in [&crawls.runs[0], &extracts.runs[0]] {
-        assert_eq!(
-            (&run.claim, run.trust, run.via),
-            (&Claim::Listed { over: false }, Trust::Authoritative, Via::Sweep)
-        );
+    // A crawl under way spares its own question; what merely happened today may be over.
+    for (run, claim) in [(&crawls.runs[0], Claim::Listed { over: false }), (&extracts.runs[0], Claim::Tracked)] {
+        assert_eq!((&run.claim, run.trust, run.via), (&claim, Trust::Authoritative, Via::Sweep));
     }
 }
 
@@ -822,4 +828,44 @@ fn a_cancelled_agent_is_cancelled_in_either_order_and_needs_no_amendment_when_to
     assert_eq!(end(&told_first[1]).0, Outcome::Cancelled);
     let polled_first = told_in_order(Kind::Agent, [event("agent.started", json!({})), failed(), cancelled()]);
     assert_eq!(end(&polled_first[2]).0, Outcome::Cancelled, "the webhook says more exactly what the answer said");
+}
+
+#[test]
+fn a_run_tracked_without_a_kind_is_looked_for_under_each_until_one_answers() {
+    let run_id = run_id(CRAWL);
+    let subject = Subject { guessed: true, run_id: &run_id, kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
+    let status = |status: u16, body: &str| {
+        Answer::Http(Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+    };
+    let absent = || status(404, r#"{"success":false,"error":"Job not found"}"#);
+    let paths = |answers: &[Answer]| Firecrawl.follow_up(&subject, answers).map(|question| question.path);
+    assert!(paths(&[absent()]).is_some_and(|path| path.starts_with("/v2/batch/scrape/")));
+    assert!(paths(&[absent(), absent()]).is_some_and(|path| path.starts_with("/v2/extract/")));
+    // Self-hosted, an unknown extract is a 500.
+    let selfhosted = [absent(), absent(), status(500, "{}")];
+    assert!(paths(&selfhosted).is_some_and(|path| path.starts_with("/v2/agent/")));
+    let found = [absent(), absent(), status(200, r#"{"success":true,"status":"completed","data":{}}"#)];
+    assert_eq!(paths(&found), None);
+    let heard = Firecrawl.read_status(&subject, &found, NOW);
+    assert_eq!(heard.kind, Some(Kind::Extract));
+    assert!(matches!(heard.claim, Claim::Ended(ending) if ending.outcome == Outcome::Succeeded));
+}
+
+#[test]
+fn a_run_tracked_without_a_kind_is_missing_only_when_no_kind_and_the_canary_know_it() {
+    let run_id = run_id(CRAWL);
+    let subject = Subject { guessed: true, run_id: &run_id, kind: Kind::Crawl, group_id: None, settings: &SETTINGS };
+    let status = |status: u16| Answer::Http(Response { status, body: b"{}".to_vec(), ..Response::default() });
+    let mut answers: Vec<Answer> = (0..4).map(|_| status(404)).collect();
+    assert_eq!(
+        Firecrawl.follow_up(&subject, &answers).map(|question| question.path).as_deref(),
+        Some("/v2/team/queue-status")
+    );
+    answers.push(status(200));
+    assert_eq!(Firecrawl.read_status(&subject, &answers, NOW).claim, Claim::Missing);
+    answers[4] = status(401);
+    assert_eq!(Firecrawl.read_status(&subject, &answers, NOW).claim, Claim::Nothing);
+    // Trouble on the way says nothing, and nothing more is asked.
+    assert_eq!(Firecrawl.follow_up(&subject, &[status(404), status(503)]), None);
+    assert_eq!(Firecrawl.read_status(&subject, &[status(404), status(503)], NOW).claim, Claim::Nothing);
 }

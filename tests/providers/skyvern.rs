@@ -75,13 +75,13 @@ fn cut(status: u16, body: &str) -> Answer {
 
 fn status_of(run: &str, answers: &[Answer]) -> Observation {
     let run_id = id(run);
-    let subject = Subject { run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
+    let subject = Subject { guessed: false, run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
     Skyvern.read_status(&subject, answers, NOW)
 }
 
 fn follow_up(run: &str, answers: &[Answer]) -> Option<String> {
     let run_id = id(run);
-    let subject = Subject { run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
+    let subject = Subject { guessed: false, run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
     Skyvern.follow_up(&subject, answers).map(|question| question.path)
 }
 
@@ -386,7 +386,8 @@ fn captured_answers_read_like_the_deliveries_of_the_same_runs() {
         let captured = &samples["get_run"][scenario];
         let told = said(samples["webhooks"][delivery]["body"].as_str().unwrap().as_bytes());
         let run_id = told.run_id.clone();
-        let subject = Subject { run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
+        let subject =
+            Subject { guessed: false, run_id: &run_id, kind: Kind::Task, group_id: None, settings: &SETTINGS };
         assert_eq!(Skyvern.status_question(&subject).path, captured["request"]["path"].as_str().unwrap());
         let answered = status_of(told.run_id.as_str(), &[http(200, captured["body"].as_str().unwrap())]);
         assert_eq!((answered.claim, answered.kind), (told.claim, told.kind));
@@ -400,7 +401,8 @@ fn captured_answers_read_like_the_deliveries_of_the_same_runs() {
 #[test]
 fn a_run_is_asked_about_by_its_id_and_with_room_for_its_output() {
     let run_id = id("wr_1/../x?y");
-    let subject = Subject { run_id: &run_id, kind: Kind::Workflow, group_id: None, settings: &SETTINGS };
+    let subject =
+        Subject { guessed: false, run_id: &run_id, kind: Kind::Workflow, group_id: None, settings: &SETTINGS };
     let question = Skyvern.status_question(&subject);
     assert_eq!(question.path, "/v1/runs/wr_1%2F..%2Fx%3Fy");
     assert_eq!((question.method, question.body, question.bytes_max), (Method::Get, None, 32 * 1024 * 1024));

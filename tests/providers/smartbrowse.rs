@@ -57,7 +57,7 @@ fn http(status: u16, body: impl Into<Vec<u8>>) -> Answer {
 fn status_of(answers: &[Answer]) -> Observation {
     let run_id = id("r1");
     SmartBrowse.read_status(
-        &Subject { run_id: &run_id, kind: Kind::Recipe, group_id: None, settings: &SETTINGS },
+        &Subject { guessed: false, run_id: &run_id, kind: Kind::Recipe, group_id: None, settings: &SETTINGS },
         answers,
         NOW,
     )
@@ -248,6 +248,7 @@ fn the_state_is_found_behind_a_huge_result_and_before_a_cut() {
 fn a_run_is_asked_about_with_room_for_all_its_items() {
     let run_id = id("aB3/x");
     let question = SmartBrowse.status_question(&Subject {
+        guessed: false,
         run_id: &run_id,
         kind: Kind::Recipe,
         group_id: None,
@@ -260,7 +261,7 @@ fn a_run_is_asked_about_with_room_for_all_its_items() {
 #[test]
 fn a_404_may_be_a_wrong_key_so_usage_is_asked() {
     let run_id = id("r1");
-    let subject = Subject { run_id: &run_id, kind: Kind::Recipe, group_id: None, settings: &SETTINGS };
+    let subject = Subject { guessed: false, run_id: &run_id, kind: Kind::Recipe, group_id: None, settings: &SETTINGS };
     let missing = http(404, r#"{"status":"error","request_id":"req_1","error":{"code":"not_found","message":"x"}}"#);
     let next = SmartBrowse.follow_up(&subject, std::slice::from_ref(&missing)).unwrap();
     assert_eq!(next.path, "/v1/smartbrowse/usage");

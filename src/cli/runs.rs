@@ -1,0 +1,93 @@
+//! `settled runs`: which runs there are.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::pages::{Pages, read};
+use super::{Context, Failure, Talk, show};
+use crate::client::Target;
+use crate::feed::views::RunView;
+
+/// List runs, in the order in which they became known
+///
+/// With --json: one object a line.
+///
+/// Example: settled runs --open --source skyvern-prod
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
+pub struct Runs {
+    /// Only runs that are not over
+    #[arg(long, conflicts_with = "settled")]
+    open: bool,
+    /// Only runs that are over
+    #[arg(long)]
+    settled: bool,
+    /// Only open runs past their deadline
+    #[arg(long, conflicts_with = "settled")]
+    overdue: bool,
+    /// Only runs of this source
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: u32,
+    /// As many as there are
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+    #[command(flatten)]
+    talk: Talk,
+}
+
+impl Runs {
+    /// Runs the command.
+    pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let client = context.control(&self.talk)?;
+        let limit = (!self.all).then_some(self.limit);
+        let mut pages = Pages::new(&client, self.target(), ("runs", "after"), limit);
+        let mut found = Vec::new();
+        while let Some(items) = pages.page().await? {
+            if self.talk.json {
+                items.iter().try_for_each(|item| show::json(item.get()))?;
+            } else {
+                found.extend(items.iter().map(read).collect::<Result<Vec<RunView>, _>>()?);
+            }
+        }
+        if !self.talk.json {
+            table(&found, context)?;
+        }
+        if pages.cut_short() {
+            show::aside("there may be more; --all shows all of them, --limit N so many");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn target(&self) -> Target {
+        let phase = if self.open { Some("open") } else { self.settled.then_some("settled") };
+        Target::new(["v1", "runs"])
+            .with_some("phase", phase)
+            .with_some("source", self.source.as_ref())
+            .with_some("overdue", self.overdue.then_some(1))
+    }
+}
+
+fn table(runs: &[RunView], context: &Context) -> Result<(), Failure> {
+    if runs.is_empty() {
+        show::note("no such runs");
+        return Ok(());
+    }
+    let now = context.now();
+    let mut table = show::table(["SOURCE", "RUN", "KIND", "OPENED", "SETTLED", "BY", "STATE"]);
+    for run in runs {
+        table.add_row([
+            show::clean(&run.source),
+            show::clean(&run.run_id),
+            run.kind.map_or("-", crate::run::Kind::word).to_owned(),
+            show::when_text(now, &run.opened_at),
+            show::when_or_dash(now, run.settled_at.as_deref()),
+            run.origin.map_or("-", crate::run::Origin::word).to_owned(),
+            show::state(run),
+        ]);
+    }
+    Ok(show::line(&table.trim_fmt())?)
+}

@@ -1,0 +1,156 @@
+//! `settled status`: how the daemon and its sources are.
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Context, Failure, Talk, show};
+use crate::client::{Client, ClientError, Reply, Target};
+use crate::feed::views::{SourceView, StatusView};
+use crate::providers::pace::PaceState;
+use crate::run::At;
+
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(2);
+/// Clears a terminal and goes to its upper left corner.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J\u{1b}[3J";
+
+/// Show how the daemon and its sources are
+///
+/// With --watch and --json: one object a line, every two seconds.
+///
+/// Example: settled status --watch
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Look again every two seconds, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    talk: Talk,
+}
+
+impl Status {
+    /// Runs the command.
+    pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let client = context.control(&self.talk)?;
+        self.tell(&ask(&client).await?, context.now())?;
+        if !self.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        loop {
+            tokio::time::sleep(EVERY).await;
+            match ask(&client).await {
+                Ok(reply) => self.tell(&reply, context.now())?,
+                // It may be on its way back; whoever watches wants to see that.
+                Err(error) if self.talk.json => show::note(&error.to_string()),
+                Err(error) => self.page(&format!("settled: {error}"))?,
+            }
+        }
+    }
+
+    fn tell(&self, reply: &Reply, now: At) -> Result<(), Failure> {
+        if self.talk.json {
+            return Ok(show::json(&reply.text())?);
+        }
+        self.page(&text(&reply.read()?, now))
+    }
+
+    /// One look, in place of the last on a terminal.
+    fn page(&self, text: &str) -> Result<(), Failure> {
+        match (self.watch, io::stdout().is_terminal()) {
+            (true, true) => show::line(&format!("{CLEAR}{text}"))?,
+            (true, false) => show::line(&format!("{text}\n"))?,
+            (false, _) => show::line(text)?,
+        }
+        Ok(())
+    }
+}
+
+async fn ask(client: &Client) -> Result<Reply, ClientError> {
+    client.get(Target::new(["v1", "status"])).await
+}
+
+fn text(status: &StatusView, now: At) -> String {
+    let store = &status.store;
+    let path = show::clean(&store.path);
+    let size = format!("{path}, {} and a log of {}", show::size(store.bytes), show::size(store.wal_bytes));
+    let up = show::when_text(now, &status.started_at);
+    let facts = show::facts([
+        ("settled", Some(format!("{}, started {up}", show::clean(&status.version)))),
+        ("runs", Some(format!("{} open, {} overdue", status.open, status.overdue))),
+        ("feed", Some(format!("head {}, earliest {}", show::clean(&status.head), show::clean(&status.earliest)))),
+        ("store", Some(size)),
+    ]);
+    let mut parts = vec![facts];
+    if !status.sources.is_empty() {
+        parts.push(sources(&status.sources, now));
+    }
+    let mut notes: Vec<String> = status.sources.iter().flat_map(|source| notes(source, now)).collect();
+    if status.set_aside > 0 {
+        notes
+            .push(format!("{} reports could not be digested and were set aside; please report this", status.set_aside));
+    }
+    if !notes.is_empty() {
+        parts.push(notes.join("\n"));
+    }
+    parts.join("\n\n")
+}
+
+fn notes(source: &SourceView, now: At) -> Vec<String> {
+    let name = show::clean(&source.name);
+    let unverified = source.last_unverified_at.as_deref();
+    let unverified =
+        unverified.map(|at| format!("the last delivery that was not authentic came {}", show::when_text(now, at)));
+    source.notes.iter().map(|note| show::clean(note)).chain(unverified).map(|note| format!("{name}: {note}")).collect()
+}
+
+fn sources(sources: &[SourceView], now: At) -> String {
+    let mut table = show::table([
+        "SOURCE",
+        "PROVIDER",
+        "OPEN",
+        "OVERDUE",
+        "WEBHOOK",
+        "ANSWER",
+        "FINE",
+        "THROTTLED",
+        "REFUSED",
+        "TROUBLE",
+        "ASKING",
+    ]);
+    for source in sources {
+        let heard = source.pace.as_ref().map(|pace| pace.heard);
+        let count = |count: Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
+        table.add_row([
+            show::clean(&source.name),
+            show::clean(&source.provider),
+            source.open.to_string(),
+            source.overdue.to_string(),
+            show::when_or_dash(now, source.last_webhook_at.as_deref()),
+            show::when_or_dash(now, source.last_answer_at.as_deref()),
+            count(heard.map(|heard| heard.fine)),
+            count(heard.map(|heard| heard.throttled)),
+            count(heard.map(|heard| heard.refused)),
+            count(heard.map(|heard| heard.trouble)),
+            source.pace.as_ref().map_or("not configured any more".to_owned(), |pace| asking(pace, now)),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// Whether and how fast a source is asked.
+fn asking(pace: &PaceState, now: At) -> String {
+    if let Some(breaker) = &pace.breaker {
+        let probe = show::when(now, breaker.next_probe);
+        return format!("stopped {}, next probe {probe}", show::when(now, breaker.since));
+    }
+    if let Some(pause) = pace.pause.as_ref().filter(|pause| pause.until > now) {
+        return format!("paused ({}), goes on {}", show::clean(&pause.why), show::when(now, pause.until));
+    }
+    if pace.effective_rate < pace.rate {
+        return format!("{:.1}/s of {}/s", pace.effective_rate, pace.rate);
+    }
+    format!("{}/s", pace.rate)
+}

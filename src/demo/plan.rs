@@ -1,0 +1,713 @@
+//! The plan of a demo: every run there will be, how it truly ends, and every lie that will be told
+//! about it. Pure: a function of a seed, so the same seed tells the same lies at the same moments.
+//!
+//! A [`Life`] is what one run goes through: its states as the status endpoint shows them, the mail
+//! its cloud sends about it, and how badly questions about it are answered. What may happen to a
+//! run at all stands in [`super::stories`]; here lies are laid over it at the stated [`Rates`].
+
+use std::time::Duration;
+
+use super::dice::Dice;
+use super::stories;
+use crate::run::{Kind, Outcome, words};
+
+words! {
+    /// The clouds.
+    Cloud {
+        /// Skyvern.
+        Skyvern = "skyvern",
+        /// Browser Use.
+        BrowserUse = "browser-use",
+        /// SmartBrowse.
+        SmartBrowse = "smartbrowse",
+        /// Firecrawl.
+        Firecrawl = "firecrawl",
+    }
+}
+
+words! {
+    /// The accounts that the daemon is configured with. Browser Use has one per generation of its
+    /// API, since a source speaks one.
+    Source {
+        /// Skyvern tasks and workflows.
+        Skyvern = "skyvern",
+        /// Browser Use v2 tasks.
+        Tasks = "browser-use",
+        /// Browser Use v3 sessions.
+        Sessions = "browser-use-v3",
+        /// Browser Use v4 runs.
+        Runs = "browser-use-v4",
+        /// SmartBrowse recipes.
+        Recipes = "smartbrowse",
+        /// Firecrawl crawls, batches, extracts and agents.
+        Jobs = "firecrawl",
+    }
+}
+
+impl Source {
+    /// The cloud it is an account at.
+    pub fn cloud(self) -> Cloud {
+        match self {
+            Source::Skyvern => Cloud::Skyvern,
+            Source::Tasks | Source::Sessions | Source::Runs => Cloud::BrowserUse,
+            Source::Recipes => Cloud::SmartBrowse,
+            Source::Jobs => Cloud::Firecrawl,
+        }
+    }
+
+    /// The generation of the API it is configured for, where there are several.
+    pub fn api(self) -> Option<&'static str> {
+        match self {
+            Source::Tasks => Some("v2"),
+            Source::Sessions => Some("v3"),
+            Source::Runs => Some("v4"),
+            _ => None,
+        }
+    }
+}
+
+/// How often which lie is told. Rates are per run or per letter, between 0 and 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rates {
+    /// Runs that the client tracks only after they have ended.
+    pub tracked_late: f64,
+    /// Runs that nobody tracks: a webhook or a list must make them known.
+    pub never_tracked: f64,
+    /// Letters that are never sent.
+    pub dropped: f64,
+    /// Letters that leave up to four seconds late.
+    pub delayed: f64,
+    /// Letters that are sent up to three times more, byte by byte the same.
+    pub repeated: f64,
+    /// Letters that are sent once more in other words: a new delivery id, another time stamp.
+    pub rewritten: f64,
+    /// Letters about a start or a page that leave after the one about the end.
+    pub reordered: f64,
+    /// Letters about an end, correctly signed, that no parser survives or understands.
+    pub poisoned: f64,
+    /// Runs about which somebody else sends a letter with the wrong outcome and no valid proof.
+    pub forged: f64,
+    /// Browser Use runs about which a genuine letter, an hour old, says the wrong thing.
+    pub stale: f64,
+    /// Forged letters about runs that never existed, per run that does.
+    pub strangers: f64,
+    /// Questions, up to two per run, that are answered with a 500 or a 503, slowly, with garbage,
+    /// or with half a body and a closed connection.
+    pub stumbling: f64,
+    /// Runs whose status is 404 for up to a second after their start.
+    pub hidden: f64,
+    /// Runs whose status endpoint lags up to a second behind.
+    pub lagging: f64,
+    /// Runs, of those whose letter can be believed at need, whose status endpoint answers 500 for
+    /// longer than the daemon waits for it.
+    pub deaf: f64,
+    /// Skyvern runs with a lost letter for which an operator asks once more as soon as they end.
+    pub replayed: f64,
+    /// Moments per cloud and ten seconds at which it answers everything with 429 (Skyvern: 503).
+    pub throttled: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Rates {
+        Rates {
+            tracked_late: 0.15,
+            never_tracked: 0.25,
+            dropped: 0.20,
+            delayed: 0.10,
+            repeated: 0.08,
+            rewritten: 0.06,
+            reordered: 0.10,
+            poisoned: 0.02,
+            forged: 0.10,
+            stale: 0.08,
+            strangers: 0.03,
+            stumbling: 0.08,
+            hidden: 0.05,
+            lagging: 0.10,
+            deaf: 0.03,
+            replayed: 0.5,
+            throttled: 0.5,
+        }
+    }
+}
+
+impl Rates {
+    /// Nobody lies; what the providers do to each other's words ([`stories`]) remains.
+    pub const HONEST: Rates = Rates {
+        tracked_late: 0.0,
+        never_tracked: 0.0,
+        dropped: 0.0,
+        delayed: 0.0,
+        repeated: 0.0,
+        rewritten: 0.0,
+        reordered: 0.0,
+        poisoned: 0.0,
+        forged: 0.0,
+        stale: 0.0,
+        strangers: 0.0,
+        stumbling: 0.0,
+        hidden: 0.0,
+        lagging: 0.0,
+        deaf: 0.0,
+        replayed: 0.0,
+        throttled: 0.0,
+    };
+}
+
+/// A run's state as its provider words it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The provider's status word; for a Firecrawl letter the event without its prefix.
+    pub word: &'static str,
+    /// The run shows as over. It need not stay so.
+    pub over: bool,
+    /// The agent's own verdict, where the provider has one.
+    pub success: Option<bool>,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// Another attempt will follow.
+    pub retry_pending: bool,
+}
+
+impl State {
+    /// Not over.
+    pub const fn open(word: &'static str) -> State {
+        State { word, over: false, success: None, attempt: 1, retry_pending: false }
+    }
+
+    /// Over.
+    pub const fn over(word: &'static str) -> State {
+        State { over: true, ..State::open(word) }
+    }
+
+    /// With the agent's verdict.
+    #[must_use]
+    pub const fn judged(self, success: Option<bool>) -> State {
+        State { success, ..self }
+    }
+
+    /// Of a later attempt.
+    #[must_use]
+    pub const fn attempt(self, attempt: u32) -> State {
+        State { attempt, ..self }
+    }
+
+    /// With another attempt to follow.
+    #[must_use]
+    pub const fn pending(self) -> State {
+        State { retry_pending: true, ..self }
+    }
+}
+
+/// What is wrong with a letter that only looks genuine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgery {
+    /// The right shape, made up (where there are signatures: 64 random digits).
+    MadeUp,
+    /// Made with another key.
+    OtherKey,
+    /// Nothing where the proof should be.
+    Unsigned,
+}
+
+/// What is wrong with a body that no parser should have to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poison {
+    /// Arrays in arrays in arrays.
+    Deep,
+    /// Bytes that are no UTF-8.
+    NotUtf8,
+    /// A bare `NaN`, as Python writes it.
+    NotANumber,
+}
+
+/// How a letter is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// By the cloud, and true as far as the cloud's word goes.
+    Genuine,
+    /// The same once more in other words.
+    Rewritten,
+    /// By the cloud, with a proof, and unreadable.
+    Poisoned(Poison),
+    /// By somebody else.
+    Forged(Forgery),
+    /// By the cloud, an hour ago.
+    Stale,
+    /// By the cloud, to see whether anybody is there. Speaks of no run, or of a sample.
+    Ping,
+}
+
+/// One letter about a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mail {
+    /// What it says.
+    pub says: State,
+    /// How it is written.
+    pub form: Form,
+    /// When it leaves after the run's begin; the further times are repetitions of the same bytes.
+    pub times: Vec<Duration>,
+    /// It is never sent.
+    pub dropped: bool,
+}
+
+impl Mail {
+    /// A genuine letter.
+    pub fn new(at: Duration, says: State) -> Mail {
+        Mail { says, form: Form::Genuine, times: vec![at], dropped: false }
+    }
+
+    /// Whether a receiver who takes it in knows of the run from then on.
+    pub fn tells(&self) -> bool {
+        !self.dropped && matches!(self.form, Form::Genuine | Form::Rewritten)
+    }
+}
+
+/// How one question is answered that is not answered properly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stumble {
+    /// 500 in the provider's words.
+    Broken,
+    /// 503 in nobody's words.
+    Unavailable,
+    /// Half a body, then the connection is closed.
+    CutOff,
+    /// Properly, but late.
+    Slow(Duration),
+    /// 200 and something that is no JSON.
+    Garbage,
+}
+
+/// How questions about a run are answered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answers {
+    /// 404 until this long after the begin.
+    pub hidden_until: Duration,
+    /// The answers are this old.
+    pub lag: Duration,
+    /// What becomes of the first questions.
+    pub stumbles: Vec<Option<Stumble>>,
+    /// 500 from the run's end until this long after the begin.
+    pub deaf_until: Option<Duration>,
+}
+
+/// How a run really ended, in settled's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truth {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Where only one letter tells it, and the status endpoint uses another word for it.
+    pub hinge: Option<Hinge>,
+}
+
+/// A truth that one letter carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hinge {
+    /// Which of the run's letters.
+    pub letter: usize,
+    /// What is as good as true for somebody who never got it.
+    pub otherwise: Outcome,
+}
+
+/// Everything that happens to one run. Moments count from its begin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Life {
+    /// The account it runs in.
+    pub source: Source,
+    /// What sort of run it is.
+    pub kind: Kind,
+    /// The provider's id of it.
+    pub id: String,
+    /// Its workflow, recipe, session or agent.
+    pub group: String,
+    /// Which story it lives.
+    pub story: &'static str,
+    /// When it begins, after the begin of the demo.
+    pub begins: Duration,
+    /// Its states, in order; none: the run never existed.
+    pub states: Vec<(Duration, State)>,
+    /// Every letter about it.
+    pub mail: Vec<Mail>,
+    /// How it really ended; `None`: the run never existed.
+    pub truth: Option<Truth>,
+    /// When the client tells the daemon of it, if it does.
+    pub tracked: Option<Duration>,
+    /// When an operator asks for its webhook once more, if one does.
+    pub replay: Option<Replay>,
+    /// How questions about it are answered.
+    pub answers: Answers,
+}
+
+/// An operator's wish that a webhook be sent again. (Skyvern alone can.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// When, after the run's begin.
+    pub at: Duration,
+    /// To an address where nobody is, so that only the answer to the wish can carry the payload.
+    pub elsewhere: bool,
+}
+
+impl Life {
+    /// What the status endpoint shows so long after the begin, lag included; `None`: nothing yet.
+    pub fn state_at(&self, age: Duration) -> Option<&State> {
+        if age < self.answers.hidden_until {
+            return None;
+        }
+        let seen = age.saturating_sub(self.answers.lag);
+        self.states.iter().rev().find(|(at, _)| *at <= seen).map(|(_, state)| state)
+    }
+
+    /// When the last state begins.
+    pub fn ends(&self) -> Duration {
+        self.states.last().map_or(Duration::ZERO, |(at, _)| *at)
+    }
+
+    /// When the last thing happens to it.
+    fn done(&self) -> Duration {
+        let mail = self.mail.iter().filter(|mail| !mail.dropped).flat_map(|mail| mail.times.iter().copied());
+        mail.chain([self.ends(), self.tracked.unwrap_or_default()]).max().unwrap_or_default()
+    }
+
+    /// Whether settled can know of it without having read a list at the right moment.
+    fn told_of(&self) -> bool {
+        self.tracked.is_some() || self.mail.iter().any(Mail::tells)
+    }
+
+    /// Lives the same life more slowly.
+    fn stretch(&mut self, factor: f64) {
+        self.states.iter_mut().for_each(|(at, _)| *at = at.mul_f64(factor));
+        self.mail.iter_mut().flat_map(|mail| &mut mail.times).for_each(|at| *at = at.mul_f64(factor));
+    }
+}
+
+/// A moment at which a cloud answers every question with "too fast" or "not now".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    /// Whose.
+    pub cloud: Cloud,
+    /// From when after the begin of the demo …
+    pub from: Duration,
+    /// … until when.
+    pub until: Duration,
+}
+
+/// The plan of a demo.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What it was made from.
+    pub seed: u64,
+    /// Every run, in the order of their begins.
+    pub runs: Vec<Life>,
+    /// Runs that never existed and are written about all the same.
+    pub ghosts: Vec<Life>,
+    /// When the clouds are overwhelmed.
+    pub throttles: Vec<Throttle>,
+}
+
+/// So many runs begin in a second.
+const RUNS_PER_SECOND: f64 = 125.0;
+/// Runs begin within this time at least, however few they are.
+const WINDOW_MIN: Duration = Duration::from_secs(3);
+/// A run that only a list can make known stays open for this long: longer than two sweeps.
+const LISTED_FOR: Duration = Duration::from_secs(11);
+/// Longer than the demo's configuration lets a webhook wait for its answer.
+const DEAF_FOR: Duration = Duration::from_secs(25);
+/// How long a cloud is overwhelmed.
+const THROTTLED_FOR: (u64, u64) = (400, 900);
+
+/// Which account how many runs of a hundred run in.
+const SHARES: [(u32, Source); 6] = [
+    (30, Source::Skyvern),
+    (15, Source::Tasks),
+    (8, Source::Sessions),
+    (7, Source::Runs),
+    (20, Source::Recipes),
+    (20, Source::Jobs),
+];
+
+impl Plan {
+    /// The plan of this seed.
+    pub fn new(seed: u64, runs: usize, rates: &Rates) -> Plan {
+        let window = window(runs);
+        let mut runs: Vec<Life> = (0..runs).map(|number| life(seed, number, runs, window, rates)).collect();
+        runs.sort_by_key(|life| life.begins);
+        let mut ghosts = ghosts(seed, runs.len(), window, rates);
+        ghosts.extend(stories::pings());
+        let throttles = throttles(seed, window, rates);
+        Plan { seed, runs, ghosts, throttles }
+    }
+
+    /// When the last thing of the plan happens, after the begin of the demo.
+    pub fn done(&self) -> Duration {
+        self.runs.iter().chain(&self.ghosts).map(|life| life.begins + life.done()).max().unwrap_or_default()
+    }
+
+    /// Whether this cloud is overwhelmed then, and until when.
+    pub fn throttled(&self, cloud: Cloud, now: Duration) -> Option<Throttle> {
+        self.throttles.iter().copied().find(|t| t.cloud == cloud && (t.from..t.until).contains(&now))
+    }
+}
+
+/// The time within which all runs begin.
+fn window(runs: usize) -> Duration {
+    #[expect(clippy::cast_precision_loss, reason = "nobody plans 2^52 runs")]
+    let seconds = runs as f64 / RUNS_PER_SECOND;
+    Duration::from_secs_f64(seconds).max(WINDOW_MIN)
+}
+
+/// The `number`-th of `count` lives.
+fn life(seed: u64, number: usize, count: usize, window: Duration, rates: &Rates) -> Life {
+    let mut dice = Dice::new(seed, number as u64);
+    let source = *dice.weigh(&SHARES);
+    let mut life = stories::live(source, &mut dice);
+    #[expect(clippy::cast_precision_loss, reason = "nobody plans 2^52 runs")]
+    let place = (number as f64 + dice.unit()) / count as f64;
+    life.begins = window.mul_f64(place);
+    let plain = life.plain();
+    track(&mut life, rates, &mut dice);
+    lose(&mut life, rates, &mut dice);
+    shuffle(&mut life, rates, &mut dice);
+    if !life.told_of() {
+        let factor = LISTED_FOR.as_secs_f64() / life.ends().as_secs_f64().max(0.01);
+        life.stretch(factor.max(1.0));
+        life.begins /= 2; // so that the slow ones are not what everybody waits for at the end
+    }
+    replay(&mut life, plain, rates, &mut dice);
+    forge(&mut life, rates, &mut dice);
+    misanswer(&mut life, plain, rates, &mut dice);
+    life
+}
+
+/// Decides when a client tells the daemon of the run, if it does.
+fn track(life: &mut Life, rates: &Rates, dice: &mut Dice) {
+    let thrown = dice.unit();
+    life.tracked = if thrown < rates.never_tracked && life.discoverable() {
+        None
+    } else if thrown < rates.never_tracked + rates.tracked_late {
+        Some(life.ends() + dice.millis(100, 1500))
+    } else {
+        Some(dice.millis(5, 60))
+    };
+}
+
+/// Loses, poisons and delays letters.
+fn lose(life: &mut Life, rates: &Rates, dice: &mut Dice) {
+    let tracked = life.tracked.is_some();
+    let unlisted = life.source == Source::Recipes;
+    let hinge = life.truth.and_then(|truth| truth.hinge).map(|hinge| hinge.letter);
+    for (number, mail) in life.mail.iter_mut().enumerate() {
+        // One letter alone carries this truth, or nothing else makes this run known.
+        let vital = hinge == Some(number) || (unlisted && !tracked);
+        let (dropped, poisoned, delayed) =
+            (dice.chance(rates.dropped), dice.chance(rates.poisoned), dice.chance(rates.delayed));
+        let delay = dice.millis(300, 4000);
+        let poison = *dice.pick(&[Poison::Deep, Poison::NotUtf8, Poison::NotANumber]);
+        if dropped && !vital {
+            mail.dropped = true;
+        } else if poisoned && !vital && mail.says.over {
+            mail.form = Form::Poisoned(poison);
+        } else if delayed {
+            mail.times[0] += delay;
+        }
+    }
+}
+
+/// Repeats, rewrites and reorders letters.
+fn shuffle(life: &mut Life, rates: &Rates, dice: &mut Dice) {
+    let ends = life.ends();
+    let resends = life.source.cloud() != Cloud::SmartBrowse; // that one never sends anything twice
+    let mut rewritten = Vec::new();
+    for mail in life.mail.iter_mut().filter(|mail| !mail.dropped) {
+        if dice.chance(rates.reordered) && !mail.says.over {
+            mail.times[0] = ends + dice.millis(20, 800);
+        }
+        if dice.chance(rates.repeated) && resends {
+            let first = mail.times[0];
+            for _ in 0..=dice.below(3) {
+                mail.times.push(first + dice.millis(20, 2500));
+            }
+            mail.times.sort();
+        }
+        if dice.chance(rates.rewritten) && resends && mail.form == Form::Genuine {
+            let at = mail.times[0] + dice.millis(50, 3000);
+            rewritten.push(Mail { form: Form::Rewritten, times: vec![at], ..mail.clone() });
+        }
+    }
+    life.mail.extend(rewritten);
+}
+
+/// Decides whether an operator asks for a lost letter.
+fn replay(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
+    let wish = Replay { at: life.ends() + dice.millis(50, 400), elsewhere: dice.chance(0.5) };
+    let lost = life.mail.iter().any(|mail| mail.says.over && mail.dropped);
+    let known = life.tracked.is_some_and(|at| at < wish.at);
+    if dice.chance(rates.replayed) && life.source == Source::Skyvern && plain && lost && known {
+        life.replay = Some(wish);
+    }
+}
+
+/// Adds letters that somebody else wrote, or that are not of today.
+fn forge(life: &mut Life, rates: &Rates, dice: &mut Dice) {
+    let Some(truth) = life.truth else { return };
+    let span = life.ends().max(Duration::from_millis(200));
+    if dice.chance(rates.forged) {
+        let forgery = *dice.pick(&[Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned]);
+        let mail = Mail::new(dice.part(span, 0.05, 1.3), stories::wrong(life.source, truth.outcome));
+        life.mail.push(Mail { form: Form::Forged(forgery), ..mail });
+    }
+    if dice.chance(rates.stale) && matches!(life.source, Source::Tasks | Source::Sessions) {
+        let mail = Mail::new(dice.part(span, 0.05, 1.3), stories::wrong(life.source, truth.outcome));
+        life.mail.push(Mail { form: Form::Stale, ..mail });
+    }
+}
+
+/// Decides how questions about the run are answered.
+fn misanswer(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
+    life.answers.stumbles = (0..2).map(|_| dice.chance(rates.stumbling).then(|| stumble(dice))).collect();
+    if dice.chance(rates.hidden) {
+        life.answers.hidden_until = dice.millis(200, 1000);
+    }
+    let lag = dice.millis(100, 1000);
+    if dice.chance(rates.lagging) && plain {
+        life.answers.lag = lag;
+    }
+    let told = life.mail.iter().any(|mail| mail.tells() && mail.says.over);
+    if dice.chance(rates.deaf) && plain && told && life.trusted_alone() {
+        life.answers.deaf_until = Some(life.ends() + DEAF_FOR);
+        life.begins /= 4; // they end late; see above
+    }
+}
+
+fn stumble(dice: &mut Dice) -> Stumble {
+    let slow = Stumble::Slow(dice.millis(200, 1200));
+    *dice.pick(&[Stumble::Broken, Stumble::Unavailable, Stumble::CutOff, slow, Stumble::Garbage])
+}
+
+impl Life {
+    /// Whether the states only ever go forward, so that lag cannot turn one story into another.
+    fn plain(&self) -> bool {
+        self.states.iter().filter(|(_, state)| state.over).count() == 1
+    }
+
+    /// Whether the run can become known although nobody tracks it, even if its letters are lost: it
+    /// can be made to stay on its cloud's list for long enough. (SmartBrowse has no list; there the
+    /// letter is not lost.)
+    fn discoverable(&self) -> bool {
+        self.plain() && !self.ends().is_zero()
+    }
+
+    /// Whether the letter about the end says what the status endpoint would, and the daemon would
+    /// rather hear it from there. (A Skyvern letter suffices; a session's says less.)
+    fn trusted_alone(&self) -> bool {
+        matches!(self.truth, Some(Truth { outcome: Outcome::Succeeded, hinge: None }))
+            && self.mail.iter().all(|mail| !matches!(mail.form, Form::Poisoned(_)))
+            && !matches!(self.source, Source::Sessions | Source::Skyvern)
+    }
+}
+
+/// Runs that never existed, with a forged letter each.
+fn ghosts(seed: u64, runs: usize, window: Duration, rates: &Rates) -> Vec<Life> {
+    let mut dice = Dice::new(seed, u64::MAX);
+    (0..runs)
+        .filter_map(|_| {
+            if !dice.chance(rates.strangers) {
+                return None;
+            }
+            let source = *dice.weigh(&SHARES);
+            let lived = stories::live(source, &mut dice);
+            let says = stories::wrong(source, Outcome::Failed);
+            let forgery = *dice.pick(&[Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned]);
+            let mail = vec![Mail { form: Form::Forged(forgery), ..Mail::new(Duration::ZERO, says) }];
+            let begins = dice.part(window, 0.0, 1.0);
+            Some(Life { begins, mail, states: Vec::new(), truth: None, story: "never existed", ..lived })
+        })
+        .collect()
+}
+
+/// When the clouds are overwhelmed.
+fn throttles(seed: u64, window: Duration, rates: &Rates) -> Vec<Throttle> {
+    let mut dice = Dice::new(seed, u64::MAX - 1);
+    let slots = window.as_secs() / 10 + 1;
+    let mut all = Vec::new();
+    for cloud in Cloud::ALL {
+        for slot in 0..slots {
+            let from = Duration::from_secs(slot * 10) + dice.millis(500, 8500);
+            let until = from + dice.millis(THROTTLED_FOR.0, THROTTLED_FOR.1);
+            if dice.chance(rates.throttled) {
+                all.push(Throttle { cloud: *cloud, from, until });
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_tells_the_same_lies() {
+        let rates = Rates::default();
+        assert_eq!(Plan::new(1, 500, &rates), Plan::new(1, 500, &rates));
+        assert_ne!(Plan::new(1, 500, &rates), Plan::new(2, 500, &rates));
+    }
+
+    #[test]
+    fn every_run_can_become_known() {
+        for life in Plan::new(3, 5000, &Rates::default()).runs {
+            let listed = life.source != Source::Recipes && life.ends() >= LISTED_FOR;
+            assert!(life.told_of() || listed, "{life:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_unique_and_lives_have_an_end() {
+        let plan = Plan::new(4, 5000, &Rates::default());
+        let mut ids: Vec<_> = plan.runs.iter().chain(&plan.ghosts).map(|life| (life.source, &life.id)).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), plan.runs.len() + plan.ghosts.len());
+        for life in &plan.runs {
+            assert!(life.states.last().unwrap().1.over, "{life:?}");
+            assert!(life.states.is_sorted_by_key(|(at, _)| *at), "{life:?}");
+            assert!(life.truth.is_some());
+        }
+        assert!(plan.ghosts.iter().all(|life| life.truth.is_none() && life.state_at(Duration::MAX).is_none()));
+    }
+
+    #[test]
+    fn every_lie_is_told_in_a_thousand_runs() {
+        let plan = Plan::new(1, 1000, &Rates::default());
+        let mail: Vec<&Mail> = plan.runs.iter().flat_map(|life| &life.mail).collect();
+        let told = |lie: &dyn Fn(&Mail) -> bool| mail.iter().any(|mail| lie(mail));
+        assert!(told(&|mail| mail.dropped) && told(&|mail| mail.times.len() > 1));
+        for form in [Form::Rewritten, Form::Stale] {
+            assert!(told(&|mail| mail.form == form), "{form:?}");
+        }
+        for forgery in [Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned] {
+            assert!(told(&|mail| mail.form == Form::Forged(forgery)), "{forgery:?}");
+        }
+        for poison in [Poison::Deep, Poison::NotUtf8, Poison::NotANumber] {
+            assert!(told(&|mail| mail.form == Form::Poisoned(poison)), "{poison:?}");
+        }
+        assert!(plan.ghosts.len() > 10 && !plan.throttles.is_empty());
+        assert!(plan.runs.iter().any(|life| life.answers.deaf_until.is_some()));
+        assert!(plan.runs.iter().any(|life| life.replay.is_some_and(|replay| replay.elsewhere)));
+    }
+
+    #[test]
+    fn honest_clouds_tell_no_lies() {
+        let plan = Plan::new(1, 500, &Rates::HONEST);
+        assert!(plan.ghosts.iter().all(|ghost| ghost.mail[0].form == Form::Ping) && plan.throttles.is_empty());
+        for life in &plan.runs {
+            assert!(life.mail.iter().all(|mail| mail.tells() && mail.times.len() == 1));
+            assert_eq!(life.answers, Answers { stumbles: vec![None, None], ..Answers::default() });
+        }
+    }
+
+    #[test]
+    fn a_thousand_runs_are_over_within_half_a_minute() {
+        let plan = Plan::new(1, 1000, &Rates::default());
+        assert!(plan.done() < Duration::from_secs(25), "{:?}", plan.done());
+    }
+}

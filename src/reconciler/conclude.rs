@@ -1,0 +1,213 @@
+//! Everything one report leads to: it is read, each observation is decided upon, and all that
+//! follows is written in the caller's transaction.
+
+use super::fleet::{Fleet, Member};
+use super::{Aftermath, Digest};
+use crate::config::Source;
+use crate::providers::{Delivery, Reading};
+use crate::report::{Head, Report};
+use crate::run::asking;
+use crate::run::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
+use crate::run::observation::{Claim, Observation};
+use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
+use crate::run::{At, RunId, RunKey, Trust, Via};
+use crate::store::{HeardRow, StoreError, Transaction};
+
+/// Reads a stored report and writes down all that follows.
+pub(super) fn digest(
+    tx: &mut Transaction<'_>,
+    fleet: &Fleet,
+    id: i64,
+    report: &Report,
+    now: At,
+    aftermath: &mut Aftermath,
+) -> Result<(), StoreError> {
+    let mut digest = Digest { report: id, effects: Vec::new() };
+    match fleet.member(report.source) {
+        None => tx.set_aside(id, now, "its source is no longer configured")?,
+        Some(member) => digest.effects = effects(tx, member, id, report, now, aftermath)?,
+    }
+    aftermath.digests.push(digest);
+    Ok(())
+}
+
+type Effects = Vec<(RunId, Effect, Option<i64>)>;
+
+fn effects(
+    tx: &mut Transaction<'_>,
+    member: &Member,
+    id: i64,
+    report: &Report,
+    now: At,
+    aftermath: &mut Aftermath,
+) -> Result<Effects, StoreError> {
+    let (observations, counted) = match report.read(member.source.provider, &member.source.settings) {
+        Reading::Said(observations) => (observations, None),
+        Reading::Counted(observations, gap) => (observations, Some(gap)),
+        Reading::Ping => return Ok(Vec::new()),
+        Reading::Unreadable(why) => {
+            tx.note(id, &member.redacted(why))?;
+            return Ok(Vec::new());
+        }
+    };
+    let (mut effects, mut news) = (Vec::new(), false);
+    for heard in &observations {
+        let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else { continue };
+        news |= effect != Effect::Unchanged;
+        if effect != Effect::Ignored {
+            effects.push((heard.run_id.clone(), effect, seq));
+        }
+    }
+    if let Some(gap) = counted {
+        let missing = tx.count_runs(member.id, i64::try_from(gap.runs_counted).unwrap_or(i64::MAX))?;
+        if missing > 0 {
+            tracing::warn!(source = %member.source.name, missing, "the provider has counted runs that nobody told us of");
+        }
+    }
+    if !news && matches!(report.head.via(), Via::Poll | Via::Sweep) {
+        tx.drop_body(id)?;
+    }
+    Ok(effects)
+}
+
+/// Judges a stored delivery again, as of when it came: a corrected secret makes it genuine, not
+/// fresher than it was.
+pub(super) fn verifies_now(member: &Member, report: &mut Report) -> bool {
+    let source = &member.source;
+    let Head::Webhook(head) = &mut report.head else { return false };
+    let delivery = Delivery {
+        headers: &head.headers,
+        body: &report.body,
+        truncated: head.truncated,
+        path_token: head.path_token.as_ref(),
+    };
+    let proof = source.provider.verify(&delivery, &source.keyring, report.at);
+    (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
+    head.verdict.authentic()
+}
+
+/// Decides on one observation and writes down all that follows.
+fn conclude(
+    tx: &mut Transaction<'_>,
+    member: &Member,
+    id: i64,
+    report: &Report,
+    heard: &Observation,
+    now: At,
+    aftermath: &mut Aftermath,
+) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
+    let source = &member.source;
+    let known = tx.run(member.id, &heard.run_id)?;
+    let (row, run) = known.map_or((None, None), |(row, run)| (Some(row), Some(run)));
+    let policy = source.policy(run.as_ref().and_then(|run| run.kind).or(heard.kind));
+    let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
+    let at = Circumstances { policy: &policy, now, report: id, seed };
+    let Decision { run, publish, effect } = decide(run, heard, &at);
+    let Some(run) = run else { return Ok(None) };
+    let row = match row {
+        Some(row) => row,
+        None => tx.add_run(member.id, &heard.run_id)?,
+    };
+    let seq = match publish {
+        Some(publication) => Some(append(tx, member, row, &run, publication, (id, report, heard), now)?),
+        None => None,
+    };
+    tx.save_run(row, &run, seq.filter(|_| publish == Some(Publication::Completion)))?;
+    if worth_a_line(heard, effect) {
+        tx.note_heard(row, id, &line(id, heard, effect, seq, now))?;
+    }
+    aftermath.head = seq.or(aftermath.head);
+    aftermath.urgent |= run.ask.is_some_and(|ask| ask.urgent);
+    tell(source, &heard.run_id, &run, effect, heard);
+    Ok(Some((effect, seq)))
+}
+
+/// Appends the record of a publication.
+fn append(
+    tx: &mut Transaction<'_>,
+    member: &Member,
+    row: i64,
+    run: &Run,
+    publication: Publication,
+    (id, report, heard): (i64, &Report, &Observation),
+    now: At,
+) -> Result<i64, StoreError> {
+    let key = RunKey { source: member.source.name.clone(), run_id: heard.run_id.clone() };
+    let about = About { provider: member.source.provider.name(), key: &key };
+    let spoken_by = match &run.phase {
+        Phase::Settled(settled) if settled.belief.trust > Trust::Hint => Some(settled.belief.report),
+        _ => None,
+    };
+    let earlier = match spoken_by {
+        Some(earlier) if earlier != id => tx.report(earlier)?,
+        _ => None,
+    };
+    let speaker = match spoken_by {
+        Some(earlier) if earlier != id => None,
+        _ => Some(report),
+    };
+    // A speaker that retention has removed leaves no payload, and never another's.
+    let body = spoken_by.and(earlier.as_ref().or(speaker)).map(Report::payload);
+    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
+    let payload = match (&json, spoken_by) {
+        (Some(json), _) => Payload::Inline(json),
+        (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
+        _ => Payload::Absent,
+    };
+    let mut draft = draft(about, run, publication, payload, now);
+    draft.data = member.redacted(draft.data);
+    tx.append(row, member.id, run, &draft, now)
+}
+
+/// A list that shows what we know, and a hint without consequence, leave no line: a flood of
+/// forged deliveries must not grow the timeline.
+fn worth_a_line(heard: &Observation, effect: Effect) -> bool {
+    match effect {
+        Effect::Ignored => heard.entitled(),
+        Effect::Unchanged => heard.via != Via::Sweep,
+        _ => true,
+    }
+}
+
+fn line(report: i64, heard: &Observation, effect: Effect, seq: Option<i64>, at: At) -> HeardRow {
+    let claim = match &heard.claim {
+        Claim::Tracked => "tracked",
+        Claim::Listed { .. } => "listed",
+        Claim::Open(_) => "open",
+        Claim::Ended(ending) => ending.outcome.word(),
+        Claim::Missing => "missing",
+        Claim::Nothing => "nothing",
+        Claim::Alarm => "alarm",
+    };
+    HeardRow {
+        report,
+        at,
+        via: heard.via.word().to_owned(),
+        trust: heard.trust.word().to_owned(),
+        claim: claim.to_owned(),
+        status: heard.detail.provider_status.clone(),
+        effect: effect.word().to_owned(),
+        seq,
+    }
+}
+
+/// One log line per thing that happened to a run.
+fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, heard: &Observation) {
+    let (source, run_id, via) = (source.name.as_str(), run_id.as_str(), heard.via.word());
+    match (effect, &run.phase) {
+        (Effect::Settled, Phase::Settled(settled)) => {
+            let (outcome, origin) = (settled.belief.ending.outcome.word(), settled.origin.word());
+            tracing::info!(source, run_id, outcome, origin, confirmed = settled.confirmed, "settled");
+        }
+        (Effect::Amended, Phase::Settled(settled)) => {
+            tracing::warn!(source, run_id, via, outcome = settled.belief.ending.outcome.word(), "amended");
+        }
+        (Effect::Exhausted, _) => {
+            tracing::error!(source, run_id, via, "contradicted again; no more amendments are published");
+        }
+        (Effect::Overdue, _) => tracing::warn!(source, run_id, "overdue"),
+        (Effect::Disputed, _) => tracing::warn!(source, run_id, via, "disputed; asking"),
+        (Effect::Opened, _) => tracing::info!(source, run_id, via, "watching"),
+        _ => tracing::debug!(source, run_id, via, effect = effect.word(), "heard"),
+    }
+}

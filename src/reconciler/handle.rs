@@ -1,0 +1,288 @@
+//! The way to the writer, and the loop that serves it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Work};
+use crate::limits;
+use crate::report::Report;
+use crate::store::{StoreError, Transaction};
+
+/// Why nothing was written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// More waits than we let wait.
+    #[error("too much is waiting to be written; try again in a few seconds")]
+    Busy,
+    /// The ledger could not take it.
+    #[error("the database cannot store it ({0})")]
+    Store(Arc<str>),
+    /// We are stopping.
+    #[error("settled is stopping")]
+    Stopping,
+}
+
+impl From<&StoreError> for Refusal {
+    fn from(error: &StoreError) -> Refusal {
+        let mut text = error.to_string();
+        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Refusal::Store(text.into())
+    }
+}
+
+pub(super) enum Job {
+    Report { report: Report, reply: Reply },
+    Write { work: Work, done: oneshot::Sender<Result<(), Refusal>> },
+    Reverify { source: i64, reply: oneshot::Sender<Result<Reverified, Refusal>> },
+    Fleet { fleet: Fleet, done: oneshot::Sender<()> },
+}
+
+pub(super) enum Reply {
+    Recorded(oneshot::Sender<Result<i64, Refusal>>),
+    Digested(oneshot::Sender<Result<Digest, Refusal>>),
+}
+
+/// The way to the writer. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    head: watch::Receiver<i64>,
+    nudges: watch::Receiver<u64>,
+}
+
+impl Handle {
+    /// Stores a report. On disk when this returns `Ok`.
+    pub async fn record(&self, report: Report) -> Result<i64, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job::Report { report, reply: Reply::Recorded(reply) }).await?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
+    /// Stores a report and waits until its consequences are on disk too.
+    pub async fn digest(&self, report: Report) -> Result<Digest, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job::Report { report, reply: Reply::Digested(reply) }).await?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
+    /// Runs `work` in the writer's next transaction. On disk when this returns `Ok`.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (give, mut take) = oneshot::channel();
+        let (done, committed) = oneshot::channel();
+        let work = Box::new(move |tx: &mut Transaction<'_>| {
+            let _ = give.send(work(tx)?);
+            Ok(())
+        });
+        self.submit(Job::Write { work, done }).await?;
+        committed.await.unwrap_or(Err(Refusal::Stopping))?;
+        take.try_recv().map_err(|_| Refusal::Stopping)
+    }
+
+    /// Verifies the unverified deliveries of a source again, with the secrets it has now, and
+    /// applies those that verify, in the order in which they came.
+    pub async fn reverify(&self, source: i64) -> Result<Reverified, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job::Reverify { source, reply }).await?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
+    /// Has reports read with these sources from now on.
+    pub async fn set_fleet(&self, fleet: Fleet) -> Result<(), Refusal> {
+        let (done, set) = oneshot::channel();
+        self.submit(Job::Fleet { fleet, done }).await?;
+        set.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// The seq of the newest record that is on disk. Changes wake the feed.
+    pub fn head(&self) -> watch::Receiver<i64> {
+        self.head.clone()
+    }
+
+    /// Changes whenever a run wants to be asked about at once.
+    pub fn nudges(&self) -> watch::Receiver<u64> {
+        self.nudges.clone()
+    }
+
+    async fn submit(&self, job: Job) -> Result<(), Refusal> {
+        match tokio::time::timeout(limits::QUEUE_WAIT, self.jobs.send(job)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Refusal::Stopping),
+            Err(_) => Err(Refusal::Busy),
+        }
+    }
+}
+
+/// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
+/// its own. It returns when every handle is gone and everything handed in is written and digested.
+pub fn channel(reconciler: Reconciler, clock: Clock, head: i64) -> (Handle, impl FnOnce() + Send + 'static) {
+    let (jobs, waiting) = mpsc::channel(limits::QUEUE_REPORTS_MAX);
+    let (head_tx, head) = watch::channel(head);
+    let (nudge_tx, nudges) = watch::channel(0);
+    let desk = Writing { reconciler, clock, head: head_tx, nudges: nudge_tx, unheard: Vec::new() };
+    (Handle { jobs, head, nudges }, move || desk.serve(waiting))
+}
+
+/// How long the writer waits between two attempts to digest a backlog.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
+
+/// The writer's thread.
+struct Writing {
+    reconciler: Reconciler,
+    clock: Clock,
+    head: watch::Sender<i64>,
+    nudges: watch::Sender<u64>,
+    /// Who waits for the digest of a report that is stored.
+    unheard: Vec<(i64, oneshot::Sender<Result<Digest, Refusal>>)>,
+}
+
+impl Writing {
+    /// Takes whatever waits, writes it, and goes on without waiting as long as something stored is
+    /// still to be digested: that commit carries along what has come in meanwhile.
+    fn serve(mut self, mut waiting: mpsc::Receiver<Job>) {
+        let mut group = Vec::with_capacity(limits::GROUP_REPORTS_MAX);
+        loop {
+            if self.reconciler.behind() && !self.catch_up() {
+                // Requests must not wait for a sick disk to be well; they get their refusal.
+                std::thread::sleep(CATCH_UP_PAUSE);
+            } else if self.reconciler.pending() == 0
+                && waiting.blocking_recv_many(&mut group, limits::GROUP_REPORTS_MAX) == 0
+            {
+                return;
+            }
+            let closed = take(&mut waiting, &mut group);
+            if closed && group.is_empty() && self.reconciler.behind() {
+                // Stopping with a sick disk: what is stored is digested at the next start.
+                return;
+            }
+            self.write(group.drain(..));
+        }
+    }
+
+    fn catch_up(&mut self) -> bool {
+        let (head, nudges) = (&self.head, &self.nudges);
+        let caught_up = self.reconciler.catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        caught_up.map_err(|error| failed(&error)).is_ok()
+    }
+
+    /// One turn: acknowledges what is stored, tells what was digested.
+    fn write(&mut self, group: impl Iterator<Item = Job>) {
+        let (mut reports, mut replies, mut work, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for job in group {
+            match job {
+                Job::Report { report, reply } => {
+                    reports.push(report);
+                    replies.push(reply);
+                }
+                Job::Write { work: one, done: tell } => {
+                    work.push(one);
+                    done.push(tell);
+                }
+                Job::Fleet { fleet, done } => {
+                    self.reconciler.set_fleet(fleet);
+                    let _ = done.send(());
+                }
+                Job::Reverify { source, reply } => {
+                    let _ = reply.send(self.reverify(source));
+                }
+            }
+        }
+        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {
+            Ok(turn) => turn,
+            Err(error) => {
+                let refusal = failed(&error);
+                self.refuse_unheard(&refusal);
+                replies.into_iter().for_each(|reply| reply.refuse(&refusal));
+                return done.into_iter().for_each(|tell| drop(tell.send(Err(refusal.clone()))));
+            }
+        };
+        for (tell, result) in done.into_iter().zip(turn.work) {
+            let _ = tell.send(result);
+        }
+        self.tell_digested(turn.digested);
+        for (reply, id) in replies.into_iter().zip(turn.stored) {
+            match reply {
+                Reply::Recorded(tell) => drop(tell.send(Ok(id))),
+                Reply::Digested(tell) => self.unheard.push((id, tell)),
+            }
+        }
+        if self.reconciler.behind() {
+            // They are stored, and digested from disk when their turn comes.
+            self.refuse_unheard(&Refusal::Busy);
+        }
+    }
+
+    fn tell_digested(&mut self, digested: Result<Aftermath, StoreError>) {
+        match digested {
+            Ok(aftermath) => {
+                publish(&aftermath, &self.head, &self.nudges);
+                let mut digests = aftermath.digests.into_iter();
+                for (id, tell) in self.unheard.drain(..) {
+                    let digest = digests.find(|digest| digest.report == id).unwrap_or_default();
+                    let _ = tell.send(Ok(digest));
+                }
+            }
+            Err(error) => {
+                let refusal = failed(&error);
+                self.refuse_unheard(&refusal);
+            }
+        }
+    }
+
+    fn refuse_unheard(&mut self, refusal: &Refusal) {
+        for (_, tell) in self.unheard.drain(..) {
+            let _ = tell.send(Err(refusal.clone()));
+        }
+    }
+
+    fn reverify(&mut self, source: i64) -> Result<Reverified, Refusal> {
+        let (head, nudges) = (&self.head, &self.nudges);
+        let done = self.reconciler.reverify(source, (self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        done.map_err(|error| failed(&error))
+    }
+}
+
+/// Takes what waits without waiting for more; true when nobody is left to hand anything in.
+fn take(waiting: &mut mpsc::Receiver<Job>, group: &mut Vec<Job>) -> bool {
+    while group.len() < limits::GROUP_REPORTS_MAX {
+        match waiting.try_recv() {
+            Ok(job) => group.push(job),
+            Err(error) => return error == TryRecvError::Disconnected,
+        }
+    }
+    false
+}
+
+fn failed(error: &StoreError) -> Refusal {
+    let refusal = Refusal::from(error);
+    tracing::error!(%refusal, "a write failed; nothing of it was acknowledged");
+    refusal
+}
+
+impl Reply {
+    fn refuse(self, refusal: &Refusal) {
+        match self {
+            Reply::Recorded(tell) => drop(tell.send(Err(refusal.clone()))),
+            Reply::Digested(tell) => drop(tell.send(Err(refusal.clone()))),
+        }
+    }
+}
+
+/// Wakes the feed and the poller, after the commit.
+fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
+    if let Some(seq) = aftermath.head {
+        head.send_replace(seq);
+    }
+    if aftermath.urgent {
+        nudge.send_modify(|count| *count += 1);
+    }
+}

@@ -1,0 +1,358 @@
+//! The place where everything meets: one thread, one write connection.
+//!
+//! A [`Reconciler::turn`] is one transaction with two halves. The promise: all reports that wait are
+//! stored; when the commit is done they are acknowledged. The opinion: the reports promised in the
+//! turn before are read by their providers' dialects, decided upon, and their consequences (the
+//! run's new state, the record, the mark that they are digested) written. So under load there is
+//! one commit per group, and a report is always on disk before anybody tries to understand it.
+//! Invariants 1, 3 and 4 are kept here and nowhere else.
+//!
+//! A body that kills the parser was promised all the same. An opinion that fails undoes only itself;
+//! then what is undigested is taken from disk one by one, each attempt counted there before it is
+//! made, and after three it is set aside: visible, and in nobody's way. What ends the process is
+//! found undigested at the next start and goes the same way.
+
+mod conclude;
+mod fleet;
+mod handle;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::limits;
+use crate::report::{Head, Report};
+use crate::run::decide::Effect;
+use crate::run::{At, RunId};
+use crate::store::{Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
+
+pub use fleet::{Fleet, Member};
+pub use handle::{Handle, Refusal, channel};
+
+/// Tells the time. The daemon's is the system clock; a simulation brings its own.
+pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
+
+/// What a report did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Digest {
+    /// The report's id.
+    pub report: i64,
+    /// Each run it changed or confirmed, what it did to it, and the record it caused.
+    pub effects: Vec<(RunId, Effect, Option<i64>)>,
+}
+
+/// What came of verifying a source's unverified deliveries again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Reverified {
+    /// Deliveries looked at.
+    pub examined: u64,
+    /// Of those, how many verify now.
+    pub verified: u64,
+    /// Runs that this changed.
+    pub changed: u64,
+}
+
+/// Something to be done in the writer's next transaction.
+pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), StoreError> + Send>;
+
+/// The writer and all that is decided with it. Synchronous: the daemon gives it a thread, a
+/// simulation calls it step by step.
+pub struct Reconciler {
+    writer: Writer,
+    fleet: Fleet,
+    ring: RingLimits,
+    /// Unverified rows and bytes added since the ring of a source was last trimmed.
+    ring_added: BTreeMap<i64, (i64, i64)>,
+    /// Stored in the last turn, digested in the next.
+    pending: Vec<(i64, Report)>,
+    /// Something is undigested on disk that is not in `pending`. Older reports come first, so
+    /// nothing is digested from memory then.
+    behind: bool,
+    /// The report whose attempt is counted already: a sick disk is not held against it.
+    attempted: Option<i64>,
+}
+
+/// What one turn did.
+pub struct Turn {
+    /// The ids of the reports, in their order.
+    pub stored: Vec<i64>,
+    /// How each piece of work went.
+    pub work: Vec<Result<(), Refusal>>,
+    /// What became of the reports of the turn before.
+    pub digested: Result<Aftermath, StoreError>,
+}
+
+/// What digesting some reports led to.
+#[derive(Debug, Default)]
+pub struct Aftermath {
+    /// What each report did.
+    pub digests: Vec<Digest>,
+    /// Seq of the last record appended.
+    pub head: Option<i64>,
+    /// A run wants to be asked about at once.
+    pub urgent: bool,
+}
+
+impl Reconciler {
+    /// A reconciler over an open ledger.
+    pub fn new(writer: Writer, fleet: Fleet, ring: RingLimits) -> Reconciler {
+        let (ring_added, pending) = (BTreeMap::new(), Vec::new());
+        Reconciler { writer, fleet, ring, ring_added, pending, behind: true, attempted: None }
+    }
+
+    /// Readers of the ledger.
+    pub fn reader(&self) -> Reader {
+        self.writer.reader()
+    }
+
+    /// How many reports are stored in this process and not yet digested.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether [`Reconciler::catch_up`] must run before anything is digested.
+    pub fn behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Digests what an earlier process stored and did not get to. Returns how many there were;
+    /// `tell` hears of each.
+    pub fn recover(&mut self, now: At, tell: impl Fn(usize)) -> Result<usize, StoreError> {
+        let mut count = 0;
+        self.catch_up(now, |_| {
+            count += 1;
+            tell(count);
+        })?;
+        Ok(count)
+    }
+
+    /// Digests what is undigested on disk, one by one, each attempt counted there before it is made;
+    /// what fails three times is set aside. An error means that the disk is sick: nothing is lost,
+    /// try again later.
+    pub fn catch_up(&mut self, now: At, mut tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+        loop {
+            match self.digest_next(now) {
+                Ok(Some(aftermath)) => tell(&aftermath),
+                Ok(None) => {
+                    self.behind = false;
+                    return Ok(());
+                }
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+    }
+
+    /// One attempt at the oldest undigested report; `None` when there is none.
+    fn digest_next(&mut self, now: At) -> Result<Option<Aftermath>, StoreError> {
+        loop {
+            let waiting = self.writer.transaction(|tx| tx.undigested(1))?;
+            let Some((id, report, attempts)) = waiting.into_iter().next() else { return Ok(None) };
+            if attempts >= limits::ATTEMPTS_MAX && self.attempted != Some(id) {
+                self.writer.transaction(|tx| {
+                    tx.set_aside(id, now, "digesting it failed or ended the process three times")?;
+                    tx.mark_digested(id)
+                })?;
+                tracing::error!(report = id, "a report that cannot be digested is set aside");
+                return Ok(Some(Aftermath {
+                    digests: vec![Digest { report: id, effects: Vec::new() }],
+                    ..Aftermath::default()
+                }));
+            }
+            if self.attempted != Some(id) {
+                self.writer.transaction(|tx| tx.count_attempt(id))?;
+                self.attempted = Some(id);
+            }
+            let fleet = &self.fleet;
+            match self.writer.transaction(|tx| opinion(tx, fleet, &[(id, report)], now)) {
+                Ok(aftermath) => return Ok(Some(aftermath)),
+                Err(error) if error.blames_the_disk() => return Err(error),
+                Err(error) => {
+                    tracing::error!(report = id, %error, "a report could not be digested");
+                    self.attempted = None;
+                    self.writer.reopen()?;
+                }
+            }
+        }
+    }
+
+    /// One transaction: stores `reports`, runs `work`, digests the reports of the turn before. Work
+    /// that fails, and an opinion that fails, undo only themselves. On an error nothing happened.
+    pub fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
+        let pending = std::mem::take(&mut self.pending);
+        if reports.is_empty() && work.is_empty() && pending.is_empty() {
+            return Ok(Turn { stored: Vec::new(), work: Vec::new(), digested: Ok(Aftermath::default()) });
+        }
+        let (ring, ring_added, fleet) = (self.ring, &mut self.ring_added, &self.fleet);
+        let result = self.writer.transaction(|tx| {
+            let stored = promise(tx, &reports, ring, ring_added)?;
+            let work = work.into_iter().map(|work| tx.apart(work).map_err(|error| Refusal::from(&error))).collect();
+            let digested = if pending.is_empty() {
+                Ok(Aftermath::default())
+            } else {
+                tx.apart(|tx| opinion(tx, fleet, &pending, now))
+            };
+            Ok(Turn { stored, work, digested })
+        });
+        let turn = result.map_err(|error| self.fail(error))?;
+        self.behind |= turn.digested.is_err();
+        if !self.behind {
+            self.pending = turn.stored.iter().copied().zip(reports).collect();
+        }
+        Ok(turn)
+    }
+
+    /// Stores and digests reports, as the thread does. For simulations and tests.
+    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Digest>, StoreError> {
+        self.turn(reports, Vec::new(), now)?;
+        let turn = self.turn(Vec::new(), Vec::new(), now)?;
+        let mut digests = turn.digested.map(|aftermath| aftermath.digests).unwrap_or_default();
+        if self.behind {
+            self.catch_up(now, |aftermath| digests.extend(aftermath.digests.clone()))?;
+        }
+        Ok(digests)
+    }
+
+    /// Verifies the unverified deliveries of a source again and digests those that verify, in
+    /// transactions of a page each, so that intake waits for one page.
+    pub fn reverify(
+        &mut self,
+        source: i64,
+        now: At,
+        mut tell: impl FnMut(&Aftermath),
+    ) -> Result<Reverified, StoreError> {
+        let (mut total, mut after) = (Reverified::default(), 0);
+        loop {
+            let page = self.reverify_page(source, after, now, &mut total);
+            let (last, aftermath) = page.map_err(|error| self.fail(error))?;
+            tell(&aftermath);
+            match last {
+                Some(last) => after = last,
+                None => return Ok(total),
+            }
+        }
+    }
+
+    fn reverify_page(
+        &mut self,
+        source: i64,
+        after: i64,
+        now: At,
+        total: &mut Reverified,
+    ) -> Result<(Option<i64>, Aftermath), StoreError> {
+        let fleet = &self.fleet;
+        let Some(member) = fleet.member(source) else { return Ok((None, Aftermath::default())) };
+        self.writer.transaction(|tx| {
+            let mut aftermath = Aftermath::default();
+            let waiting = tx.ring(source, after, u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX))?;
+            let last = waiting.last().map(|(id, _)| *id);
+            for (id, mut report) in waiting {
+                total.examined += 1;
+                if !conclude::verifies_now(member, &mut report) {
+                    continue;
+                }
+                total.verified += 1;
+                if let Head::Webhook(head) = &report.head {
+                    tx.promote(id, head)?;
+                }
+                conclude::digest(tx, fleet, id, &report, now, &mut aftermath)?;
+            }
+            total.changed += aftermath.digests.iter().map(|digest| digest.effects.len() as u64).sum::<u64>();
+            Ok((last, aftermath))
+        })
+    }
+
+    /// Replaces the configuration of the sources.
+    pub fn set_fleet(&mut self, fleet: Fleet) {
+        self.fleet = fleet;
+    }
+
+    /// After a failed write nothing the connection believes is to be trusted: it is replaced, and
+    /// what may be stored without being digested is looked for on disk.
+    fn fail(&mut self, error: StoreError) -> StoreError {
+        self.behind = true;
+        self.pending.clear();
+        if let Err(again) = self.writer.reopen() {
+            tracing::error!(error = %Refusal::from(&again), "the database cannot be opened again");
+        }
+        error
+    }
+}
+
+/// Stores reports and gives their ids.
+fn promise(
+    tx: &mut Transaction<'_>,
+    reports: &[Report],
+    ring: RingLimits,
+    ring_added: &mut BTreeMap<i64, (i64, i64)>,
+) -> Result<Vec<i64>, StoreError> {
+    let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
+    let mut stored = Vec::with_capacity(reports.len());
+    for report in reports {
+        stored.push(tx.add_report(report)?);
+        note_traffic(&mut traffic, report);
+        trim_if_full(tx, ring_added, ring, report)?;
+    }
+    for (source, traffic) in &traffic {
+        tx.note_traffic(*source, traffic)?;
+    }
+    Ok(stored)
+}
+
+/// Reads, decides and appends, and marks the reports as digested. A panic on the way is an error:
+/// one poisoned report must not end the daemon.
+fn opinion(
+    tx: &mut Transaction<'_>,
+    fleet: &Fleet,
+    reports: &[(i64, Report)],
+    now: At,
+) -> Result<Aftermath, StoreError> {
+    let digest_all = AssertUnwindSafe(|| {
+        let mut aftermath = Aftermath::default();
+        for (id, report) in reports {
+            conclude::digest(tx, fleet, *id, report, now, &mut aftermath)?;
+        }
+        if let Some((last, _)) = reports.last() {
+            tx.mark_digested(*last)?;
+        }
+        Ok(aftermath)
+    });
+    catch_unwind(digest_all).unwrap_or(Err(StoreError::Panicked))
+}
+
+fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
+    let traffic = traffic.entry(report.source).or_default();
+    match &report.head {
+        Head::Webhook(head) if head.verdict.authentic() => {
+            traffic.webhook_at = Some(report.at);
+            if let Some(label) = &head.secret {
+                *traffic.secrets.entry(label.0.clone()).or_default() += 1;
+            }
+        }
+        Head::Webhook(_) => traffic.unverified_at = Some(report.at),
+        Head::Poll(head) if head.answers.iter().any(|answer| answer.status.is_some()) => {
+            traffic.answer_at = Some(report.at);
+        }
+        _ => {}
+    }
+}
+
+/// Trims a source's ring each time a twentieth of its limit has been added, so that a flood costs
+/// one sorted scan per five hundred deliveries and overshoots by at most that twentieth.
+fn trim_if_full(
+    tx: &mut Transaction<'_>,
+    added: &mut BTreeMap<i64, (i64, i64)>,
+    limits: RingLimits,
+    report: &Report,
+) -> Result<(), StoreError> {
+    if report.head.webhook().is_none_or(|head| head.verdict.authentic()) {
+        return Ok(());
+    }
+    let (rows, bytes) = added.entry(report.source).or_default();
+    *rows += 1;
+    *bytes += i64::try_from(report.body.len()).unwrap_or(i64::MAX);
+    if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {
+        tx.trim_ring(report.source, limits)?;
+        (*rows, *bytes) = (0, 0);
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! A small language for what is heard about a run, and a run that hears it.
+//!
+//! An observation is written `voice:claim`. Voices: `hint`, `secret`, `signed` (webhooks), `replay`,
+//! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
+//! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
+//! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `alarm`. `get@5:failed` is an
+//! answer to a question asked at second 5; `running+10m` asks to be left alone that long.
+
+use std::time::Duration;
+
+use settled::run::asking::{Confirm, Policy};
+use settled::run::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
+use settled::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use settled::run::{At, Outcome, RunId, Trust, Via};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const MINUTE: Duration = Duration::from_secs(60);
+pub const HOUR: Duration = Duration::from_secs(3600);
+pub const DAY: Duration = Duration::from_secs(86_400);
+
+/// Moment zero of every story. Far from 1970, so that nothing passes by accident.
+pub const START: At = At(1_700_000_000_000);
+
+/// The policy that the words, joined by `+`, describe; `auto` is the plainest.
+pub fn policy(words: &str) -> Policy {
+    let plain = Policy {
+        confirm: Confirm::Auto,
+        confirm_timeout: MINUTE,
+        grace: Duration::ZERO,
+        deadline: DAY,
+        give_up: 7 * DAY,
+        first_poll: 20 * SECOND,
+        max_interval: 5 * MINUTE,
+        landmarks: &[],
+        latch: Latch::Last,
+        can_ask: true,
+        listed_for: Duration::ZERO,
+    };
+    words.split('+').fold(plain, |policy, word| match word {
+        "auto" => policy,
+        "always" => Policy { confirm: Confirm::Always, ..policy },
+        "never" => Policy { confirm: Confirm::Never, ..policy },
+        "grace" => Policy { grace: MINUTE, ..policy },
+        "first" => Policy { latch: Latch::First, ..policy },
+        "patient" => Policy { confirm_timeout: 10 * MINUTE, ..policy },
+        "mute" => Policy { can_ask: false, ..policy },
+        "lists" => Policy { listed_for: 10 * MINUTE, ..policy },
+        other => panic!("no such policy: {other}"),
+    })
+}
+
+/// `90`, `90s`, `5m`, `24h`, `7d`; several in a row are added up.
+pub fn span(text: &str) -> Duration {
+    let mut total = Duration::ZERO;
+    let mut digits = String::new();
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                digits.push(c);
+                continue;
+            }
+            's' => SECOND,
+            'm' => MINUTE,
+            'h' => HOUR,
+            'd' => DAY,
+            other => panic!("no such unit: {other} in {text}"),
+        };
+        total += unit * digits.parse::<u32>().unwrap();
+        digits.clear();
+    }
+    if digits.is_empty() { total } else { total + SECOND * digits.parse::<u32>().unwrap() }
+}
+
+/// Reads `voice:claim`, heard at `now`.
+pub fn observation(text: &str, now: At) -> Observation {
+    let (voice, claim) = text.split_once(':').unwrap_or_else(|| panic!("no claim in {text}"));
+    let (voice, asked_at) = match voice.split_once('@') {
+        Some((voice, asked)) => (voice, START.plus(span(asked))),
+        None => (voice, now),
+    };
+    let (trust, via) = match voice {
+        "hint" => (Trust::Hint, Via::Webhook),
+        "secret" => (Trust::SharedSecret, Via::Webhook),
+        "signed" => (Trust::Signed, Via::Webhook),
+        "replay" => (Trust::Signed, Via::Replay),
+        "get" => (Trust::Authoritative, Via::Poll),
+        "list" => (Trust::Authoritative, Via::Sweep),
+        "client" => (Trust::Authoritative, Via::Operator),
+        "clock" => (Trust::Authoritative, Via::Clock),
+        other => panic!("no such voice: {other}"),
+    };
+    let (claim, ask_after) = match claim.split_once('+') {
+        Some((claim, after)) => (claim, Some(span(after))),
+        None => (claim, None),
+    };
+    let status = claim.trim_end_matches('!').split('~').next().unwrap_or_default().to_owned();
+    Observation {
+        run_id: RunId::new("r").unwrap(),
+        kind: None,
+        claim: self::claim(claim),
+        trust,
+        via,
+        asked_at,
+        ask_after,
+        detail: Detail {
+            provider_status: matches!(self::claim(claim), Claim::Open(_)).then_some(status),
+            ..Detail::default()
+        },
+    }
+}
+
+fn claim(text: &str) -> Claim {
+    match text {
+        "track" => Claim::Tracked,
+        "open" => Claim::Listed { over: false },
+        "over" => Claim::Listed { over: true },
+        "waiting" => Claim::Open(Rank::Waiting),
+        "running" | "paused" => Claim::Open(Rank::Started),
+        "404" => Claim::Missing,
+        "5xx" => Claim::Nothing,
+        "alarm" => Claim::Alarm,
+        ended => {
+            let (word, sufficient) = ended.strip_suffix('!').map_or((ended, false), |word| (word, true));
+            let (word, covers) = word.split_once('~').map_or((word, None), |(word, other)| (word, Some(other)));
+            let outcome = |word| Outcome::from_word(word).unwrap_or_else(|| panic!("no such claim: {word}"));
+            Claim::Ended(Ending { outcome: outcome(word), covers: covers.map(outcome), sufficient })
+        }
+    }
+}
+
+/// A run, or the absence of one, that hears.
+#[derive(Clone)]
+pub struct Subject<'a> {
+    pub policy: &'a Policy,
+    pub run: Option<Run>,
+    pub now: At,
+    pub report: i64,
+}
+
+impl<'a> Subject<'a> {
+    /// Nothing is known yet.
+    pub fn under(policy: &'a Policy) -> Subject<'a> {
+        Subject { policy, run: None, now: START, report: 0 }
+    }
+
+    /// Decides.
+    pub fn hears(&mut self, heard: &Observation) -> (Option<Publication>, Effect) {
+        self.report += 1;
+        let at = Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7 };
+        let decision = decide(self.run.take(), heard, &at);
+        self.run = decision.run;
+        (decision.publish, decision.effect)
+    }
+
+    /// Hears `time voice:claim` steps, separated by `;`.
+    pub fn lives(&mut self, story: &str) {
+        for step in story.split(';').map(str::trim).filter(|step| !step.is_empty()) {
+            self.hears_step(step);
+        }
+    }
+
+    /// Hears one `time voice:claim`.
+    pub fn hears_step(&mut self, step: &str) -> (Option<Publication>, Effect) {
+        let (time, words) = step.split_once(' ').unwrap_or_else(|| panic!("no time in {step}"));
+        self.now = START.plus(span(time));
+        self.hears(&observation(words, self.now))
+    }
+
+    pub fn settled(&self) -> Option<&Settled> {
+        match &self.run.as_ref()?.phase {
+            Phase::Open(_) => None,
+            Phase::Settled(settled) => Some(settled),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
+//! stands in anybody's way.
+
+use settled::providers::skyvern::Skyvern;
+use settled::providers::{
+    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Settings, Subject, Verdict, Webhook,
+};
+use settled::reconciler::Reconciler;
+use settled::report::Report;
+use settled::run::asking::Policy;
+use settled::run::decide::Effect;
+use settled::run::observation::Observation;
+use settled::run::{At, Kind, RunId};
+use settled::secret::Keyring;
+use settled::store::{RingLimits, StoreError, Writer};
+
+use super::setting::{Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track};
+
+/// Skyvern, read by somebody who panics at the word.
+struct Nervous;
+
+impl Provider for Nervous {
+    fn read_webhook(&self, webhook: &Webhook<'_>) -> Reading {
+        assert!(!webhook.body.windows(4).any(|word| word == b"BOO!"), "boo");
+        Skyvern.read_webhook(webhook)
+    }
+    fn name(&self) -> &'static str {
+        "nervous"
+    }
+    fn base_url(&self) -> &'static str {
+        Skyvern.base_url()
+    }
+    fn key_header(&self) -> (&'static str, &'static str) {
+        Skyvern.key_header()
+    }
+    fn environment(&self) -> Environment {
+        Skyvern.environment()
+    }
+    fn policy(&self, kind: Option<Kind>) -> Policy {
+        Skyvern.policy(kind)
+    }
+    fn kind_of(&self, run_id: &RunId, settings: &Settings) -> Kind {
+        Skyvern.kind_of(run_id, settings)
+    }
+    fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, now: At) -> Proof {
+        Skyvern.verify(delivery, keyring, now)
+    }
+    fn status_question(&self, run: &Subject<'_>) -> Question {
+        Skyvern.status_question(run)
+    }
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
+        Skyvern.read_status(run, answers, asked_at)
+    }
+    fn canary_question(&self, settings: &Settings) -> Question {
+        Skyvern.canary_question(settings)
+    }
+    fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question> {
+        Skyvern.list_question(page, settings)
+    }
+    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing {
+        Skyvern.read_list(page, answer, settings, asked_at)
+    }
+}
+
+/// A ledger in which reports were promised, and whose process then ended.
+fn promised(reports: &[Report]) -> Ledger {
+    let ledger = Ledger::new();
+    let Ledger { folder, reconciler, reader, now } = ledger;
+    drop(reconciler);
+    let path = folder.path().join("settled.db");
+    let mut writer = Writer::open(&path, START).unwrap();
+    for report in reports {
+        writer.transaction(|tx| tx.add_report(report)).unwrap();
+    }
+    let fleet = fleet(&mut writer, [source("sky", &Skyvern)]);
+    Ledger { folder, reader, reconciler: Reconciler::new(writer, fleet, ROOMY), now }
+}
+
+#[test]
+fn what_was_promised_and_not_digested_is_digested_at_the_next_start() {
+    let mut ledger = promised(&[signed("wr_1", "running"), signed("wr_1", "completed"), signed("wr_2", "failed")]);
+    assert!(ledger.feed().is_empty());
+    assert_eq!(ledger.reconciler.recover(START).unwrap(), 3);
+    assert_eq!(ledger.feed().len(), 3);
+    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0, "and only once");
+    assert_eq!(ledger.feed().len(), 3);
+}
+
+#[test]
+fn what_was_digested_is_not_digested_again() {
+    let mut ledger = Ledger::new();
+    ledger.hears(signed("wr_1", "completed"));
+    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0);
+}
+
+#[test]
+fn a_report_that_ended_the_process_three_times_is_set_aside() {
+    let mut ledger = promised(&[signed("wr_1", "completed"), signed("wr_2", "completed")]);
+    // Three processes counted an attempt, and came no further.
+    ledger.sql().execute("UPDATE reports SET attempts = 3 WHERE id = 1", []).unwrap();
+    assert_eq!(ledger.reconciler.recover(START).unwrap(), 2);
+    assert!(ledger.run("wr_1").is_none());
+    assert!(ledger.run("wr_2").unwrap().completion.is_some(), "and the next is not kept waiting");
+    assert_eq!(ledger.set_aside(), 1);
+    let (row, _) = ledger.reader.read(|view| view.delivery(1)).unwrap().unwrap();
+    assert!(row.set_aside.unwrap().contains("three times"));
+}
+
+#[test]
+fn an_attempt_is_counted_on_disk_before_it_is_made() {
+    let mut ledger = promised(&[signed("wr_1", "completed")]);
+    ledger.reconciler.recover(START).unwrap();
+    assert_eq!(ledger.count("SELECT attempts FROM reports WHERE id = 1"), 1);
+}
+
+#[test]
+fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
+    let mut ledger = Ledger::of([source("sky", &Nervous)], ROOMY);
+    let poison = delivery(Verdict::Signed, r#"{"run_id":"wr_1","status":"completed","page":"BOO!"}"#);
+    let digests =
+        ledger.reconciler.step(vec![signed("wr_0", "failed"), poison, signed("wr_2", "failed")], START).unwrap();
+    assert_eq!(digests.iter().map(|digest| digest.effects.len()).collect::<Vec<_>>(), [1, 0, 1]);
+    let (row, _) = ledger.reader.read(|view| view.delivery(digests[1].report)).unwrap().unwrap();
+    assert!(row.set_aside.unwrap().contains("panicked"));
+    assert!(ledger.run("wr_1").is_none());
+    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0, "it is not tried again");
+    ledger.hears(signed("wr_1", "completed"));
+    assert!(ledger.run("wr_1").unwrap().completion.is_some(), "its run can still settle");
+}
+
+#[test]
+fn a_forged_report_that_panics_its_reader_keeps_nobody_waiting_though_the_ring_is_full() {
+    let mut ledger = Ledger::of([source("sky", &Nervous)], RingLimits { rows_max: 10, bytes_max: 40 });
+    let poison = delivery(Verdict::BadSignature, format!("BOO! {}", "x".repeat(50)));
+    let digests = ledger.reconciler.step(vec![poison, signed("wr_1", "completed")], START).unwrap();
+    assert_eq!(digests[1].effects.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_read_is_noted_and_ends_there() {
+    let mut ledger = Ledger::new();
+    for body in ["", "[]", "{", "null", "\u{feff}{}", "a=b&c=d", &"[".repeat(5_000), r#"{"run_id":null}"#] {
+        let digest = ledger.hears(delivery(Verdict::Signed, body));
+        assert_eq!(digest.effects, [], "{body:.20}");
+        let (row, _) = ledger.reader.read(|view| view.delivery(digest.report)).unwrap().unwrap();
+        assert!(row.note.is_some() && row.set_aside.is_none(), "{body:.20}");
+    }
+    assert_eq!(ledger.count("SELECT count(*) FROM runs"), 0);
+}
+
+#[test]
+fn a_report_of_a_source_that_is_gone_is_set_aside() {
+    let mut ledger = Ledger::of([source("gone", &Skyvern), source("sky", &Skyvern)], ROOMY);
+    let path = ledger.path();
+    drop(ledger.reconciler);
+    let mut writer = Writer::open(&path, START).unwrap();
+    let fleet = fleet(&mut writer, [source("sky", &Skyvern)]);
+    ledger.reconciler = Reconciler::new(writer, fleet, ROOMY);
+    ledger.hears(signed("wr_1", "completed"));
+    assert_eq!(ledger.set_aside(), 1);
+    assert!(ledger.feed().is_empty());
+}
+
+// ── Forgery ─────────────────────────────────────────────────────────────────────────────────────
+
+#[test]
+fn the_ring_is_bounded_in_rows() {
+    let mut ledger = Ledger::of([source("sky", &Skyvern)], RingLimits { rows_max: 40, bytes_max: 1 << 30 });
+    for number in 0..200 {
+        ledger.hears(forged(&format!("wr_{number}"), "completed"));
+        assert!(ledger.count("SELECT count(*) FROM reports WHERE ring = 1") <= 42, "at {number}");
+    }
+    assert_eq!(ledger.count("SELECT max(id) FROM reports WHERE ring = 1"), 200, "the newest are kept");
+}
+
+#[test]
+fn the_ring_is_bounded_in_bytes() {
+    let mut ledger = Ledger::of([source("sky", &Skyvern)], RingLimits { rows_max: 1 << 30, bytes_max: 10_000 });
+    for _ in 0..50 {
+        ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 900]));
+        assert!(ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000);
+    }
+    ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 20_000]));
+    assert!(ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000);
+}
+
+#[test]
+fn the_ring_of_one_source_leaves_the_others_and_the_authentic_alone() {
+    let mut ledger =
+        Ledger::of([source("a", &Skyvern), source("b", &Skyvern)], RingLimits { rows_max: 5, bytes_max: 1 << 20 });
+    ledger.hears(Report { source: 2, ..forged("wr_b", "failed") });
+    ledger.hears(signed("wr_a", "failed"));
+    for _ in 0..50 {
+        ledger.hears(forged("wr_a", "completed"));
+    }
+    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 2"), 1);
+    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring IS NULL"), 1);
+    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring = 1"), 5);
+}
+
+#[test]
+fn a_forged_flood_grows_neither_the_runs_nor_the_timeline() {
+    let mut ledger = Ledger::new();
+    ledger.hears(track("wr_open"));
+    ledger.hears(signed("wr_over", "failed"));
+    let before = (ledger.count("SELECT count(*) FROM runs"), ledger.count("SELECT count(*) FROM heard"));
+    let flood = |number: i64| {
+        let names = ["wr_open", "wr_over", "wr_unknown"];
+        let run_id =
+            names.get(usize::try_from(number % 4).unwrap()).map_or(format!("wr_{number}"), |&name| name.to_owned());
+        forged(&run_id, "completed")
+    };
+    ledger.reconciler.step((0..400).map(flood).collect(), ledger.now).unwrap();
+    let after = (ledger.count("SELECT count(*) FROM runs"), ledger.count("SELECT count(*) FROM heard"));
+    assert_eq!(after, (before.0, before.1 + 1), "one line: that the next question was brought forward");
+    assert_eq!(ledger.feed().len(), 1);
+    assert_eq!(ledger.timeline("wr_open").last().unwrap().effect, Effect::Hinted.word());
+}
+
+// ── One transaction ─────────────────────────────────────────────────────────────────────────────
+
+#[test]
+fn work_that_fails_undoes_only_itself() {
+    let ledger = Ledger::new();
+    let path = ledger.path();
+    drop(ledger.reconciler);
+    let mut writer = Writer::open(&path, START).unwrap();
+    writer
+        .transaction(|tx| {
+            tx.add_report(&signed("wr_1", "failed"))?;
+            let failed = tx.apart(|tx| {
+                tx.add_report(&signed("wr_2", "failed"))?;
+                Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
+            });
+            assert!(failed.is_err());
+            tx.add_report(&signed("wr_3", "failed"))
+        })
+        .unwrap();
+    let waiting = writer.transaction(|tx| tx.undigested(10)).unwrap();
+    let bodies: Vec<_> = waiting.into_iter().map(|(_, report, _)| report.body).collect();
+    assert_eq!(bodies, [state("wr_1", "failed"), state("wr_3", "failed")].map(String::into_bytes));
+}
+
+#[test]
+fn a_transaction_that_fails_leaves_nothing() {
+    let ledger = Ledger::new();
+    let path = ledger.path();
+    drop(ledger.reconciler);
+    let mut writer = Writer::open(&path, START).unwrap();
+    let failed = writer.transaction(|tx| {
+        tx.add_report(&signed("wr_1", "failed"))?;
+        Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
+    });
+    assert!(failed.is_err());
+    writer.reopen().unwrap();
+    assert!(writer.transaction(|tx| tx.undigested(10)).unwrap().is_empty());
+}
+
+#[test]
+fn an_answer_without_news_keeps_no_bytes() {
+    let mut ledger = Ledger::new();
+    ledger.hears(track("wr_1"));
+    let asked_at = ledger.now;
+    let first = ledger.hears(answer("wr_1", asked_at, &state("wr_1", "running"))).report;
+    let second = ledger.hears(answer("wr_1", asked_at, &state("wr_1", "running"))).report;
+    let bytes = |id: i64| ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {id}"));
+    assert!(bytes(first) > 0);
+    assert_eq!(bytes(second), 0);
+}
