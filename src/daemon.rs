@@ -101,6 +101,7 @@ impl Daemon {
 
     /// As [`Daemon::start`], on the sockets that systemd handed in.
     pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+        let files = http::raise_file_limit();
         let calls = Calls::new()?;
         let (reconciler, fleet, recovered) = recover(&config, &clock)?;
         let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
@@ -122,6 +123,7 @@ impl Daemon {
             started_at: clock(),
             stop: stopped.clone(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
+            lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
         });
         let pulse = Pulse {
@@ -133,13 +135,25 @@ impl Daemon {
         };
         let body_limit = config.hooks.body_limit;
         let receiver = Arc::new(Receiver::new(fleet_seen.clone(), ledger.clone(), clock.clone(), body_limit));
+        // Known before the control socket answers, so that nobody is told of a source without a voice.
+        // Webhooks that come meanwhile wait in the sockets, which are open.
+        let mut tasks = JoinSet::new();
+        let mut voices = Voices {
+            askers,
+            tasks: BTreeMap::new(),
+            calls,
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            clock: clock.clone(),
+            stop: stopped.clone(),
+        };
+        voices.follow(&fleet_seen.borrow(), &mut tasks);
         let mut servers = JoinSet::new();
         for socket in listeners.hooks {
-            serve_hooks(&mut servers, socket, receiver.clone(), stopped.clone());
+            serve_hooks(&mut servers, socket, receiver.clone(), files, stopped.clone());
         }
         serve_socket(&mut servers, listeners.feed, feed::feed_routes(desk.clone()), stopped.clone());
         serve_socket(&mut servers, listeners.control, feed::control_routes(desk), stopped.clone());
-        let mut tasks = JoinSet::new();
         let time =
             poller::keep_time(fleet_seen.clone(), ledger.clone(), reader.clone(), clock.clone(), stopped.clone());
         tasks.spawn(time);
@@ -153,8 +167,6 @@ impl Daemon {
         tasks.spawn(upkeep.run(stopped.clone()));
         let keep_feed = feed::retention::keep(ledger.clone(), clock.clone(), config.retention.clone(), stopped.clone());
         tasks.spawn(keep_feed);
-        let mut voices = Voices { askers, tasks: BTreeMap::new(), calls, ledger, reader, clock, stop: stopped };
-        voices.follow(&fleet_seen.borrow(), &mut tasks);
         let (hooks, sockets) = (listeners.address, listeners.ours);
         Ok(Daemon { hooks, recovered, config, stop, servers, tasks, writer, sockets, fleet, trouble, voices, pulse })
     }
@@ -316,9 +328,16 @@ impl Voices {
     }
 }
 
-fn serve_hooks(servers: &mut JoinSet<()>, listener: TcpListener, receiver: Arc<Receiver>, stop: watch::Receiver<bool>) {
+fn serve_hooks(
+    servers: &mut JoinSet<()>,
+    listener: TcpListener,
+    receiver: Arc<Receiver>,
+    files: usize,
+    stop: watch::Receiver<bool>,
+) {
+    // Half of what may be open, where that is little: the database and the sockets need the rest.
     let allowance = Allowance {
-        connections_max: limits::HOOK_CONNECTIONS_MAX,
+        connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
         header_timeout: limits::HOOK_HEADER_TIMEOUT,
         write_timeout: limits::WRITE_STALL,
     };

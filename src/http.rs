@@ -60,6 +60,23 @@ pub struct Allowance {
     pub write_timeout: Duration,
 }
 
+/// Raises the limit of open files as far as this user may and we have use for, and gives it. Without
+/// this, a few hundred idle connections would take every descriptor that a login shell grants, and
+/// the database would find none.
+pub fn raise_file_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = (limits::FILES_MAX as u64).min(limit.maximum.unwrap_or(u64::MAX));
+    let current = limit.current.unwrap_or(u64::MAX);
+    let raised = current < wanted
+        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok();
+    let files = if raised { wanted } else { current };
+    if files < limits::FILES_MAX as u64 {
+        tracing::warn!(files, wanted = limits::FILES_MAX, "few files may be open; fewer connections are taken");
+    }
+    usize::try_from(files).unwrap_or(usize::MAX)
+}
+
 /// Serves connections until `stop` turns true, then lets those in progress finish for at most
 /// [`limits::SHUTDOWN_DRAIN`]. Connections without a request are not closed at once: see
 /// [`limits::SHUTDOWN_LINGER`]. A request that comes on one is answered with `Connection: close`.

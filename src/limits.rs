@@ -34,16 +34,29 @@ pub const HOOK_BODY_BYTES_MIN: usize = 64 * KIB;
 /// The most that may be configured: a row of the database has to hold it.
 pub const HOOK_BODY_BYTES_MAX: usize = 256 * MIB;
 
-/// Header lines stored with a delivery. Honest ones carry about ten; the rest of a longer list is
-/// not worth its room.
-pub const HOOK_HEADERS_MAX: usize = 64;
+/// Header lines of a delivery that are looked at and stored. Honest ones carry about ten; a chain of
+/// proxies adds some, and the signature may stand behind them. Hyper takes no more than this either
+/// and answers 431.
+pub const HOOK_HEADERS_MAX: usize = 100;
 
-/// Bytes of bodies held in memory at once, over all connections and the queue: beyond it, readers
-/// wait. The number of connections times the size of one body is no bound anybody has memory for.
+/// A body up to this size is small. Nearly all webhooks are.
+pub const HOOK_SMALL_BODY_BYTES: usize = 64 * KIB;
+
+/// Bytes of small bodies held in memory at once: a thousand of the largest.
+pub const HOOK_SMALL_BODIES_BYTES_MAX: usize = 64 * MIB;
+
+/// Bytes of larger bodies held in memory at once, over all connections and the queue: beyond it,
+/// readers wait. The number of connections times the size of one body is no bound anybody has memory for.
 pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
 
 /// What is kept of a body that was too large: enough to find the run's id in.
 pub const TRUNCATED_HEAD_BYTES: usize = 16 * KIB;
+
+/// How much of a refused body is read and thrown away, so that its sender gets to read the answer.
+pub const HOOK_DISCARDED_BYTES_MAX: usize = 64 * MIB;
+
+/// … and for how long.
+pub const HOOK_DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Unverified deliveries kept per source unless configured; the oldest go first.
 pub const UNVERIFIED_ROWS: u64 = 10_000;
@@ -102,6 +115,9 @@ pub const SOCKET_CONNECTIONS_MAX: usize = 1_200;
 /// Streams that follow the feed at once. Fewer than the connections, so that a command still gets
 /// through when every stream is taken.
 pub const STREAMS_MAX: usize = 1_100;
+
+/// Lookups for the sockets at once, each with a connection and its cache of the database.
+pub const LOOKUPS_MAX: usize = 8;
 
 /// Rows read from the database for one page of a stream or list: short reads keep the log of the
 /// database small.

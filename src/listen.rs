@@ -3,9 +3,11 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::Config;
@@ -71,8 +73,9 @@ impl Listeners {
         }
         let address = hooks[0].local_addr().map_err(ListenError::Broken)?;
         let mut ours = Vec::new();
-        let feed = adopt_unix(inherited.feed, &config.sockets.feed, &mut ours)?;
-        let control = adopt_unix(inherited.control, &config.sockets.control, &mut ours)?;
+        let feed = adopt_unix(inherited.feed, &config.sockets.feed, config.sockets.feed_group.as_deref(), &mut ours)?;
+        let control =
+            adopt_unix(inherited.control, &config.sockets.control, config.sockets.control_group.as_deref(), &mut ours)?;
         Ok(Listeners { hooks, address, feed, control, ours })
     }
 }
@@ -98,19 +101,20 @@ fn adopt_tcp(socket: std::net::TcpListener) -> io::Result<TcpListener> {
 fn adopt_unix(
     inherited: Option<std::os::unix::net::UnixListener>,
     path: &Path,
+    group: Option<&str>,
     ours: &mut Vec<PathBuf>,
 ) -> Result<UnixListener, ListenError> {
     if let Some(socket) = inherited {
         socket.set_nonblocking(true).map_err(ListenError::Broken)?;
         return UnixListener::from_std(socket).map_err(ListenError::Broken);
     }
-    let socket = bind(path)?;
+    let socket = bind(path, group)?;
     ours.push(path.to_owned());
     Ok(socket)
 }
 
 /// Makes a Unix socket. A stale file is replaced, a live one is not.
-fn bind(path: &Path) -> Result<UnixListener, ListenError> {
+fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, ListenError> {
     let wrong = |source| ListenError::Socket { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(wrong)?;
@@ -121,7 +125,20 @@ fn bind(path: &Path) -> Result<UnixListener, ListenError> {
         }
         fs::remove_file(path).map_err(wrong)?;
     }
-    let listener = UnixListener::bind(path).map_err(wrong)?;
+    let listener = private(|| UnixListener::bind(path)).map_err(wrong)?;
+    if let Some(name) = group {
+        let unknown = || io::Error::other(format!("there is no group {name:?} on this machine"));
+        let group = uzers::get_group_by_name(name).ok_or_else(unknown);
+        group.and_then(|group| chown(path, None, Some(group.gid()))).map_err(wrong)?;
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(wrong)?;
     Ok(listener)
+}
+
+/// Makes a file that is for nobody else at any moment, also before its mode is set.
+fn private<T>(make: impl FnOnce() -> T) -> T {
+    let before = umask(Mode::RWXG | Mode::RWXO);
+    let made = make();
+    umask(before);
+    made
 }

@@ -6,9 +6,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING,
+};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -28,30 +32,51 @@ pub struct Receiver {
     ledger: Handle,
     clock: Clock,
     body_bytes_max: usize,
-    /// One permit per KiB of body in memory.
-    room: Arc<Semaphore>,
+    room: Room,
+}
+
+/// The memory for bodies: one permit per KiB. Small bodies have their own, so that large ones that
+/// never end cannot keep them out.
+struct Room {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+/// One body's share of it.
+#[derive(Default)]
+struct Share {
+    kib: usize,
+    permits: Option<OwnedSemaphorePermit>,
 }
 
 /// A body as far as it was taken.
 struct Taken {
     bytes: Vec<u8>,
     truncated: bool,
-    /// Its share of the memory for bodies, given back when it is stored.
-    room: Option<OwnedSemaphorePermit>,
+    /// Given back when it is stored.
+    share: Share,
 }
 
 impl Receiver {
     /// An endpoint for these sources that takes bodies up to `body_bytes_max`.
     pub fn new(fleet: watch::Receiver<Arc<Fleet>>, ledger: Handle, clock: Clock, body_bytes_max: usize) -> Receiver {
-        let room = Arc::new(Semaphore::new(limits::HOOK_BODIES_BYTES_MAX / 1024));
+        let permits = |bytes: usize| Arc::new(Semaphore::new(bytes / 1024));
+        let room =
+            Room { small: permits(limits::HOOK_SMALL_BODIES_BYTES_MAX), large: permits(limits::HOOK_BODIES_BYTES_MAX) };
         Receiver { strangers: Strangers::default(), fleet, ledger, clock, body_bytes_max, room }
     }
 
     /// Answers one request.
     pub async fn respond(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnyBody> {
-        match self.receive(request, peer).await {
+        let (head, mut body) = request.into_parts();
+        match self.receive(&head, &mut body, peer).await {
             Ok(response) => response,
             Err(problem) => {
+                // Whoever waits to be told to continue learns by the answer that there is no need to.
+                let sends = problem.status == StatusCode::PAYLOAD_TOO_LARGE || !head.headers.contains_key(EXPECT);
+                if sends && problem.status != StatusCode::REQUEST_TIMEOUT {
+                    discard(&mut body).await;
+                }
                 let mut response = problem.response();
                 if problem.status == StatusCode::METHOD_NOT_ALLOWED {
                     response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -63,8 +88,7 @@ impl Receiver {
         }
     }
 
-    async fn receive(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
-        let (head, body) = request.into_parts();
+    async fn receive(&self, head: &Parts, body: &mut Incoming, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
         let (member, path_token) = self.route(&head.method, head.uri.path())?;
         check_headers(&head.headers)?;
         let declared = content_length(&head.headers);
@@ -90,7 +114,7 @@ impl Receiver {
             truncated,
             peer: sender.map(|address| address.to_string()),
         };
-        let _room = taken.room;
+        let _share = taken.share;
         let report = Report { source: member.id, at: now, head: Head::Webhook(head), body: taken.bytes };
         let id = self
             .ledger
@@ -104,53 +128,30 @@ impl Receiver {
     }
 
     /// Reads a body up to the limit; of a larger one only the head is kept.
-    async fn take(&self, mut body: Incoming, declared: usize) -> Result<Taken, Problem> {
+    async fn take(&self, body: &mut Incoming, declared: usize) -> Result<Taken, Problem> {
         let deadline = Instant::now() + limits::HOOK_BODY_TIMEOUT;
         // Not more than a first page is believed of the declared length until bytes show it.
         let mut bytes = Vec::with_capacity(declared.min(limits::TRUNCATED_HEAD_BYTES));
-        let mut room = None;
+        let mut share = Share::default();
         if declared > self.body_bytes_max {
             // The rest is not worth reading: a head is all that will be kept.
-            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(&mut body)).await.map_err(|_| slow())??;
-            return Ok(Taken { bytes: head, truncated: true, room });
+            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(body)).await.map_err(|_| slow())??;
+            return Ok(Taken { bytes: head, truncated: true, share });
         }
         loop {
             let next = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, body.frame());
             let frame = timeout_at(deadline, next).await.map_err(|_| slow())?.map_err(|_| slow())?;
-            let Some(frame) = frame else { return Ok(Taken { bytes, truncated: false, room }) };
+            let Some(frame) = frame else { return Ok(Taken { bytes, truncated: false, share }) };
             let Some(data) = frame.map_err(broken)?.into_data().ok() else { continue };
             if bytes.len() + data.len() > self.body_bytes_max {
                 bytes.extend_from_slice(&data);
                 bytes.truncate(limits::TRUNCATED_HEAD_BYTES);
-                return Ok(Taken { bytes, truncated: true, room });
+                return Ok(Taken { bytes, truncated: true, share });
             }
-            self.make_room(&mut room, data.len(), deadline).await?;
+            let more = self.room.widen(&mut share, bytes.len() + data.len());
+            timeout_at(deadline, more).await.map_err(|_| busy())?;
             bytes.extend_from_slice(&data);
         }
-    }
-
-    /// Takes a share of the memory for bodies, as bytes really arrive.
-    async fn make_room(
-        &self,
-        room: &mut Option<OwnedSemaphorePermit>,
-        bytes: usize,
-        deadline: Instant,
-    ) -> Result<(), Problem> {
-        let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let full = || {
-            Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "busy",
-                "too many large bodies at once; try again in a few seconds",
-            )
-        };
-        let more = timeout_at(deadline, self.room.clone().acquire_many_owned(permits)).await;
-        let more = more.ok().and_then(Result::ok).ok_or_else(full)?;
-        match room {
-            Some(room) => room.merge(more),
-            None => *room = Some(more),
-        }
-        Ok(())
     }
 
     /// Which source a path names, and the token in it.
@@ -176,6 +177,30 @@ impl Receiver {
     }
 }
 
+impl Room {
+    /// Makes a share large enough for `bytes`, which have really arrived; waits while there is none.
+    async fn widen(&self, share: &mut Share, bytes: usize) {
+        let kib = bytes.div_ceil(1024);
+        let mut more = kib.saturating_sub(share.kib);
+        let small = bytes <= limits::HOOK_SMALL_BODY_BYTES;
+        let was_small = share.kib * 1024 <= limits::HOOK_SMALL_BODY_BYTES;
+        if more == 0 {
+            return;
+        }
+        if was_small && !small {
+            (share.permits, more) = (None, kib);
+        }
+        let pool = if small { &self.small } else { &self.large };
+        let permits = pool.clone().acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX)).await;
+        let permits = permits.expect("never closed");
+        match &mut share.permits {
+            Some(held) => held.merge(permits),
+            None => share.permits = Some(permits),
+        }
+        share.kib = kib;
+    }
+}
+
 /// 200 for what is authentic or a test ping, 401 for the rest.
 fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
     if verdict.authentic() || verdict == Verdict::Ping {
@@ -192,9 +217,8 @@ fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
 
 /// Refuses what cannot be verified on raw bytes, and bodies whose end cannot be known.
 fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
-    let encoded =
-        headers.get(CONTENT_ENCODING).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if encoded {
+    let identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(CONTENT_ENCODING).iter().all(identity) {
         let message = "send the body without Content-Encoding";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message));
     }
@@ -206,6 +230,20 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
 
 fn content_length(headers: &HeaderMap) -> usize {
     headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// Reads the rest of a refused body and throws it away. Its sender sends to the end before it reads,
+/// and would see a broken connection instead of our answer.
+async fn discard(body: &mut Incoming) {
+    let mut left = limits::HOOK_DISCARDED_BYTES_MAX;
+    let rest = async {
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    let _ = timeout(limits::HOOK_DISCARD_TIMEOUT, rest).await;
 }
 
 /// The first bytes of a body.
@@ -223,6 +261,11 @@ async fn head_of(body: &mut Incoming) -> Result<Vec<u8>, Problem> {
 
 fn slow() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not arrive in time")
+}
+
+fn busy() -> Problem {
+    let message = "too many large bodies at once; try again in a few seconds";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
 }
 
 /// The sender broke off or broke the protocol; it will hardly read this.
@@ -248,4 +291,37 @@ fn flatten(headers: &HeaderMap) -> Headers {
 fn too_many() -> Problem {
     let message = "too many deliveries that are not authentic; those that are get through at any rate";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(small: usize, large: usize) -> Room {
+        Room { small: Arc::new(Semaphore::new(small)), large: Arc::new(Semaphore::new(large)) }
+    }
+
+    #[tokio::test]
+    async fn room_is_taken_by_what_came_and_not_by_how_often() {
+        let room = room(64, 1024);
+        let mut share = Share::default();
+        for bytes in 1..=3000 {
+            room.widen(&mut share, bytes).await;
+        }
+        assert_eq!((room.small.available_permits(), room.large.available_permits()), (61, 1024));
+        drop(share);
+        assert_eq!(room.small.available_permits(), 64);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_moves_out_of_the_room_of_the_small_ones() {
+        let room = room(64, 1024);
+        let mut share = Share::default();
+        for bytes in [1, limits::HOOK_SMALL_BODY_BYTES, limits::HOOK_SMALL_BODY_BYTES + 1, 100 * 1024] {
+            room.widen(&mut share, bytes).await;
+        }
+        assert_eq!((room.small.available_permits(), room.large.available_permits()), (64, 924));
+        drop(share);
+        assert_eq!(room.large.available_permits(), 1024);
+    }
 }

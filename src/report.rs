@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::providers::{Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook};
-use crate::run::observation::{Claim, Detail, Observation};
+use crate::run::observation::{Claim, Detail, Observation, portable};
 use crate::run::{At, Kind, RunId, Trust, Via};
 use crate::secret::{SecretLabel, TokenDigest};
 
@@ -196,8 +196,19 @@ impl PollHead {
 }
 
 impl Report {
-    /// What it says, in its provider's dialect.
+    /// What it says, in its provider's dialect. Metadata that cannot be carried along is left behind:
+    /// it must not cost the run its end.
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
+        let mut reading = self.understand(provider, settings);
+        if let Reading::Said(observations) | Reading::Counted(observations, _) = &mut reading {
+            for heard in observations {
+                heard.detail.metadata.take_if(|metadata| !portable(metadata));
+            }
+        }
+        reading
+    }
+
+    fn understand(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         match &self.head {
             Head::Webhook(head) | Head::Replay(head) => provider.read_webhook(&Webhook {
                 body: &self.body,

@@ -66,6 +66,7 @@ fn subsections(page: &Page) -> io::Result<Vec<u8>> {
     page.render_synopsis_section(&mut roff)?;
     page.render_description_section(&mut roff)?;
     page.render_options_section(&mut roff)?;
+    page.render_extra_section(&mut roff)?;
     let text = String::from_utf8_lossy(&roff).into_owned();
     Ok(format!("\n{text}").replace("\n.SH ", "\n.SS ").trim_start().to_owned().into_bytes())
 }

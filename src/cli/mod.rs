@@ -238,9 +238,10 @@ mod tests {
 
     #[test]
     fn every_command_shows_an_example() {
-        for command in Cli::command().get_subcommands() {
-            let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example: settled "), "{} has no example", command.get_name());
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            let (_, example) = help.split_once("Example").unwrap_or_default();
+            assert!(example.contains("settled ") && example.contains(command.get_name()), "{help}");
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::run::{Kind, SourceName};
 const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];
 const STORE: &[&str] = &["path"];
-const SOCKETS: &[&str] = &["feed", "control"];
+const SOCKETS: &[&str] = &["feed", "control", "feed_group", "control_group"];
 const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "size"];
 const SOURCE: &[&str] = &[
     "provider",
@@ -122,9 +122,17 @@ fn sockets(root: &Section<'_>, env: &Env, store: &Path) -> Sockets {
     let section = root.section("sockets", SOCKETS);
     let default = default_sockets(env, Some(store));
     let path = |name, example| section.parse(name, example, |text| document::path(section.doc(), text));
+    let group = |name| {
+        section.parse(name, "\"settled-feed\"", |text| match text {
+            "" => Err("write the name of a group, or leave this out"),
+            name => Ok(name.to_owned()),
+        })
+    };
     let sockets = Sockets {
         feed: path("feed", "\"/run/settled/feed.sock\"").unwrap_or(default.feed),
         control: path("control", "\"/run/settled/control.sock\"").unwrap_or(default.control),
+        feed_group: group("feed_group"),
+        control_group: group("control_group"),
     };
     for (key, text) in socket_trouble(&sockets) {
         section.problem(key, text);

@@ -88,12 +88,17 @@ pub struct Sockets {
     pub feed: PathBuf,
     /// Serves everything.
     pub control: PathBuf,
+    /// The group that may use the feed's socket, if not the daemon's own.
+    pub feed_group: Option<String>,
+    /// The group that may use the control socket, if not the daemon's own.
+    pub control_group: Option<String>,
 }
 
 impl Sockets {
     /// `feed.sock` and `control.sock` in this folder.
     pub fn in_folder(folder: &Path) -> Sockets {
-        Sockets { feed: folder.join("feed.sock"), control: folder.join("control.sock") }
+        let (feed, control) = (folder.join("feed.sock"), folder.join("control.sock"));
+        Sockets { feed, control, feed_group: None, control_group: None }
     }
 }
 

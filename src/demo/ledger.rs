@@ -225,14 +225,13 @@ impl Book {
         })
     }
 
-    /// The runs of which the daemon cannot know: no client was to speak of them, and all their
-    /// letters found nobody at home. (Runs that only a list can make known are not among them.)
+    /// The runs of which a daemon that was down at times cannot know: no client was to speak of
+    /// them, and all their letters found nobody at home.
     pub fn untold(&self) -> Vec<usize> {
         let runs = self.world.plan.runs.iter().enumerate();
         let untold = |(number, life): &(usize, &Life)| {
-            let letters = life.mail.iter().any(super::plan::Mail::tells);
             let unheard = self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
-            letters && unheard && life.tracked.is_none() && self.world.told(*number) == 0
+            unheard && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
     }
@@ -375,7 +374,7 @@ impl Ledger {
         if self.kills > 0 {
             let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
             rows.push(row("kills", self.kills, remark));
-            let remark = "runs whose only webhook found the daemon dead, so that the client had to tell of them";
+            let remark = "runs whose only webhook found the daemon dead; the client told of them in the end";
             rows.push(row("told late", self.told_late, remark.to_owned()));
         }
         rows
@@ -468,7 +467,7 @@ mod tests {
     #[test]
     fn a_truth_that_one_letter_tells_is_not_asked_of_who_never_got_it() {
         let world = world();
-        let hinged = |life: &&Life| life.truth.and_then(|truth| truth.hinge).is_some();
+        let hinged = |life: &Life| life.truth.and_then(|truth| truth.hinge).is_some();
         let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(life)).unwrap();
         let hinge = life.truth.unwrap().hinge.unwrap();
         let mut book = honest(&world);

@@ -104,7 +104,7 @@ pub enum DemoError {
 /// How long nothing may have happened before we believe that nothing more will.
 const QUIET: Duration = Duration::from_millis(1500);
 /// How long after the last planned event we wait for what is missing.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often we look whether it is over.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a killed daemon stays down.
@@ -116,9 +116,9 @@ pub async fn run(options: Options) -> Result<Ledger, DemoError> {
         Some(program) => program,
         None => std::env::current_exe().map_err(|why| DemoError::Start { program: "settled".into(), why })?,
     };
-    let plan = Plan::new(options.seed, options.runs, &options.rates);
+    let plan = Plan::new(options.seed, options.runs, &options.rates).with_kills(options.kills);
     let mut stage = Stage::set(plan, &program).await?;
-    let played = play(&mut stage, options.kills).await;
+    let played = play(&mut stage).await;
     stage.stop().await;
     let Stage { place, .. } = stage;
     let keep = options.keep || !matches!(&played, Ok(ledger) if ledger.ok());
@@ -135,9 +135,9 @@ enum Event {
     Tracked(usize),
 }
 
-/// Plays the stage's plan, killing the daemon so often, and closes the book. The daemon runs
-/// when this returns, so that it can be asked about what is wrong.
-pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> {
+/// Plays the stage's plan and closes the book. The daemon runs when this returns, so that it can be
+/// asked about what is wrong.
+pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     stage.start().await?;
     let began = Instant::now();
     stage.clouds.begin();
@@ -149,8 +149,7 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
     tasks.spawn(go_on_errands(client.clone(), Arc::clone(&world), events));
     let mut book = Book::new(Arc::clone(&world));
     let screen = Screen::new(world.plan.runs.len());
-    let mut to_kill = moments(&world.plan, kills);
-    let (mut killed, mut last_news) = (0, Instant::now());
+    let (mut killed, mut last_news) = (0_usize, Instant::now());
     let mut looking = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
@@ -163,16 +162,16 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
             },
             _ = looking.tick() => {
                 screen.show(&book, &world);
-                if to_kill.last().is_some_and(|at| *at <= world.now()) {
-                    to_kill.pop();
-                    killed += 1;
+                if world.plan.kills.get(killed).is_some_and(|at| *at <= world.now()) {
                     stage.kill().await;
-                    tokio::time::sleep(Dice::new(world.plan.seed, killed).millis(DOWN.0, DOWN.1)).await;
+                    let down = Dice::new(world.plan.seed, killed as u64).millis(DOWN.0, DOWN.1);
+                    tokio::time::sleep(down).await;
                     stage.start().await?;
+                    killed += 1;
                 } else if !stage.running() {
                     stage.start().await?; // it died by itself: say so if it stays dead
                 }
-                if world.now() > world.plan.done() && world.in_the_post() == 0 {
+                if killed > 0 && world.now() > world.plan.done() && world.in_the_post() == 0 {
                     tell_late(&client, &mut book, &world).await;
                 }
                 if over(&book, &world, last_news) {
@@ -185,7 +184,7 @@ pub async fn play(stage: &mut Stage, kills: usize) -> Result<Ledger, DemoError> 
     screen.clear();
     let elapsed = began.elapsed();
     let (again, webhooks) = (client.reread().await, client.webhooks().await);
-    let ledger = book.close(&Audit { kills: killed, elapsed, again, webhooks });
+    let ledger = book.close(&Audit { kills: killed as u64, elapsed, again, webhooks });
     write_evidence(stage, &client, &ledger).await;
     Ok(ledger)
 }
@@ -197,8 +196,8 @@ fn over(book: &Book, world: &World, last_news: Instant) -> bool {
     since >= PATIENCE || (quiet && book.open().next().is_none())
 }
 
-/// Tells the daemon of the runs whose letters found it dead: their sender has given up, and there is
-/// nobody else left.
+/// Tells the daemon of the runs whose letters found it dead: their senders have given up, and there
+/// is nobody else left.
 async fn tell_late(client: &Client, book: &mut Book, world: &World) {
     for run in book.untold() {
         if matches!(client.track(&world.plan.runs[run]).await, Some(200 | 201)) {
@@ -267,15 +266,6 @@ async fn go(client: Client, world: Arc<World>, number: usize, errand: Errand, ev
 
 /// Nobody listens there: it is the discard port.
 const NOBODY: &str = "http://127.0.0.1:9/";
-
-/// When to kill, latest first.
-fn moments(plan: &Plan, kills: usize) -> Vec<Duration> {
-    let window = plan.runs.iter().map(|life| life.begins).max().unwrap_or_default() + Duration::from_secs(2);
-    let mut dice = Dice::new(plan.seed, u64::MAX - 3);
-    let mut all: Vec<Duration> = (0..kills).map(|_| dice.part(window, 0.1, 0.95)).collect();
-    all.sort_unstable_by(|one, other| other.cmp(one));
-    all
-}
 
 /// Asks the daemon about every offender and leaves the answers in the folder.
 async fn write_evidence(stage: &Stage, client: &Client, ledger: &Ledger) {

@@ -125,6 +125,8 @@ impl Place {
                 lines.push(format!("webhook_secrets = [{}]", file(&format!("{cloud}.hooks"))));
             }
             Source::Recipes => {
+                // Its webhooks tell the truth, so here it does no harm to give up soon.
+                lines.push("confirm_timeout = \"8s\"".to_owned());
                 lines.push(format!("path_token = {}", file("smartbrowse.path")));
                 lines.push(format!("require_headers = {{ Authorization = {} }}", file("smartbrowse.header")));
             }
@@ -140,10 +142,9 @@ impl Place {
 }
 
 const PACE: &str = r#"poll = "* * * * * *"
-sweep = "*/5 * * * * *"
+sweep = "*/3 * * * * *"
 first_poll = "1s"
 max_interval = "2s"
-confirm_timeout = "12s"
 rate = "1000/s"
 concurrency = 32
 "#;

@@ -83,6 +83,7 @@ fn blank(source: Source, kind: Kind, story: &'static str, id: String, group: Str
         truth: None,
         tracked: None,
         replay: None,
+        only_listed: false,
         answers: Answers::default(),
     }
 }

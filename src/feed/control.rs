@@ -22,6 +22,7 @@ use crate::providers::{Delivery, Headers, RetryResult, Verdict};
 use crate::reconciler::{Digest, Member};
 use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::run::decide::Effect;
+use crate::run::observation::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX, portable};
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, RunId, RunKey, SourceName};
 use crate::secret::Key;
@@ -43,6 +44,10 @@ pub async fn track(State(desk): Shared, body: Body) -> Answer {
     let tracked: Tracked = body_json(body).await?;
     let member = desk.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
+    if tracked.metadata.as_ref().is_some_and(|metadata| !portable(metadata)) {
+        let message = format!("metadata may have {METADATA_BYTES_MAX} bytes and nest {METADATA_DEPTH_MAX} deep");
+        return Err(bad_request(message));
+    }
     let source = &member.source;
     let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
     let head = TrackHead {

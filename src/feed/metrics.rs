@@ -52,7 +52,7 @@ fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
 
 /// The daemon and its file.
 fn whole(registry: &mut Registry, facts: &StatusView) {
-    let info = vec![("version", facts.version.to_owned()), ("epoch", facts.epoch.clone())];
+    let info = vec![("version", facts.version.clone()), ("epoch", facts.epoch.clone())];
     registry.register("build", "The program and the epoch of its feed", Info::new(info));
     let started = seconds(Some(&facts.started_at)).unwrap_or_default();
     one(registry, "start_time", "When the daemon was ready", Some(Unit::Seconds), started);

@@ -51,6 +51,8 @@ pub struct Desk {
     pub stop: watch::Receiver<bool>,
     /// Streams that may still be opened.
     pub streams: Arc<Semaphore>,
+    /// Lookups that may be made at once.
+    pub lookups: Semaphore,
     /// The consumers that are being read.
     pub consumers: Readers,
 }
@@ -132,6 +134,8 @@ impl Desk {
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Problem> {
+        // A new record wakes every stream; a thousand connections would not read faster than a few.
+        let _turn = self.lookups.acquire().await;
         let reader = self.reader.clone();
         let looked = tokio::task::spawn_blocking(move || reader.read(look)).await;
         let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a lookup panicked; please report this");

@@ -22,7 +22,7 @@ pub(super) fn digest(
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<(), StoreError> {
-    let mut digest = Digest { report: id, effects: Vec::new() };
+    let mut digest = Digest::of(id);
     match fleet.member(report.source) {
         None => tx.set_aside(id, now, "its source is no longer configured")?,
         Some(member) => digest.effects = effects(tx, member, id, report, now, aftermath)?,
@@ -41,7 +41,7 @@ fn effects(
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<Effects, StoreError> {
-    let (observations, counted) = match report.read(member.source.provider, &member.source.settings) {
+    let (mut observations, counted) = match report.read(member.source.provider, &member.source.settings) {
         Reading::Said(observations) => (observations, None),
         Reading::Counted(observations, gap) => (observations, Some(gap)),
         Reading::Ping => return Ok(Vec::new()),
@@ -51,7 +51,8 @@ fn effects(
         }
     };
     let (mut effects, mut news) = (Vec::new(), false);
-    for heard in &observations {
+    for heard in &mut observations {
+        heard.detail.rewrite(|text| member.redacted(text));
         let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else { continue };
         news |= effect != Effect::Unchanged;
         if effect != Effect::Ignored {
@@ -154,9 +155,15 @@ fn append(
         (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
         _ => Payload::Absent,
     };
-    let mut draft = draft(about, run, publication, payload, now);
-    draft.data = member.redacted(draft.data);
-    tx.append(row, member.id, run, &draft, now)
+    let mut record = draft(about, run, publication, payload, now);
+    record.data = member.redacted(record.data);
+    if serde_json::from_str::<&serde_json::value::RawValue>(&record.data).is_err() {
+        // A secret of digits stood in the payload as a number. The body can still be fetched.
+        let elsewhere = spoken_by.map_or(Payload::Absent, Payload::Ref);
+        record = draft(about, run, publication, elsewhere, now);
+        record.data = member.redacted(record.data);
+    }
+    tx.append(row, member.id, run, &record, now)
 }
 
 /// A list that shows what we know, and a hint without consequence, leave no line: a flood of

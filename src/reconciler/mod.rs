@@ -41,6 +41,13 @@ pub struct Digest {
     pub effects: Vec<(RunId, Effect, Option<i64>)>,
 }
 
+impl Digest {
+    /// Of a report that did nothing.
+    pub fn of(report: i64) -> Digest {
+        Digest { report, effects: Vec::new() }
+    }
+}
+
 /// What came of verifying a source's unverified deliveries again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Reverified {
@@ -142,37 +149,46 @@ impl Reconciler {
         }
     }
 
-    /// One attempt at the oldest undigested report; `None` when there is none.
+    /// Tries the oldest undigested report until it is digested or set aside; `None` when there is none.
     fn digest_next(&mut self, now: At) -> Result<Option<Aftermath>, StoreError> {
         loop {
-            let waiting = self.writer.transaction(|tx| tx.undigested(1))?;
-            let Some((id, report, attempts)) = waiting.into_iter().next() else { return Ok(None) };
-            if attempts >= limits::ATTEMPTS_MAX && self.attempted != Some(id) {
-                self.writer.transaction(|tx| {
-                    tx.set_aside(id, now, "digesting it failed or ended the process three times")?;
-                    tx.mark_digested(id)
-                })?;
-                tracing::error!(report = id, "a report that cannot be digested is set aside");
-                return Ok(Some(Aftermath {
-                    digests: vec![Digest { report: id, effects: Vec::new() }],
-                    ..Aftermath::default()
-                }));
+            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? else { return Ok(None) };
+            let counted = self.attempted == Some(id);
+            if attempts >= limits::ATTEMPTS_MAX && !counted {
+                self.set_aside(id, now)?;
+                return Ok(Some(Aftermath { digests: vec![Digest::of(id)], ..Aftermath::default() }));
             }
-            if self.attempted != Some(id) {
+            if !counted {
                 self.writer.transaction(|tx| tx.count_attempt(id))?;
                 self.attempted = Some(id);
             }
             let fleet = &self.fleet;
-            match self.writer.transaction(|tx| opinion(tx, fleet, &[(id, report)], now)) {
+            let tried = self.writer.transaction(|tx| {
+                let report = tx.report(id)?.map(|report| (id, report));
+                opinion(tx, fleet, report.as_slice(), now).and_then(|aftermath| {
+                    tx.mark_digested(id)?;
+                    Ok(aftermath)
+                })
+            });
+            match tried {
                 Ok(aftermath) => return Ok(Some(aftermath)),
                 Err(error) if error.blames_the_disk() => return Err(error),
                 Err(error) => {
-                    tracing::error!(report = id, %error, "a report could not be digested");
+                    tracing::error!(report = id, error = %Refusal::from(&error), "a report could not be digested");
                     self.attempted = None;
                     self.writer.reopen()?;
                 }
             }
         }
+    }
+
+    /// Sets a report aside, so that it blocks nobody.
+    fn set_aside(&mut self, id: i64, now: At) -> Result<(), StoreError> {
+        tracing::error!(report = id, "a report that cannot be digested is set aside");
+        self.writer.transaction(|tx| {
+            tx.set_aside(id, now, "digesting it failed or ended the process three times")?;
+            tx.mark_digested(id)
+        })
     }
 
     /// One transaction: stores `reports`, runs `work`, digests the reports of the turn before. Work
@@ -344,12 +360,11 @@ fn trim_if_full(
     limits: RingLimits,
     report: &Report,
 ) -> Result<(), StoreError> {
-    if report.head.webhook().is_none_or(|head| head.verdict.authentic()) {
-        return Ok(());
-    }
+    let Some(head) = report.head.webhook().filter(|head| !head.verdict.authentic()) else { return Ok(()) };
+    let headers: usize = head.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     let (rows, bytes) = added.entry(report.source).or_default();
     *rows += 1;
-    *bytes += i64::try_from(report.body.len()).unwrap_or(i64::MAX);
+    *bytes += i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);
     if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {
         tx.trim_ring(report.source, limits)?;
         (*rows, *bytes) = (0, 0);

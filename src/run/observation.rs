@@ -98,6 +98,42 @@ pub struct Detail {
     pub provider_time: Option<At>,
 }
 
+impl Detail {
+    /// Replaces every text that came from outside.
+    pub fn rewrite(&mut self, with: impl Fn(String) -> String) {
+        for text in [&mut self.provider_status, &mut self.group_id, &mut self.reason, &mut self.error] {
+            *text = text.take().map(&with);
+        }
+        for value in self.metadata.iter_mut().flat_map(|metadata| metadata.values_mut()) {
+            if let serde_json::Value::String(text) = value {
+                *text = with(std::mem::take(text));
+            }
+        }
+    }
+}
+
+/// How deep metadata may nest: it is kept inside a run's state and inside records, and parsers, our
+/// own too, stop at 128.
+pub const METADATA_DEPTH_MAX: usize = 64;
+
+/// How much metadata is carried along: it is written again with every change of its run.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// Whether metadata can be carried along.
+pub fn portable(metadata: &serde_json::Map<String, serde_json::Value>) -> bool {
+    metadata.values().all(|value| depth(value) < METADATA_DEPTH_MAX)
+        && serde_json::to_vec(metadata).is_ok_and(|text| text.len() <= METADATA_BYTES_MAX)
+}
+
+/// How many arrays and objects stand around the innermost value. What we parse nests 128 deep at most.
+fn depth(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        serde_json::Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 /// One claim about one run, read out of one report by its provider's dialect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observation {

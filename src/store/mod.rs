@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
@@ -121,6 +122,8 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     epoch: String,
+    /// Its last transaction failed: it must be replaced before the next.
+    suspect: bool,
     _lock: File,
 }
 
@@ -165,7 +168,7 @@ impl Writer {
         set_up(&connection)?;
         migrate(&mut connection, path, version, now)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
+        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, _lock: lock })
     }
 
     /// First half of every cursor.
@@ -180,13 +183,18 @@ impl Writer {
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
-    /// error nothing happened, and the connection must be replaced with [`Writer::reopen`]: after
-    /// a failed fsync its idea of the file may be wrong.
+    /// error nothing happened, and the connection is replaced, by [`Writer::reopen`] or before the
+    /// next transaction: after a failed fsync its idea of the file may be wrong.
     pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+        if self.suspect {
+            self.reopen()?;
+        }
+        self.suspect = true;
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut transaction = Transaction { tx };
         let value = work(&mut transaction)?;
         transaction.tx.commit()?;
+        self.suspect = false;
         Ok(value)
     }
 
@@ -195,6 +203,7 @@ impl Writer {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         set_up(&connection)?;
         self.connection = connection;
+        self.suspect = false;
         Ok(())
     }
 }
@@ -285,6 +294,9 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_secs(10))?;
     connection.set_prepared_statement_cache_capacity(64);
+    // Without this, statements that a partial index might serve are compiled anew for every value
+    // that is bound to them: two fifths of the time that the reconciler and the poller spend here.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA cache_size = -8192;")?;
     Ok(connection)
 }
@@ -437,5 +449,19 @@ mod tests {
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("settled.db"), folder.path().join("away.db"));
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let wrong = writer.transaction(|tx| Ok(tx.tx.execute_batch("INSERT INTO nowhere VALUES (1)")?));
+        assert!(wrong.is_err());
+        fs::rename(&path, &away).unwrap();
+        assert!(writer.reopen().is_err());
+        assert!(writer.transaction(|_| Ok(())).is_err(), "what it believes of the file may be wrong");
+        fs::rename(&away, &path).unwrap();
+        assert!(writer.transaction(|_| Ok(())).is_ok());
     }
 }

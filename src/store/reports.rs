@@ -1,6 +1,6 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
@@ -13,7 +13,7 @@ use crate::run::{At, Via};
 pub struct RingLimits {
     /// So many deliveries.
     pub rows_max: i64,
-    /// And so many bytes of body.
+    /// And so many bytes of headers and body.
     pub bytes_max: i64,
 }
 
@@ -42,7 +42,7 @@ impl Transaction<'_> {
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
     pub fn trim_ring(&mut self, source: i64, limits: RingLimits) -> Result<usize> {
         let mut oldest_kept = self.tx.prepare_cached(
-            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(length(body)) OVER newest AS bytes
+            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
                 FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;
@@ -79,6 +79,14 @@ impl Transaction<'_> {
         )?;
         let rows = select.query_and_then([max], |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
         rows.collect()
+    }
+
+    /// The first report that has not been digested, and the attempts made on it.
+    pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, attempts FROM reports WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT 1",
+        )?;
+        Ok(select.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
     }
 
     /// One stored report.
@@ -124,12 +132,16 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Writes a line of a run's timeline.
+    /// Writes a line of a run's timeline: one per report, the last, unless an earlier one names the
+    /// record that it caused.
     pub fn note_heard(&mut self, run: i64, report: i64, line: &HeardRow) -> Result<()> {
         self.tx
             .prepare_cached(
-                "INSERT OR REPLACE INTO heard (run, report, at, via, trust, claim, status, effect, seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT DO UPDATE SET at = excluded.at, via = excluded.via, trust = excluded.trust,
+                    claim = excluded.claim, status = excluded.status, effect = excluded.effect, seq = excluded.seq
+                 WHERE seq IS NULL",
             )?
             .execute(params![
                 run,

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -137,7 +138,7 @@ impl World {
     pub fn without_daemon() -> World {
         let folder = tempfile::tempdir().unwrap();
         let cloud = Cloud::start();
-        let hooks = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let hooks = free_port();
         let config = format!(
             "[hooks]\nlisten = \"127.0.0.1:{hooks}\"\n[store]\npath = \"settled.db\"\n[sockets]\nfeed = \"feed.sock\"\ncontrol = \
              \"control.sock\"\n[sources.prod]\nprovider = \"skyvern\"\napi_key = {{ env = \"KEY\" }}\nbase_url = \
@@ -154,7 +155,16 @@ impl World {
         let daemon = self.command(&["serve", "--log", "warn"]).stdout(Stdio::null()).spawn().unwrap();
         self.daemon = Some(daemon);
         let path = self.folder.path().join("control.sock");
-        within(Duration::from_secs(20), || UnixStream::connect(&path).is_ok());
+        within(Duration::from_secs(20), || {
+            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().unwrap());
+            assert!(ended.is_none(), "the daemon did not start: {ended:?}");
+            UnixStream::connect(&path).is_ok()
+        });
+        // The sockets answer a moment before the sources have their voices; until then a question is
+        // refused with "the source is being reloaded".
+        within(Duration::from_secs(20), || {
+            self.settled(&["status", "--json"]).json()[0]["sources"][0]["configured"] == true
+        });
     }
 
     /// Stops the daemon as a crash would.
@@ -203,6 +213,16 @@ impl Drop for World {
     fn drop(&mut self) {
         self.kill_daemon();
     }
+}
+
+/// A port that nobody uses, and that the system gives to nobody who asks for any: those begin at
+/// 32768, and one of them could be taken before the daemon starts, or starts again.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test programs that run side by side have neighbouring ids; this keeps them apart.
+    let first = u16::try_from(std::process::id().wrapping_mul(97) % 10_000).unwrap();
+    let candidates = std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
+    candidates.take(1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// The program in this folder, with nothing of our own environment but the test's key.

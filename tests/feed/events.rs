@@ -203,6 +203,40 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
+fn sockets_belong_to_the_groups_that_are_named() {
+    use std::os::unix::fs::MetadataExt;
+    let home = Home::new();
+    let sockets = |groups: &str| {
+        let text = std::fs::read_to_string(home.path("settled.toml")).unwrap();
+        let text = text.replace("[sources.sky]", &format!("{groups}\n[sources.sky]"));
+        std::fs::write(home.path("grouped.toml"), text).unwrap();
+    };
+    sockets("feed_group = \"no-such-group\"");
+    let serve = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_settled"));
+        command.arg("--config").arg(home.path("grouped.toml")).arg("serve").env("KEY_FOR_TESTS", crate::support::KEY);
+        command
+    };
+    let refused = serve().output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("there is no group \"no-such-group\""), "{said}");
+
+    // Only root may give a file to any group; everybody else to one of their own.
+    let own = std::fs::metadata(home.path("settled.toml")).unwrap().gid();
+    let group = if own == 0 {
+        "daemon".to_owned()
+    } else {
+        uzers::get_group_by_gid(own).unwrap().name().to_str().unwrap().to_owned()
+    };
+    sockets(&format!("feed_group = \"{group}\""));
+    let _daemon = crate::support::Kept(serve().spawn().unwrap());
+    crate::support::until("it answers", || ask(&home.feed(), "GET", "/healthz", "").is_ok());
+    let gid = |name: &str| std::fs::metadata(home.path(name)).unwrap().gid();
+    assert_eq!(gid("feed.sock"), uzers::get_group_by_name(&group).unwrap().gid());
+    assert_eq!(gid("control.sock"), own);
+}
+
+#[test]
 fn too_large_a_request_is_refused() {
     let home = Home::new();
     let _daemon = home.serve();

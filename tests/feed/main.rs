@@ -3,5 +3,11 @@
 mod consume;
 mod consumers;
 mod events;
+mod examples;
+mod kills;
+mod load;
 mod retention;
+mod schema;
 mod support;
+mod tools;
+mod versions;

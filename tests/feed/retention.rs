@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Home, cursor, subjects};
+use crate::support::{Home, cursor, subjects, until};
 
 const SMALL: &str = "[retention]\nfeed_bytes = \"1MiB\"";
 
@@ -64,4 +64,38 @@ fn the_size_beats_consumers_and_says_so() {
     let after = home.read(&format!("/v1/events?after={last}&wait=20"));
     assert_eq!(subjects(&after), ["wr_1000"]);
     drop(daemon);
+}
+
+#[test]
+fn age_waits_for_consumers() {
+    let home = Home::with("[retention]\nfeed = \"1d\"");
+    let daemon = home.serve();
+    home.ask("PUT", "/v1/consumers/slow", "{}");
+    home.complete(1..=4);
+    home.completed(4);
+    let lines = home.read("/v1/events");
+    let ack = |line: usize| {
+        let answer = home.ask("POST", &format!("/v1/consumers/slow/ack?cursor={}", cursor(&lines[line])), "");
+        assert_eq!(answer.status, 200);
+    };
+    ack(1);
+    daemon.stop();
+    let age = || {
+        let db = rusqlite::Connection::open(home.path("settled.db")).unwrap();
+        db.execute("UPDATE records SET at = 0 WHERE seq <= 3", []).unwrap();
+    };
+    age();
+    let left = |count: usize| {
+        until("they are trimmed", || subjects(&home.read("/v1/events")).len() == count);
+    };
+
+    let daemon = home.serve();
+    left(3);
+    assert!(home.log().contains("this consumer keeps records from being removed"), "{}", home.log());
+    assert_eq!(home.ask("GET", "/v1/consumers/slow", "").json()["expired"], false);
+    ack(4);
+    daemon.stop();
+    let _daemon = home.serve();
+    left(1);
+    assert_eq!(subjects(&home.read("/v1/events")), ["wr_4"], "what is young stays");
 }

@@ -59,6 +59,27 @@ impl Home {
         fs::write(self.path("settled.toml"), text).unwrap();
     }
 
+    /// Puts a provider behind it that answers every question with this body, for as long as the
+    /// test runs.
+    pub fn provider_says(&self, body: &str) {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let file = self.path("settled.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.replace("http://127.0.0.1:1\"", &format!("http://{address}\""))).unwrap();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                while head.next().is_some_and(|line| !line.is_empty()) {}
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -184,6 +205,52 @@ impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Builds an example and says where it is. Quick when it is fresh.
+pub fn example(name: &str) -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let profile = program.parent().and_then(Path::parent).unwrap();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{name} cannot be built");
+    profile.join("examples").join(name)
+}
+
+/// Whether a tool is installed. In CI (`CI` is set) all of them must be, so that nothing is skipped
+/// there unseen.
+pub fn installed(tool: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()));
+    assert!(found || std::env::var_os("CI").is_none(), "{tool} must be installed in CI");
+    if !found {
+        eprintln!("NOT TESTED: {tool} is not installed");
+    }
+    found
+}
+
+/// Waits for something to become true.
+pub fn until(what: &str, true_now: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !true_now() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A child that is killed when dropped; with all of its group, if it has one of its own.
+pub struct Kept(pub Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let group = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let _ = group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

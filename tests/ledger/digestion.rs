@@ -80,9 +80,9 @@ fn promised(reports: &[Report]) -> Ledger {
 fn what_was_promised_and_not_digested_is_digested_at_the_next_start() {
     let mut ledger = promised(&[signed("wr_1", "running"), signed("wr_1", "completed"), signed("wr_2", "failed")]);
     assert!(ledger.feed().is_empty());
-    assert_eq!(ledger.reconciler.recover(START).unwrap(), 3);
+    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 3);
     assert_eq!(ledger.feed().len(), 3);
-    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0, "and only once");
+    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0, "and only once");
     assert_eq!(ledger.feed().len(), 3);
 }
 
@@ -90,7 +90,7 @@ fn what_was_promised_and_not_digested_is_digested_at_the_next_start() {
 fn what_was_digested_is_not_digested_again() {
     let mut ledger = Ledger::new();
     ledger.hears(signed("wr_1", "completed"));
-    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0);
+    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_report_that_ended_the_process_three_times_is_set_aside() {
     let mut ledger = promised(&[signed("wr_1", "completed"), signed("wr_2", "completed")]);
     // Three processes counted an attempt, and came no further.
     ledger.sql().execute("UPDATE reports SET attempts = 3 WHERE id = 1", []).unwrap();
-    assert_eq!(ledger.reconciler.recover(START).unwrap(), 2);
+    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 2);
     assert!(ledger.run("wr_1").is_none());
     assert!(ledger.run("wr_2").unwrap().completion.is_some(), "and the next is not kept waiting");
     assert_eq!(ledger.set_aside(), 1);
@@ -109,7 +109,7 @@ fn a_report_that_ended_the_process_three_times_is_set_aside() {
 #[test]
 fn an_attempt_is_counted_on_disk_before_it_is_made() {
     let mut ledger = promised(&[signed("wr_1", "completed")]);
-    ledger.reconciler.recover(START).unwrap();
+    ledger.reconciler.recover(START, |_| ()).unwrap();
     assert_eq!(ledger.count("SELECT attempts FROM reports WHERE id = 1"), 1);
 }
 
@@ -123,7 +123,7 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
     let (row, _) = ledger.reader.read(|view| view.delivery(digests[1].report)).unwrap().unwrap();
     assert!(row.set_aside.unwrap().contains("panicked"));
     assert!(ledger.run("wr_1").is_none());
-    assert_eq!(ledger.reconciler.recover(START).unwrap(), 0, "it is not tried again");
+    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0, "it is not tried again");
     ledger.hears(signed("wr_1", "completed"));
     assert!(ledger.run("wr_1").unwrap().completion.is_some(), "its run can still settle");
 }

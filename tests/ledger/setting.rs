@@ -54,7 +54,7 @@ impl Ledger {
         let fleet = fleet(&mut writer, sources);
         let reader = writer.reader();
         let mut reconciler = Reconciler::new(writer, fleet, ring);
-        assert_eq!(reconciler.recover(START).unwrap(), 0);
+        assert_eq!(reconciler.recover(START, |_| ()).unwrap(), 0);
         Ledger { folder, reader, reconciler, now: START }
     }
 
@@ -150,12 +150,13 @@ pub fn answer(run_id: &str, asked_at: At, body: &str) -> Report {
     let response = Response { status: 200, body: body.into(), ..Response::default() };
     let (answer, body) = AnswerHead::split("/v1/runs/x".to_owned(), Answer::Http(response));
     let run_id = RunId::new(run_id).unwrap();
-    let head = PollHead { run_id, kind: Kind::Workflow, group_id: None, asked_at, answers: vec![answer] };
+    let head =
+        PollHead { run_id, kind: Kind::Workflow, guessed: false, group_id: None, asked_at, answers: vec![answer] };
     Report { source: 1, at: START, head: Head::Poll(head), body }
 }
 
 pub fn track(run_id: &str) -> Report {
     let run_id = RunId::new(run_id).unwrap();
-    let head = TrackHead { run_id, kind: Kind::Workflow, group_id: None, metadata: None };
+    let head = TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None };
     Report { source: 1, at: START, head: Head::Track(head), body: Vec::new() }
 }

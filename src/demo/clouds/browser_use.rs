@@ -120,6 +120,7 @@ fn task_status(world: &World, life: &Life, state: &State) -> Value {
 }
 
 fn task(world: &World, life: &Life, state: &State) -> Value {
+    world.note_listed(life);
     let (created, _) = world.times(life, state);
     let mut view = task_status(world, life, state);
     view["sessionId"] = json!(life.group);
@@ -149,6 +150,7 @@ fn tasks(world: &World, ask: &Ask) -> Reply {
 }
 
 fn session(world: &World, life: &Life, state: &State) -> Value {
+    world.note_listed(life);
     let (created, since) = world.times(life, state);
     let worked = !matches!(state.word, "created" | "idle");
     json!({
@@ -181,6 +183,7 @@ fn sessions(world: &World, ask: &Ask) -> Reply {
 }
 
 fn run(world: &World, life: &Life, state: &State) -> Value {
+    world.note_listed(life);
     let (created, since) = world.times(life, state);
     json!({
         "id": life.id,
@@ -226,6 +229,7 @@ fn runs(world: &World, ask: &Ask) -> Reply {
 fn slim_sessions(world: &World, ask: &Ask) -> Reply {
     let (rows, next) = after_cursor(world, ask, 50);
     let slim = |(life, state): (&Life, &State)| {
+        world.note_listed(life);
         let (created, since) = world.times(life, state);
         json!({ "sessionId": life.group, "workspaceId": null, "latestRunId": life.id, "task": "a demo", "title": null,
             "status": state.word, "createdAt": created.rfc3339(), "updatedAt": since.rfc3339() })

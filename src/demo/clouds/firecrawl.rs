@@ -196,6 +196,7 @@ fn active(world: &World) -> Reply {
     let open = world.listed(Source::Jobs).filter(|(life, state)| life.kind == Kind::Crawl && !state.over);
     let crawls: Vec<Value> = open
         .map(|(life, state)| {
+            world.note_listed(life);
             let (created, _) = world.times(life, state);
             json!({ "id": life.id, "teamId": "team-demo", "url": "https://example.com/",
                 "created_at": created.rfc3339(), "options": { "scrapeOptions": {} } })
@@ -220,6 +221,7 @@ fn activity(world: &World, ask: &Ask) -> Reply {
         .iter()
         .take(limit)
         .map(|(life, state)| {
+            world.note_listed(life);
             let (created, _) = world.times(life, state);
             json!({ "id": life.id, "endpoint": life.kind.word(), "api_version": "v2",
                 "created_at": created.rfc3339(), "target": "https://example.com/" })

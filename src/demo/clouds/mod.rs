@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-pub use reply::{Ask, Reply};
+pub use reply::{Ask, Manner, Reply};
 pub use world::{Count, Keys, Tally, World};
 
 use super::dice::Dice;

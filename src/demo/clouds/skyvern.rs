@@ -246,6 +246,7 @@ fn list(world: &World, ask: &Ask) -> Reply {
 }
 
 fn row(world: &World, life: &Life, state: &State) -> Value {
+    world.note_listed(life);
     let (created, since) = world.times(life, state);
     json!({
         "task_run_id": format!("tr_{}", life.id.trim_start_matches(|c: char| !c.is_ascii_digit())),

@@ -113,6 +113,13 @@ impl Tally {
     }
 }
 
+/// How old a run may be that a list still shows. Real lists reach back a day or for ever; a day
+/// here takes seconds.
+const LISTS_REACH_BACK: Duration = Duration::from_secs(20);
+
+/// A run that only a list can make known goes on for this long once it was seen.
+const SEEN_FOR: Duration = Duration::from_millis(100);
+
 /// Everything the clouds know.
 #[derive(Debug)]
 pub struct World {
@@ -124,11 +131,19 @@ pub struct World {
     pub tally: Tally,
     hooks: String,
     began: OnceLock<(Instant, At)>,
+    /// Milliseconds since the begin, when the time is moved by hand; else [`BY_ITSELF`].
+    hands: AtomicU64,
     index: HashMap<(Source, String), usize>,
     asked: Vec<AtomicUsize>,
+    /// When each run was first seen: on a list, or, where the daemon that saw it there may have been
+    /// killed before it could write that down, by a question about it.
+    first_seen: Vec<OnceLock<Duration>>,
     accepted: Vec<Vec<AtomicU64>>,
     in_the_post: AtomicUsize,
 }
+
+/// Nobody moves the time by hand.
+const BY_ITSELF: u64 = u64::MAX;
 
 /// What a status endpoint finds under an id.
 pub(super) enum Found<'a> {
@@ -150,8 +165,10 @@ impl World {
             tally: Tally::default(),
             hooks: hooks.to_owned(),
             began: OnceLock::new(),
+            hands: AtomicU64::new(BY_ITSELF),
             index,
             asked,
+            first_seen: plan.runs.iter().map(|_| OnceLock::new()).collect(),
             accepted,
             in_the_post: AtomicUsize::new(0),
             plan,
@@ -165,9 +182,19 @@ impl World {
         self.began.get_or_init(|| (Instant::now(), wall));
     }
 
+    /// Makes it so long after a begin at `wall`: the time of a simulation, which stands still until
+    /// it is moved again. The first call decides when the begin was.
+    pub fn turn_to(&self, wall: At, age: Duration) {
+        self.began.get_or_init(|| (Instant::now(), wall));
+        self.hands.store(u64::try_from(age.as_millis()).unwrap_or(BY_ITSELF - 1), Relaxed);
+    }
+
     /// How long the world has been turning.
     pub fn now(&self) -> Duration {
-        self.began.get().map(|(began, _)| began.elapsed()).unwrap_or_default()
+        match self.hands.load(Relaxed) {
+            BY_ITSELF => self.began.get().map(|(began, _)| began.elapsed()).unwrap_or_default(),
+            age => Duration::from_millis(age),
+        }
     }
 
     /// The moment at which the monotonic clock shows `age`, for timers.
@@ -229,9 +256,20 @@ impl World {
 
     /// What a status endpoint finds now.
     pub(super) fn find(&self, source: Source, id: &str) -> Found<'_> {
-        let Some(life) = self.life(source, id) else { return Found::Missing };
-        let state = self.now().checked_sub(life.begins).and_then(|age| life.state_at(age));
-        state.map_or(Found::Missing, |state| Found::Seen(life, state))
+        let number = self.index.get(&(source, id.to_owned()));
+        let state = number.and_then(|number| self.state(*number));
+        state.map_or(Found::Missing, |(life, state)| Found::Seen(life, state))
+    }
+
+    /// A run and the state it shows now, if it does.
+    fn state(&self, number: usize) -> Option<(&Life, &State)> {
+        let (life, now) = (&self.plan.runs[number], self.now());
+        let state = life.state_at(now.checked_sub(life.begins)?)?;
+        let seen = || self.first_seen[number].get().is_some_and(|at| *at + SEEN_FOR <= now);
+        if life.only_listed && state.over && !seen() {
+            return life.last_open().map(|state| (life, state));
+        }
+        Some((life, state))
     }
 
     /// Answers a question about one run: `render` gives the proper answer, on which the plan may
@@ -245,7 +283,8 @@ impl World {
     ) -> Reply {
         let Some(number) = self.index.get(&(source, id.to_owned())) else { return missing };
         let asked = self.asked[*number].fetch_add(1, Relaxed);
-        let Found::Seen(life, state) = self.find(source, id) else { return missing };
+        self.first_seen[*number].get_or_init(|| self.now());
+        let Some((life, state)) = self.state(*number) else { return missing };
         let age = self.now().saturating_sub(life.begins);
         if life.answers.deaf_until.is_some_and(|until| (life.ends()..until).contains(&age)) {
             return service.broken();
@@ -257,13 +296,22 @@ impl World {
         }
     }
 
-    /// The runs of an account that a list shows now, newest first, with their states.
+    /// The runs of an account that a list shows now, newest first, with their states: those that
+    /// are open, and those that began not long ago.
     pub(super) fn listed(&self, source: Source) -> impl Iterator<Item = (&Life, &State)> {
         let now = self.now();
-        self.plan.runs.iter().rev().filter_map(move |life| {
-            let age = now.checked_sub(life.begins).filter(|_| life.source == source)?;
-            Some((life, life.state_at(age)?))
-        })
+        let begun = self.plan.runs.partition_point(|life| life.begins <= now);
+        let ours = (0..begun).rev().filter(move |number| self.plan.runs[*number].source == source);
+        ours.filter_map(|number| self.state(number))
+            .filter(move |(life, state)| !state.over || now < life.begins + LISTS_REACH_BACK)
+    }
+
+    /// Notes that a list showed a run.
+    pub(super) fn note_listed(&self, life: &Life) {
+        let number = self.index.get(&(life.source, life.id.clone()));
+        if let Some(number) = number.filter(|_| self.plan.kills.is_empty()) {
+            self.first_seen[*number].get_or_init(|| self.now());
+        }
     }
 
     /// The letter of an item, by the cloud concerned.
