@@ -157,7 +157,7 @@ impl Writing {
             } else if self.reconciler.pending() == 0
                 && waiting.blocking_recv_many(&mut group, limits::GROUP_REPORTS_MAX) == 0
             {
-                return;
+                return self.reconciler.close();
             }
             let closed = take(&mut waiting, &mut group);
             if closed && group.is_empty() && self.reconciler.behind() {

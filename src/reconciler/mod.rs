@@ -112,6 +112,11 @@ impl Reconciler {
         self.writer.reader()
     }
 
+    /// Ends: leaves the ledger in one file.
+    pub fn close(self) {
+        self.writer.settle();
+    }
+
     /// How many reports are stored in this process and not yet digested.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -151,11 +156,12 @@ impl Reconciler {
 
     /// Tries the oldest undigested report until it is digested or set aside; `None` when there is none.
     fn digest_next(&mut self, now: At) -> Result<Option<Aftermath>, StoreError> {
+        let mut why = "digesting it ended the process three times".to_owned();
         loop {
             let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? else { return Ok(None) };
             let counted = self.attempted == Some(id);
             if attempts >= limits::ATTEMPTS_MAX && !counted {
-                self.set_aside(id, now)?;
+                self.set_aside(id, now, &why)?;
                 return Ok(Some(Aftermath { digests: vec![Digest::of(id)], ..Aftermath::default() }));
             }
             if !counted {
@@ -174,7 +180,9 @@ impl Reconciler {
                 Ok(aftermath) => return Ok(Some(aftermath)),
                 Err(error) if error.blames_the_disk() => return Err(error),
                 Err(error) => {
-                    tracing::error!(report = id, error = %Refusal::from(&error), "a report could not be digested");
+                    let refusal = Refusal::from(&error);
+                    tracing::error!(report = id, error = %refusal, "a report could not be digested");
+                    why = format!("it could not be digested three times; {error}");
                     self.attempted = None;
                     self.writer.reopen()?;
                 }
@@ -183,10 +191,10 @@ impl Reconciler {
     }
 
     /// Sets a report aside, so that it blocks nobody.
-    fn set_aside(&mut self, id: i64, now: At) -> Result<(), StoreError> {
-        tracing::error!(report = id, "a report that cannot be digested is set aside");
+    fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<(), StoreError> {
+        tracing::error!(report = id, why, "a report that cannot be digested is set aside");
         self.writer.transaction(|tx| {
-            tx.set_aside(id, now, "digesting it failed or ended the process three times")?;
+            tx.set_aside(id, now, why)?;
             tx.mark_digested(id)
         })
     }

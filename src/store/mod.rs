@@ -198,6 +198,14 @@ impl Writer {
         Ok(value)
     }
 
+    /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
+    /// people copy it after they have stopped the daemon. Best effort; the log is as good.
+    pub fn settle(&self) {
+        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+            tracing::debug!(%error, "the write-ahead log is left as it is");
+        }
+    }
+
     /// Replaces the connection by a fresh one.
     pub fn reopen(&mut self) -> Result<()> {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
