@@ -83,6 +83,7 @@ pub fn sender(peer: &Peer, headers: &Headers) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as the senders' addresses come")]
     fn address(last: u8) -> Option<IpAddr> {
         Some(IpAddr::from([203, 0, 113, last]))
     }

@@ -201,8 +201,13 @@ impl Writing {
             Err(error) => {
                 let refusal = failed(&error);
                 self.refuse_unheard(&refusal);
-                replies.into_iter().for_each(|reply| reply.refuse(&refusal));
-                return done.into_iter().for_each(|tell| drop(tell.send(Err(refusal.clone()))));
+                for reply in replies {
+                    reply.refuse(&refusal);
+                }
+                for tell in done {
+                    let _ = tell.send(Err(refusal.clone()));
+                }
+                return;
             }
         };
         for (tell, result) in done.into_iter().zip(turn.work) {
