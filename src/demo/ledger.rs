@@ -95,6 +95,8 @@ pub struct Ledger {
     pub clouds: BTreeMap<Count, u64>,
     /// How often the daemon was killed and started again.
     pub kills: u64,
+    /// How often the daemon ended without having been killed. Must be 0.
+    pub crashes: u64,
     /// How often the feed's stream broke and was read on from the last cursor.
     pub streams_broken: u64,
     /// How long all this took.
@@ -114,6 +116,8 @@ pub struct Ledger {
 pub struct Audit {
     /// How often it was killed.
     pub kills: u64,
+    /// How often it ended by itself.
+    pub crashes: u64,
     /// How long all took.
     pub elapsed: Duration,
     /// The feed read once more from its beginning.
@@ -284,6 +288,7 @@ impl Book {
             told_late: self.told_late,
             clouds: self.world.tally.counted(),
             kills: audit.kills,
+            crashes: audit.crashes,
             streams_broken: self.broken,
             elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
             offenders: self.offenders(faults, &strangers),
@@ -327,7 +332,8 @@ fn differences(followed: &[(String, String)], again: Option<&[(String, String)]>
 impl Ledger {
     /// Whether every number that must be 0 is.
     pub fn ok(&self) -> bool {
-        [self.duplicates, self.lost, self.disagreements, self.unknown, self.forgotten, self.feed_faults] == [0; 6]
+        let faults = [self.duplicates, self.lost, self.disagreements, self.unknown, self.forgotten, self.feed_faults];
+        faults == [0; 6] && self.crashes == 0
     }
 
     fn counted(&self, what: Count) -> u64 {
@@ -372,6 +378,9 @@ impl Ledger {
             row("forgotten", self.forgotten, must_be_0(self.forgotten)),
             row("feed faults", self.feed_faults, must_be_0(self.feed_faults)),
         ];
+        if self.crashes > 0 {
+            rows.push(row("crashes", self.crashes, must_be_0(self.crashes)));
+        }
         if self.kills > 0 {
             let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
             rows.push(row("kills", self.kills, remark));

@@ -130,9 +130,9 @@ pub async fn run(options: Options) -> Result<Ledger, DemoError> {
     let played = play(&mut stage).await;
     stage.stop().await;
     let Stage { place, .. } = stage;
-    let keep = options.keep || !matches!(&played, Ok(ledger) if ledger.ok());
+    let keep = played.as_ref().is_ok_and(|ledger| options.keep || !ledger.ok());
     let folder = keep.then(|| place.dir().to_owned());
-    if !keep || matches!(played, Err(DemoError::Interrupted)) {
+    if !keep {
         place.remove();
     }
     played.map(|ledger| Ledger { folder, ..ledger })
@@ -158,7 +158,7 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     tasks.spawn(go_on_errands(client.clone(), Arc::clone(&world), events));
     let mut book = Book::new(Arc::clone(&world));
     let screen = Screen::new(world.plan.runs.len());
-    let (mut killed, mut last_news) = (0_usize, Instant::now());
+    let (mut killed, mut crashes, mut last_news) = (0_usize, 0, Instant::now());
     let mut looking = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
@@ -179,7 +179,8 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
                     stage.start().await?;
                     killed += 1;
                 } else if !stage.running() {
-                    stage.start().await?; // it died by itself: say so if it stays dead
+                    crashes += 1;
+                    stage.start().await?;
                 }
                 if killed > 0 && world.now() > world.plan.done() && world.in_the_post() == 0 {
                     tell_late(&client, &mut book, &world).await;
@@ -194,7 +195,7 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     screen.clear();
     let elapsed = began.elapsed();
     let (again, webhooks) = (client.reread().await, client.webhooks().await);
-    let ledger = book.close(&Audit { kills: killed as u64, elapsed, again, webhooks });
+    let ledger = book.close(&Audit { kills: killed as u64, crashes, elapsed, again, webhooks });
     write_evidence(stage, &client, &ledger).await;
     Ok(ledger)
 }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::process::{Child, Command};
@@ -82,6 +83,9 @@ impl Place {
         for (name, value) in secrets(keys) {
             self.write(name, value)?;
         }
+        for source in Source::ALL {
+            self.write(&format!("{source}.key"), &keys.api_key(*source))?;
+        }
         self.write("settled.toml", &self.toml(clouds))
     }
 
@@ -116,7 +120,7 @@ impl Place {
             format!("\n[sources.{source}]"),
             format!("provider = \"{cloud}\""),
             format!("base_url = \"{}\"", clouds.address(cloud)),
-            format!("api_key = {}", file(&format!("{cloud}.key"))),
+            format!("api_key = {}", file(&format!("{source}.key"))),
         ];
         lines.extend(source.api().map(|api| format!("api = \"{api}\"")));
         match source {
@@ -149,27 +153,25 @@ rate = "1000/s"
 concurrency = 32
 "#;
 
-fn secrets(keys: &Keys) -> [(&'static str, &str); 8] {
+/// What webhooks are proven with, beside Skyvern's API key.
+fn secrets(keys: &Keys) -> [(&'static str, &str); 4] {
     [
-        ("skyvern.key", &keys.skyvern),
-        ("browser-use.key", &keys.browser_use),
         ("browser-use.hooks", &keys.browser_use_hooks),
-        ("smartbrowse.key", &keys.smartbrowse),
         ("smartbrowse.path", &keys.smartbrowse_path),
         ("smartbrowse.header", &keys.smartbrowse_header),
-        ("firecrawl.key", &keys.firecrawl),
         ("firecrawl.hooks", &keys.firecrawl_hooks),
     ]
 }
 
 /// A port that nobody listens on now. Below the range from which the system gives out ports to
 /// clients, or one of the clouds' own connections could take it while the daemon is being killed.
+/// Every call looks at other ports, so that several stages of one process do not meet.
 fn free_port() -> io::Result<u16> {
-    let first = 20_000 + u16::try_from(std::process::id() % 8000).unwrap_or_default();
-    let mut ports = (first..32_000).chain(20_000..first);
-    ports
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .ok_or_else(|| io::Error::other("no free port between 20000 and 32000 on 127.0.0.1"))
+    static CALLS: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 1_000).unwrap_or_default() * 12;
+    let ports = (0..12_000).map(|_| 20_000 + own.wrapping_add(CALLS.fetch_add(1, Relaxed)) % 12_000);
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports.into_iter().find(free).ok_or_else(|| io::Error::other("no free port between 20000 and 32000 on 127.0.0.1"))
 }
 
 /// A stage on which a plan can be played.

@@ -20,7 +20,8 @@ const HOUR_MS: i64 = 3_600_000;
 
 impl Service for BrowserUse {
     fn authorized(&self, ask: &Ask, keys: &Keys) -> bool {
-        ask.header("x-browser-use-api-key") == Some(&keys.browser_use)
+        let ours = [Source::Tasks, Source::Sessions, Source::Runs].map(|source| keys.api_key(source));
+        ask.header("x-browser-use-api-key").is_some_and(|key| ours.iter().any(|ours| ours == key))
     }
 
     fn refusal(&self, _ask: &Ask) -> Reply {

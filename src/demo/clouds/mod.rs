@@ -201,7 +201,7 @@ mod tests {
         let keys = &clouds.world().keys;
         match cloud {
             Cloud::Skyvern => ("x-api-key", keys.skyvern.clone()),
-            Cloud::BrowserUse => ("X-Browser-Use-API-Key", keys.browser_use.clone()),
+            Cloud::BrowserUse => ("X-Browser-Use-API-Key", keys.api_key(Source::Tasks)),
             Cloud::SmartBrowse => ("X-API-Key", keys.smartbrowse.clone()),
             Cloud::Firecrawl => ("Authorization", format!("Bearer {}", keys.firecrawl)),
         }

@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::reply::{Manner, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
-use crate::demo::plan::{Life, Plan, Source, State, Stumble};
+use crate::demo::plan::{Cloud, Life, Plan, Source, State, Stumble};
 use crate::run::{At, words};
 
 /// The secrets of a demo. They open nothing but its clouds.
@@ -18,7 +18,7 @@ use crate::run::{At, words};
 pub struct Keys {
     /// Skyvern's API key, which signs as well.
     pub skyvern: String,
-    /// Browser Use's API key.
+    /// What Browser Use's API keys begin with; see [`Keys::api_key`].
     pub browser_use: String,
     /// Browser Use's webhook secret.
     pub browser_use_hooks: String,
@@ -47,6 +47,17 @@ impl Keys {
             smartbrowse_header: format!("Bearer {}", dice.base62(32)),
             firecrawl: format!("fc-{}", dice.base62(32)),
             firecrawl_hooks: dice.base62(40),
+        }
+    }
+
+    /// The API key of an account. Browser Use's three accounts are told apart by it.
+    pub fn api_key(&self, source: Source) -> String {
+        match (source.cloud(), source.api()) {
+            (Cloud::BrowserUse, Some(api)) => format!("{}{api}", self.browser_use),
+            (Cloud::BrowserUse, None) => self.browser_use.clone(),
+            (Cloud::Skyvern, _) => self.skyvern.clone(),
+            (Cloud::SmartBrowse, _) => self.smartbrowse.clone(),
+            (Cloud::Firecrawl, _) => self.firecrawl.clone(),
         }
     }
 }
