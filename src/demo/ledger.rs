@@ -461,7 +461,7 @@ mod tests {
     fn a_truth_that_one_letter_tells_is_not_asked_of_who_never_got_it() {
         let world = world();
         let hinged = |life: &&Life| life.truth.and_then(|truth| truth.hinge).is_some();
-        let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(&life)).unwrap();
+        let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(life)).unwrap();
         let hinge = life.truth.unwrap().hinge.unwrap();
         let mut book = honest(&world);
         book.hear(record(1000, life.source.word(), &life.id, hinge.otherwise, true));
