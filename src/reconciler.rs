@@ -704,15 +704,12 @@ impl Reconciler {
         }
     }
 
-    /// After an error nothing the connection believes is to be trusted: it is replaced, and what
-    /// may have been stored without being digested is looked for on disk.
+    /// After an error what may have been stored without being digested is looked for on disk, once
+    /// the store has a connection that can be trusted again.
     fn fail(&mut self, error: &StoreError) -> Refusal {
         let refusal = refusal(error);
         tracing::error!(%refusal, "a write failed; nothing of it was acknowledged");
         self.behind = true;
-        if let Err(error) = self.writer.reopen() {
-            tracing::error!(error = %self::refusal(&error), "the database cannot be opened again");
-        }
         refusal
     }
 }

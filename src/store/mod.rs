@@ -96,6 +96,8 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 /// The one connection that writes.
 pub struct Writer {
     connection: Connection,
+    /// Something failed on the connection: it is not used again.
+    failed: bool,
     path: PathBuf,
     epoch: String,
     _lock: File,
@@ -141,7 +143,7 @@ impl Writer {
         set_up(&connection)?;
         migrate(&mut connection, path, now)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, _lock: lock })
+        Ok(Writer { connection, failed: false, path: path.to_owned(), epoch, _lock: lock })
     }
 
     /// First half of every cursor.
@@ -155,24 +157,32 @@ impl Writer {
         Reader { shared: Arc::new(Readers { path, epoch, idle: Mutex::new(Vec::new()) }) }
     }
 
-    /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
-    /// error nothing happened, and the connection must be replaced with [`Writer::reopen`]: after
+    /// Runs `work` in one transaction. It is on disk when this returns `Ok`. If it returns an error
+    /// nothing happened, and the connection is replaced before anything else is done with it: after
     /// a failed fsync its idea of the file may be wrong.
     pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
-        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut transaction = Transaction { tx };
-        let value = work(&mut transaction)?;
-        transaction.tx.commit()?;
-        Ok(value)
+        if self.failed {
+            self.reopen()?;
+        }
+        let result = transact(&mut self.connection, work);
+        self.failed = result.is_err();
+        result
     }
 
-    /// Replaces the connection by a fresh one.
-    pub fn reopen(&mut self) -> Result<()> {
+    fn reopen(&mut self) -> Result<()> {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         set_up(&connection)?;
         self.connection = connection;
         Ok(())
     }
+}
+
+fn transact<T>(connection: &mut Connection, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut transaction = Transaction { tx };
+    let value = work(&mut transaction)?;
+    transaction.tx.commit()?;
+    Ok(value)
 }
 
 impl Reader {
