@@ -1,0 +1,117 @@
+//! The outside of a test: six accounts at four clouds, asked and written to without a network.
+//!
+//! The clouds are the demo's: they answer, list and sign like their providers. Here their time is
+//! moved by hand, and what comes out of them is handed over as a value.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use settled::config::Source;
+use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
+use settled::demo::plan;
+use settled::providers::{self, Answer, Delivery, Method, Question, Response};
+use settled::reconciler::Member;
+use settled::report::{Head, Report, WebhookHead};
+use settled::run::{At, SourceName};
+use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
+
+/// When every world begins: a Saturday morning.
+pub const BEGIN: At = At(1_795_248_000_000);
+
+/// The accounts as the daemon is configured with them.
+pub fn accounts(keys: &Keys) -> BTreeMap<SourceName, Arc<Source>> {
+    let account = |source: &plan::Source| {
+        let source = account(*source, keys);
+        (source.name.clone(), Arc::new(source))
+    };
+    plan::Source::ALL.iter().map(account).collect()
+}
+
+/// One account.
+pub fn account(source: plan::Source, keys: &Keys) -> Source {
+    let provider = providers::named(source.cloud().word()).unwrap();
+    let mut made = Source::new(SourceName::new(source.word()).unwrap(), provider);
+    if let Some(api) = source.api() {
+        made.settings.api = Some(api.to_owned());
+    }
+    let (api_key, hooks) = match source.cloud() {
+        plan::Cloud::Skyvern => (&keys.skyvern, None),
+        plan::Cloud::BrowserUse => (&keys.browser_use, Some(&keys.browser_use_hooks)),
+        plan::Cloud::SmartBrowse => (&keys.smartbrowse, None),
+        plan::Cloud::Firecrawl => (&keys.firecrawl, Some(&keys.firecrawl_hooks)),
+    };
+    made = made.with_keys(Some(key("api_key", api_key)), hooks.map(|hooks| key("webhook_secrets[0]", hooks)));
+    if source == plan::Source::Recipes {
+        made.keyring.path_tokens = vec![key("path_token", &keys.smartbrowse_path)];
+        let values = vec![key("require_headers.Authorization", &keys.smartbrowse_header)];
+        made.keyring.headers = vec![RequiredHeader { name: "authorization".to_owned(), values }];
+    }
+    made
+}
+
+/// A secret with its name.
+pub fn key(label: &str, value: &str) -> Key {
+    Key { label: SecretLabel(label.to_owned()), secret: Secret::new(value) }
+}
+
+/// Asks a cloud, with the account's key; also gives how long it takes to answer.
+pub fn ask(world: &World, cloud: plan::Cloud, member: &Member, question: &Question) -> (Answer, Duration) {
+    let ask = request(member, question);
+    let service = service(cloud);
+    let reply = if service.authorized(&ask, &world.keys) { service.answer(world, &ask) } else { service.refusal(&ask) };
+    answer(reply, question)
+}
+
+/// The question as the cloud's server reads it.
+fn request(member: &Member, question: &Question) -> Ask {
+    let method = match question.method {
+        Method::Get => hyper::Method::GET,
+        Method::Post => hyper::Method::POST,
+    };
+    let mut headers = HeaderMap::new();
+    if let Some(key) = &member.source.api_key {
+        let (name, prefix) = member.source.provider.key_header();
+        let value = HeaderValue::from_str(&format!("{prefix}{}", key.expose())).unwrap();
+        headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
+    }
+    Ask::new(method, &question.path, headers, question.body.clone().unwrap_or_default().into())
+}
+
+/// The reply as our client reads it.
+pub fn answer(reply: Reply, question: &Question) -> (Answer, Duration) {
+    let usual = Duration::from_millis(120);
+    match reply.manner {
+        Manner::CutOff => (Answer::Failed { what: "the connection was closed".to_owned() }, usual),
+        Manner::Slow(span) if span > question.timeout => {
+            (Answer::Failed { what: "no answer in time".to_owned() }, question.timeout)
+        }
+        manner => {
+            let headers = reply.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            let mut body = reply.body.to_vec();
+            let truncated = body.len() > question.bytes_max;
+            body.truncate(question.bytes_max);
+            let late = if let Manner::Slow(span) = manner { span } else { Duration::ZERO };
+            (Answer::Http(Response { status: reply.status, headers, body, truncated }), usual + late)
+        }
+    }
+}
+
+/// A letter as the receiver reports it.
+pub fn receive(member: &Member, letter: Letter, now: At) -> Report {
+    let path_token = letter.path_token.as_deref().map(TokenDigest::of);
+    let delivery =
+        Delivery { headers: &letter.headers, body: &letter.body, truncated: false, path_token: path_token.as_ref() };
+    let source = &member.source;
+    let proof = source.provider.verify(&delivery, &source.keyring, now);
+    let head = WebhookHead {
+        verdict: proof.verdict(),
+        secret: proof.secret().cloned(),
+        headers: letter.headers,
+        path_token,
+        truncated: false,
+        peer: None,
+    };
+    Report { source: member.id, at: now, head: Head::Webhook(head), body: letter.body }
+}

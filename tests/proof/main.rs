@@ -1,0 +1,17 @@
+//! Nothing lost, nothing doubled: the proof.
+//!
+//! Three ways of doing the worst to the real store and the real reconciler, and one opinion about
+//! what must hold then ([`check`]):
+//!
+//! * [`model`]: generated histories, compared step by step with plain maps;
+//! * [`crash`]: every write and every sync as the last one before the power went.
+//!
+//! `docs/reliability.md` has the long forms and what they found.
+
+mod check;
+mod clouds;
+mod crash;
+mod files;
+mod full_disk;
+mod history;
+mod model;
