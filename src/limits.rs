@@ -90,6 +90,12 @@ pub const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// would delay the first of them.
 pub const GROUP_REPORTS_MAX: usize = 512;
 
+/// Characters kept of a provider's word for a state, of a group's id and the like.
+pub const WORD_CHARS_MAX: usize = 200;
+
+/// Characters kept of a provider's error.
+pub const ERROR_CHARS_MAX: usize = 2_000;
+
 /// How often a report may kill its reader before it is set aside.
 pub const ATTEMPTS_MAX: u32 = 3;
 

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+use crate::providers::json::shortened;
 use crate::providers::{Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook};
 use crate::run::observation::{Claim, Detail, Observation, portable};
 use crate::run::{At, Kind, RunId, Trust, Via};
@@ -188,6 +190,23 @@ impl AnswerHead {
     }
 }
 
+/// Cuts what a provider may say at any length down to what a run carries along for ever.
+fn shorten(detail: &mut Detail) {
+    detail.metadata.take_if(|metadata| !portable(metadata));
+    let texts = [
+        (&mut detail.provider_status, limits::WORD_CHARS_MAX),
+        (&mut detail.group_id, limits::WORD_CHARS_MAX),
+        (&mut detail.reason, limits::WORD_CHARS_MAX),
+        (&mut detail.delivery_id, limits::WORD_CHARS_MAX),
+        (&mut detail.error, limits::ERROR_CHARS_MAX),
+    ];
+    for (text, chars_max) in texts {
+        if let Some(text) = text {
+            *text = shortened(text, chars_max);
+        }
+    }
+}
+
 impl PollHead {
     /// The answers again, from the report's body.
     pub fn answers(&self, mut body: &[u8]) -> Vec<Answer> {
@@ -196,13 +215,13 @@ impl PollHead {
 }
 
 impl Report {
-    /// What it says, in its provider's dialect. Metadata that cannot be carried along is left behind:
-    /// it must not cost the run its end.
+    /// What it says, in its provider's dialect, in words that are short enough to be carried along.
+    /// Metadata that is not is left behind: it must not cost the run its end.
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         let mut reading = self.understand(provider, settings);
         if let Reading::Said(observations) | Reading::Counted(observations, _) = &mut reading {
             for heard in observations {
-                heard.detail.metadata.take_if(|metadata| !portable(metadata));
+                shorten(&mut heard.detail);
             }
         }
         reading
