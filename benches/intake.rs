@@ -7,6 +7,13 @@
 //!
 //! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64]`
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for people"
+)]
+
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
