@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use crate::support::senders::{
     PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of, smartbrowse, unsigned,
 };
 use crate::support::wire::{Answer, Post};
-use crate::support::{Daemon, Wish};
+use crate::support::{Daemon, Wish, suffixed};
 
 const SMALL_LIMIT: usize = 64 * 1024;
 
@@ -413,5 +414,18 @@ fn whoever_sends_far_too_much_still_reads_the_413() {
         let over = skyvern_of("wr_1", bytes);
         assert_eq!(daemon.raw(over.bytes()).status, 413, "{bytes} declared");
         assert_eq!(daemon.raw(over.chunked(8000)).status, 413, "{bytes} chunked");
+    }
+}
+
+#[test]
+fn files_and_sockets_are_closed_to_everybody_else() {
+    let daemon = Daemon::start();
+    daemon.post(&skyvern("wr_1", "completed"));
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        assert_eq!(mode(&suffixed(&daemon.store(), suffix)) & 0o137, 0, "{suffix}");
+    }
+    for socket in [daemon.feed_socket(), daemon.control_socket()] {
+        assert_eq!(mode(&socket), 0o660);
     }
 }
