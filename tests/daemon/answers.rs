@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use crate::support::senders::{
     PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of, smartbrowse, unsigned,
 };
 use crate::support::wire::{Answer, Post};
-use crate::support::{Daemon, Wish};
+use crate::support::{Daemon, Wish, post, suffixed};
 
 const SMALL_LIMIT: usize = 64 * 1024;
 
@@ -183,11 +184,15 @@ fn a_token_on_a_source_that_has_none_does_not_matter() {
 
 #[test]
 fn neither_token_nor_header_nor_key_is_shown_or_logged() {
-    let daemon = Daemon::start();
+    let skyvern_api = Some("http://127.0.0.1:9".to_owned());
+    let daemon = Daemon::with(Wish { log: Some("trace"), skyvern: skyvern_api, ..Wish::default() });
     let id = daemon.post(&smartbrowse("r1", "completed")).stored().unwrap();
     daemon.post(&smartbrowse("r1", "completed").to("/hooks/shop/a-token-that-somebody-guessed"));
-    daemon.post(&skyvern("wr_1", "completed"));
-    let mut shown = daemon.log();
+    daemon.post(&skyvern("wr_1", "running"));
+    daemon.until("it is known", |daemon| daemon.control("/v1/runs/sky/wr_1").status == 200);
+    let asked = post(&daemon.control_socket(), "/v1/runs/sky/wr_1/poll", "").expect("the control socket answers");
+    assert_eq!(asked.status, 200, "{asked:?}");
+    let mut shown = daemon.log() + &String::from_utf8_lossy(&asked.body);
     for path in [format!("/v1/deliveries/{id}"), "/v1/deliveries".to_owned(), "/v1/status".to_owned()] {
         shown += &String::from_utf8(daemon.control(&path).body).unwrap();
     }
@@ -413,5 +418,18 @@ fn whoever_sends_far_too_much_still_reads_the_413() {
         let over = skyvern_of("wr_1", bytes);
         assert_eq!(daemon.raw(over.bytes()).status, 413, "{bytes} declared");
         assert_eq!(daemon.raw(over.chunked(8000)).status, 413, "{bytes} chunked");
+    }
+}
+
+#[test]
+fn files_and_sockets_are_closed_to_everybody_else() {
+    let daemon = Daemon::start();
+    daemon.post(&skyvern("wr_1", "completed"));
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        assert_eq!(mode(&suffixed(&daemon.store(), suffix)) & 0o137, 0, "{suffix}");
+    }
+    for socket in [daemon.feed_socket(), daemon.control_socket()] {
+        assert_eq!(mode(&socket), 0o660);
     }
 }

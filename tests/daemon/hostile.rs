@@ -323,3 +323,69 @@ fn a_run_whose_row_is_damaged_holds_up_no_other() {
         daemon.ready();
     }
 }
+
+#[test]
+fn no_query_upsets_the_feed() {
+    let daemon = Daemon::start();
+    daemon.post(&skyvern("wr_1", "completed"));
+    let epoch = daemon.completions(1)[0]["cursor"].as_str().expect("a cursor").split('.').next().unwrap().to_owned();
+    let names = [
+        "after",
+        "follow",
+        "limit",
+        "wait",
+        "heartbeat",
+        "types",
+        "source",
+        "provider",
+        "outcome",
+        "origin",
+        "group",
+        "x",
+    ];
+    let values = [
+        "",
+        "0",
+        "1",
+        "-1",
+        "18446744073709551615",
+        "18446744073709551616",
+        "earliest",
+        "latest",
+        "completion,,status",
+        "%00",
+        "%ff%fe",
+        "a%27%20OR%201=1--",
+        "succeeded",
+        "webhook",
+        "true",
+        "%F0%9F%98%80",
+        "sky,fire",
+        ".",
+        "..",
+        &format!("{epoch}.0"),
+        &format!("{epoch}.9223372036854775807"),
+        &format!("{epoch}.1"),
+        "00ff.1",
+        &"x".repeat(5000),
+    ]
+    .map(str::to_owned);
+    for name in names {
+        for value in &values {
+            let waits =
+                matches!((name, value.as_str()), ("follow", "" | "1" | "true") | ("wait", "18446744073709551615"));
+            if waits {
+                continue;
+            }
+            let answer = daemon.control(&format!("/v1/events?limit=1&{name}={value}"));
+            assert!(matches!(answer.status, 200 | 400 | 409 | 410), "{name}={value}: {answer:?}");
+        }
+    }
+    for (path, value) in
+        ["/v1/runs/", "/v1/deliveries/", "/v1/"].iter().flat_map(|path| values.iter().map(move |value| (path, value)))
+    {
+        let status = daemon.control(&format!("{path}{value}")).status;
+        assert!(matches!(status, 200 | 400 | 404 | 405), "{path}{value}: {status}");
+    }
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+}

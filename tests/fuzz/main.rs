@@ -8,7 +8,8 @@ mod targets;
 
 use std::time::{Duration, Instant};
 
-use mutate::{Mutator, corpus, corpus_of, lengthened};
+use mutate::{Mutator, corpus, corpus_of, replaced};
+use serde_json::Value;
 
 fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
@@ -67,15 +68,27 @@ fn no_text_upsets_the_configuration() {
     storm(targets::config, &[example.into(), live.into(), short.into()], 0, 20);
 }
 
-#[test]
-fn no_long_word_is_carried_along() {
+/// Reads every kind of body, as a webhook and as an answer, with this instead of each of its texts.
+fn replace_every_text(by: &Value) {
     for provider in 0..4 {
-        for body in lengthened(&corpus_of(provider), 140_000) {
+        for body in replaced(&corpus_of(provider), by) {
             targets::webhook(&[&[provider, 0, 1, 0], &body[..]].concat());
             // A success, whole, that is all there is.
             let choices = [provider, 0, 0, 0, 1, 1, 0, 2, 0, 2, 0, 2, 0, 2];
             targets::status(&[&choices, &body[..]].concat());
         }
+    }
+}
+
+#[test]
+fn no_long_word_is_carried_along() {
+    replace_every_text(&Value::String("x".repeat(140_000)));
+}
+
+#[test]
+fn whatever_is_carried_along_can_be_read_back_however_deep_it_came() {
+    for depth in 115..=127 {
+        replace_every_text(&(0..depth).fold(Value::Null, |inner, _| Value::Array(vec![inner])));
     }
 }
 

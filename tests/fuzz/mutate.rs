@@ -38,8 +38,8 @@ fn gather(value: &Value, found: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// Each kind of body once for each key it has text under, with that text made very long.
-pub fn lengthened(bodies: &[Vec<u8>], bytes: usize) -> Vec<Vec<u8>> {
+/// Each kind of body once for each key it has text under, with this instead of the text.
+pub fn replaced(bodies: &[Vec<u8>], by: &Value) -> Vec<Vec<u8>> {
     let (mut seen, mut made) = (BTreeSet::new(), Vec::new());
     for body in bodies {
         let Ok(mut value) = serde_json::from_slice::<Value>(body) else { continue };
@@ -50,7 +50,7 @@ pub fn lengthened(bodies: &[Vec<u8>], bytes: usize) -> Vec<Vec<u8>> {
             paths.into_iter().filter(|path| seen.insert((kind.clone(), path.rsplit('/').next().map(str::to_owned))))
         {
             let place = value.pointer_mut(&path).expect("it is there");
-            let before = std::mem::replace(place, Value::String("x".repeat(bytes)));
+            let before = std::mem::replace(place, by.clone());
             made.push(value.to_string().into_bytes());
             *value.pointer_mut(&path).expect("it is there") = before;
         }
@@ -101,7 +101,7 @@ const TOKENS: &[&str] = &[
     "\"session.status.update\"",
     "\"retry_pending\":true,",
     "\"next_attempt_at\":\"9999-12-31T23:59:59\",",
-    "\"metadata\":{\"a\":{}},",
+    "\"metadata\":{\"a\":1},",
     "\"data\":[{}],",
     "\"status\":",
     "\"run_id\":\"r\",",
@@ -190,7 +190,8 @@ impl Mutator {
             return;
         };
         let end = input[colon..].iter().position(|byte| matches!(byte, b',' | b'}')).map_or(input.len(), |n| colon + n);
-        let depth = self.below(130);
+        // Parsers stop at 128, so that is where it gets interesting.
+        let depth = 110 + self.below(20);
         let wrapped = [b"[".repeat(depth), input[colon..end].to_vec(), b"]".repeat(depth)].concat();
         input.splice(colon..end, wrapped);
     }

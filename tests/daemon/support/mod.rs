@@ -33,6 +33,8 @@ pub struct Wish {
     pub store: Option<PathBuf>,
     /// Where Skyvern's API is; without, no source can be polled.
     pub skyvern: Option<String>,
+    /// What to log, if not as usual.
+    pub log: Option<&'static str>,
     /// Start with this soft limit of open files.
     pub files: Option<u32>,
 }
@@ -124,6 +126,7 @@ impl Daemon {
         command.arg("-c").arg(format!("{limit}exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_settled"));
         command.arg("serve").arg("--config").arg(self.folder.path().join("settled.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("SETTLED_LOG", self.wish.log.unwrap_or("info"));
         self.child = Some(command.spawn().expect("the binary starts"));
     }
 
