@@ -1,9 +1,12 @@
 //! What a person at a terminal sees while the demo runs. Elsewhere nothing is shown.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::clouds::{Count, World};
 use super::ledger::Book;
+use super::plan::Life;
 use crate::run::Origin;
 
 /// The live view, on standard error.
@@ -28,18 +31,17 @@ impl Screen {
         let origin = |origin: Origin| origins.get(&origin).copied().unwrap_or_default();
         let counted = world.tally.counted();
         let count = |what: Count| counted.get(&what).copied().unwrap_or_default();
-        let late = |life: &&super::plan::Life| {
+        let missing = |life: &&Life| {
             let settled_by = life.begins + life.ends() + LATE;
             settled_by < world.now() && book.belief(life.source, &life.id).is_none()
         };
-        let missing = world.plan.runs.iter().filter(late).count();
+        let late = world.plan.runs.iter().filter(missing).count();
         self.runs.set_position(book.completions() as u64);
         self.runs.set_message(format!(
-            "by webhook {}, by poll {}, inferred {} | webhooks sent {}, forged {} | polls {} | duplicates {}, \
-             missing for long {missing}",
+            "by webhook {}, poll {}, replay {} | sent {}, forged {} | asked {} | duplicates {}, late {late}",
             origin(Origin::Webhook),
             origin(Origin::Poll),
-            origin(Origin::Inferred),
+            origin(Origin::Replay),
             count(Count::WebhooksSent),
             count(Count::WebhooksForged),
             count(Count::PollsAnswered) + count(Count::PollsFailed),
@@ -54,4 +56,4 @@ impl Screen {
 }
 
 /// A run that ended this long ago ought to be in the feed.
-const LATE: std::time::Duration = std::time::Duration::from_secs(20);
+const LATE: Duration = Duration::from_secs(20);
