@@ -1,7 +1,6 @@
 //! Seeded mutations of what providers really send, against everything that reads bytes of others.
 //!
-//! `SETTLED_FUZZ=1000000` for more rounds, `SETTLED_SEED` for others. The same targets run under
-//! libFuzzer: see `fuzz/README.md`.
+//! `SETTLED_FUZZ=1000000` for more rounds, `SETTLED_SEED` for others.
 
 mod mutate;
 mod targets;

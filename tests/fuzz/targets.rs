@@ -1,4 +1,4 @@
-//! What must hold for any bytes. Used by the tests here and by the targets in `fuzz/`.
+//! What must hold for any bytes.
 //!
 //! The first bytes of an input choose (provider, trust, status, …), the rest is what a sender or a
 //! provider would send.
