@@ -538,8 +538,10 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
     let pending = |since: At| at.now.since(since) < asking::LOOK_FOR;
     if !at.policy.can_ask {
         None
-    } else if settled.disputed_at.is_some_and(pending) {
-        Some(Ask { at: at.now.plus(asking::MISS_INTERVAL), urgent: true })
+    } else if let Some(since) = settled.disputed_at.filter(|since| pending(*since)) {
+        // Soon at first (the answer was merely late or lost), then ever more rarely.
+        let pause = at.now.since(since).clamp(Duration::from_secs(1), asking::MISS_INTERVAL);
+        Some(Ask { at: at.now.plus(pause), urgent: true })
     } else {
         let span = *asking::CHECKS.get(settled.checks? as usize)?;
         let next = settled.at.plus(span).max(at.now.plus(asking::CHECKS[0]));
