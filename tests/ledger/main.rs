@@ -4,5 +4,6 @@
 mod digestion;
 mod feed;
 mod files;
+mod numbers;
 mod setting;
 mod turns;
