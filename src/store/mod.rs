@@ -4,6 +4,7 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod check;
 mod consumers;
 mod records;
 mod reports;
@@ -23,12 +24,13 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
 
+pub use check::{Finding, check, check_with_all_reports};
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
-pub use upkeep::{Finding, LOSS_SPANS, Loss, Losses, Removable, check, copy};
+pub use upkeep::{LOSS_SPANS, Loss, Losses, Removable, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -217,6 +219,17 @@ impl Writer {
 }
 
 impl Reader {
+    /// Readers of a ledger that another process may be writing. A file that is not there is not made.
+    pub fn open(path: &Path) -> Result<Reader> {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
+        if version(&connection, path).map_err(|error| foreign(error, path))? == 0 {
+            return Err(StoreError::Foreign(path.to_owned()));
+        }
+        let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
+        let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
+        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle }) })
+    }
+
     /// First half of every cursor.
     pub fn epoch(&self) -> &str {
         &self.shared.epoch
