@@ -7,7 +7,7 @@ use super::setting::{Ledger, answer, delivery, forged, signed, state, track};
 
 /// Two runs that have settled, one of them amended; one that is open and holds a claim; a forged
 /// delivery.
-fn a_ledger() -> Ledger {
+pub fn a_ledger() -> Ledger {
     let mut ledger = Ledger::new();
     ledger.hears(signed("wr_1", "running"));
     ledger.hears(signed("wr_1", "completed"));

@@ -7,3 +7,4 @@ mod feed;
 mod files;
 mod setting;
 mod turns;
+mod versions;
