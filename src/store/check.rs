@@ -101,20 +101,27 @@ const WITH_ALL_REPORTS: [(&str, &str); 1] = [(
     "SELECT seq FROM records r WHERE NOT EXISTS (SELECT 1 FROM heard h WHERE h.run = r.run AND h.seq = r.seq)",
 )];
 
-/// Verifies the file and everything the program relies on. Reads all of it, which takes a while.
+/// Verifies the file and everything the program relies on. Reads all of it, which takes a while; what
+/// a daemon writes meanwhile is not looked at.
 pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
+    let _one_moment = view.connection.unchecked_transaction()?;
+    look(view)
+}
+
+/// As [`check`], of a ledger from which retention has never removed a report.
+pub fn check_with_all_reports(view: &View<'_>) -> Result<Vec<Finding>> {
+    let _one_moment = view.connection.unchecked_transaction()?;
+    let mut findings = look(view)?;
+    findings.extend(ask(view, &WITH_ALL_REPORTS)?);
+    Ok(findings)
+}
+
+fn look(view: &View<'_>) -> Result<Vec<Finding>> {
     let mut findings = damage(view)?;
     if findings.is_empty() {
         findings.extend(ask(view, &INVARIANTS)?);
         findings.extend(check_runs(view)?);
     }
-    Ok(findings)
-}
-
-/// As [`check`], of a ledger from which retention has never removed a report.
-pub fn check_with_all_reports(view: &View<'_>) -> Result<Vec<Finding>> {
-    let mut findings = check(view)?;
-    findings.extend(ask(view, &WITH_ALL_REPORTS)?);
     Ok(findings)
 }
 

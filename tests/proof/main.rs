@@ -13,7 +13,6 @@ mod check;
 mod clouds;
 mod crash;
 mod files;
-mod full_disk;
 mod history;
 mod model;
 mod simulation;

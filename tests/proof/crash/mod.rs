@@ -49,7 +49,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
         acked: &said.acked,
         exists: &|source, id| scribe.exists(source, id),
         ring_rows_max: RING.rows_max + 60, // whoever recovers trims nothing
-        digested: true,
+        at_rest: true,
     };
     check::check(&world, &mut said.feed.clone())
 }

@@ -358,7 +358,7 @@ impl Simulation {
         self.meters = (0..daemon.desks.len()).map(|desk| (desk, Meter::full(self.now))).collect();
         let desks = daemon.desks.len();
         self.daemon = Some(daemon);
-        self.check(true)?;
+        self.check()?;
         (0..desks).for_each(|desk| self.look_at(desk, self.now));
         self.set_the_clock();
         Ok(())
@@ -548,7 +548,7 @@ impl Simulation {
 
     // ── What must hold ──────────────────────────────────────────────────────────────────────────
 
-    fn check(&mut self, digested: bool) -> Result<(), Fault> {
+    fn check(&mut self) -> Result<(), Fault> {
         let world = &self.world;
         let exists =
             |source: &str, id: &str| Source::from_word(source).is_some_and(|source| world.life(source, id).is_some());
@@ -557,7 +557,7 @@ impl Simulation {
             acked: &self.acked,
             exists: &exists,
             ring_rows_max: daemon::RING.rows_max,
-            digested,
+            at_rest: true,
         };
         check::check(&world, &mut self.feed)
     }
@@ -672,7 +672,7 @@ impl Simulation {
         self.play(self.now + LONG)?;
         self.all_over(true)?;
         self.all_true()?;
-        self.check(true)?;
+        self.check()?;
         let before = self.feed.clone();
         self.crash(Duration::from_secs(1));
         self.play(self.now + Duration::from_secs(1))?;
