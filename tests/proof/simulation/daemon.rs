@@ -89,7 +89,7 @@ impl Daemon {
         let mut writer = Writer::open(store, now).unwrap();
         let latest = now.plus(asking::CHECKS[1] + Duration::from_secs(3600));
         writer.transaction(|tx| tx.clamp_asks(now, latest)).unwrap();
-        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys)).unwrap();
+        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();
         let desks = fleet.members().map(|member| Desk::new(member.clone(), now)).collect();
         let mut reconciler = Reconciler::new(writer, fleet, RING);
