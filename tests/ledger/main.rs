@@ -1,9 +1,11 @@
 //! The ledger and the reconciler over it, without a process: reports go in, and what is on disk
 //! afterwards is what was promised.
 
+mod check;
 mod digestion;
 mod feed;
 mod files;
 mod numbers;
 mod setting;
 mod turns;
+mod versions;
