@@ -5,6 +5,8 @@
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
 mod consumers;
+mod damage;
+mod integrity;
 mod records;
 mod reports;
 mod runs;
@@ -22,13 +24,16 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::run::At;
+use damage::Damages;
 
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
+pub use damage::DamagedRow;
+pub use integrity::{Examination, Finding, check, examine};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
-pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use runs::{Due, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
-pub use upkeep::{Finding, LOSS_SPANS, Loss, Losses, Removable, check, copy};
+pub use upkeep::{LOSS_SPANS, Loss, Losses, Removable, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -138,16 +143,19 @@ pub struct Reader {
     shared: Arc<Readers>,
 }
 
+#[derive(Default)]
 struct Readers {
     path: PathBuf,
     epoch: String,
     idle: Mutex<Vec<Connection>>,
+    damages: Damages,
 }
 
 /// A read-only connection at work.
 pub struct View<'a> {
     connection: &'a Connection,
     epoch: &'a str,
+    damages: &'a Damages,
 }
 
 impl Writer {
@@ -179,7 +187,7 @@ impl Writer {
     /// Readers of the same file.
     pub fn reader(&self) -> Reader {
         let (path, epoch) = (self.path.clone(), self.epoch.clone());
-        Reader { shared: Arc::new(Readers { path, epoch, idle: Mutex::new(Vec::new()) }) }
+        Reader { shared: Arc::new(Readers { path, epoch, ..Readers::default() }) }
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
@@ -227,6 +235,11 @@ impl Reader {
         &self.shared.path
     }
 
+    /// The damaged rows that lookups have come upon.
+    pub fn damaged(&self) -> Vec<DamagedRow> {
+        self.shared.damages.met()
+    }
+
     /// Runs `look` on a read-only connection. Blocks; never call it while something waits that
     /// must not. No snapshot outlives the call.
     pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
@@ -235,7 +248,8 @@ impl Reader {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let value = look(&View { connection: &connection, epoch: &self.shared.epoch })?;
+        let Readers { epoch, damages, .. } = &*self.shared;
+        let value = look(&View { connection: &connection, epoch, damages })?;
         // A connection that failed is not put back.
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(value)

@@ -1,6 +1,7 @@
 //! The ledger and the reconciler over it, without a process: reports go in, and what is on disk
 //! afterwards is what was promised.
 
+mod damage;
 mod digestion;
 mod feed;
 mod files;
