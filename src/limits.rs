@@ -226,8 +226,8 @@ pub const SHRINK_BYTES_MIN: i64 = 64 << 20;
 /// Pages given back in one transaction.
 pub const SHRINK_PAGES: u32 = 256;
 
-/// The smallest `retention.size`: less would empty what has only just come in.
-pub const RETENTION_SIZE_MIN: u64 = 16 * MIB as u64;
+/// The smallest `retention.store_bytes`: less would empty what has only just come in.
+pub const RETENTION_STORE_BYTES_MIN: u64 = 16 * MIB as u64;
 
 // ── The rest ────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,6 +265,9 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// How long what is under way may take after SIGTERM.
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
+/// How long the last checkpoint waits for readers when stopping: whoever is still copying has the
+/// write-ahead log as well.
+pub const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a connection on which nothing is under way is kept when stopping. A request may be on
 /// its way to us already, and closing then would look to its sender like a refusal.

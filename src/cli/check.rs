@@ -102,7 +102,7 @@ struct Online {
 impl Check {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let report = match context.config() {
+        let report = match context.service_config() {
             _ if self.database.is_some() => self.of_database(),
             Ok(config) => self.report(&config, context.now()).await?,
             Err(failure) if self.json => Report::broken(&failure.to_string()),

@@ -23,6 +23,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use crate::limits;
 use crate::run::At;
 use damage::Damages;
 
@@ -207,8 +208,10 @@ impl Writer {
     }
 
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
-    /// people copy it after they have stopped the daemon. Best effort; the log is as good.
+    /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
+    /// reader that stays (replication beside us holds one always) must not hold up the stop.
     pub fn settle(&self) {
+        let _ = self.connection.busy_timeout(limits::SETTLE_PATIENCE);
         if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
             tracing::debug!(%error, "the write-ahead log is left as it is");
         }
@@ -485,6 +488,19 @@ mod tests {
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_reader_that_stays_does_not_hold_up_the_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settled.db");
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let reader = Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
+        let begun = std::time::Instant::now();
+        writer.settle();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]
