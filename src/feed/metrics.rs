@@ -1,15 +1,18 @@
-//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text.
+//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text, or in
+//! Prometheus' older format for whoever does not ask for that.
 //!
 //! Nothing is counted here. Every number is looked up when it is asked for, so that graphs and
 //! people are told the same, and a restart resets nothing that the ledger knows.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -28,15 +31,49 @@ type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
 /// What OpenMetrics text is called.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// `GET /metrics`.
-pub async fn metrics(State(desk): Shared) -> Result<Response, Problem> {
+pub async fn metrics(State(desk): Shared, headers: HeaderMap) -> Result<Response, Problem> {
     let facts = control::facts(&desk).await?;
     let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the metrics cannot be rendered");
-    let mut response = Response::new(Body::from(render(&facts).map_err(bug)?));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+    let text = render(&facts).map_err(bug)?;
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (text, kind) = if accepted.into_iter().any(|accepted| accepted.contains(OPEN_METRICS)) {
+        (text, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    } else {
+        (classic(&text), "text/plain; version=0.0.4; charset=utf-8")
+    };
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
+}
+
+/// The same in the format of before: a metric has the name of its samples, and there are no infos.
+fn classic(text: &str) -> String {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let suffixes: BTreeMap<&str, &str> = types
+        .filter_map(|(name, kind)| match kind {
+            "counter" => Some((name, "_total")),
+            "info" => Some((name, "_info")),
+            _ => None,
+        })
+        .collect();
+    let mut classic = String::with_capacity(text.len());
+    for line in text.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words.as_slice() {
+            ["#", "UNIT", ..] | ["#", "EOF"] => continue,
+            ["#", word, name, rest] => {
+                let suffix = suffixes.get(name).unwrap_or(&"");
+                let rest = if *rest == "info" { "gauge" } else { rest };
+                classic.push_str(&format!("# {word} {name}{suffix} {rest}"));
+            }
+            _ => classic.push_str(line),
+        }
+        classic.push('\n');
+    }
+    classic
 }
 
 fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
@@ -316,5 +353,16 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let classic = classic(&text);
+        for line in [
+            "# TYPE settled_build_info gauge",
+            "# TYPE settled_feed_records_total counter",
+            "# HELP settled_feed_records_total Records ever appended to the feed.",
+            "settled_feed_records_total 7",
+            "# TYPE settled_store_size_bytes gauge",
+        ] {
+            assert!(classic.lines().any(|found| found == line), "{line} is not in\n{classic}");
+        }
+        assert!(!classic.contains("EOF") && !classic.contains("# UNIT"));
     }
 }
