@@ -70,7 +70,7 @@ CREATE TABLE runs (
     outcome          TEXT,
     origin           TEXT,
     settled_at       INTEGER,
-    first_webhook_at INTEGER,
+    last_webhook_at  INTEGER,
     ask_at           INTEGER,                 -- when to ask, once the source's gate opens
     urgent_at        INTEGER,                 -- when to ask, gate or no gate
     wake_at          INTEGER,                 -- when our own clock has something to say
@@ -82,9 +82,11 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
 CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
-CREATE INDEX runs_wake ON runs (wake_at) WHERE wake_at IS NOT NULL;  -- exactly the open runs
+-- Exactly the open runs. Source and overdue are in it to be counted without reading the runs.
+CREATE INDEX runs_wake ON runs (wake_at, source, overdue) WHERE wake_at IS NOT NULL;
 
 CREATE INDEX runs_settled ON runs (source, settled_at, origin) WHERE settled_at IS NOT NULL;
+CREATE INDEX runs_late ON runs (source, settled_at) WHERE origin <> 'webhook' AND last_webhook_at > settled_at;
 
 -- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
 -- the same completion.

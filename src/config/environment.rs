@@ -36,6 +36,7 @@ impl Env {
 
     /// This environment, with what the unit of the system's service would set beside it: for looking
     /// by hand at how the service is configured. `file` is the unit's `EnvironmentFile`.
+    #[must_use]
     pub fn of_service(self, file: &Path) -> Env {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let line = |line: &str| {

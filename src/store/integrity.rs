@@ -8,6 +8,7 @@ use rusqlite::OpenFlags;
 use serde::Serialize;
 
 use super::damage::{DamagedRow, Damages};
+use super::losses::Hours;
 use super::runs::{RUN_COLUMNS, run_row};
 use super::{Result, View, connect, foreign, version};
 
@@ -104,8 +105,8 @@ const COUNTED: [&str; 5] = ["runs", "reports", "records", "consumers", "set_asid
 pub fn examine(path: &Path) -> Result<Examination> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
     version(&connection, path).map_err(|error| foreign(error, path))?;
-    let damages = Damages::default();
-    let view = View { connection: &connection, epoch: "", damages: &damages };
+    let (damages, hours) = (Damages::default(), Hours::default());
+    let view = View { connection: &connection, epoch: "", damages: &damages, hours: &hours };
     let rows = COUNTED.iter().filter_map(|table| {
         let count = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
         Some((*table, count.ok()?))

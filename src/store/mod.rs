@@ -7,6 +7,7 @@
 mod consumers;
 mod damage;
 mod integrity;
+mod losses;
 mod records;
 mod reports;
 mod runs;
@@ -26,15 +27,17 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::limits;
 use crate::run::At;
 use damage::Damages;
+use losses::Hours;
 
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use damage::DamagedRow;
 pub use integrity::{Examination, Finding, check, examine};
+pub use losses::{LOSS_SPANS, Loss, Losses};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
 pub use runs::{Due, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
-pub use upkeep::{LOSS_SPANS, Loss, Losses, Removable, copy};
+pub use upkeep::{Removable, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -150,6 +153,7 @@ struct Readers {
     epoch: String,
     idle: Mutex<Vec<Connection>>,
     damages: Damages,
+    hours: Hours,
 }
 
 /// A read-only connection at work.
@@ -157,6 +161,7 @@ pub struct View<'a> {
     connection: &'a Connection,
     epoch: &'a str,
     damages: &'a Damages,
+    hours: &'a Hours,
 }
 
 impl Writer {
@@ -251,8 +256,8 @@ impl Reader {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let Readers { epoch, damages, .. } = &*self.shared;
-        let value = look(&View { connection: &connection, epoch, damages })?;
+        let Readers { epoch, damages, hours, .. } = &*self.shared;
+        let value = look(&View { connection: &connection, epoch, damages, hours })?;
         // A connection that failed is not put back.
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(value)

@@ -42,7 +42,7 @@ impl Transaction<'_> {
         self.tx
             .prepare_cached(
                 "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
-                    first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
+                    last_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
                     completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
                  WHERE id = ?1",
             )?
@@ -53,7 +53,7 @@ impl Transaction<'_> {
                 outcome,
                 origin,
                 settled_at,
-                run.webhooks.first.map(|at| at.0),
+                run.webhooks.last.map(|at| at.0),
                 ask_at,
                 urgent_at,
                 run.wake_at.map(|at| at.0),
@@ -297,7 +297,7 @@ impl View<'_> {
     /// Settled runs of a source for which no webhook ever came, newest first.
     pub fn without_webhook(&self, source: &str, limit: u32) -> Result<Vec<RunRow>> {
         let sql = format!(
-            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.phase = 'settled' AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
+            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.phase = 'settled' AND u.last_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let mut rows = select.query((source, limit))?;
@@ -321,9 +321,10 @@ impl View<'_> {
     pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
         let mut select = self.connection.prepare_cached(
             "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at, s.unaccounted,
-                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL) AS open,
-                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL AND u.overdue = 1) AS overdue
-             FROM sources s ORDER BY s.name",
+                coalesce(o.open, 0) AS open, coalesce(o.overdue, 0) AS overdue
+             FROM sources s LEFT JOIN (SELECT source, count(*) AS open, sum(overdue) AS overdue
+                FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL GROUP BY source) o ON o.source = s.id
+             ORDER BY s.name",
         )?;
         let rows = select.query_map([], |row| {
             let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
