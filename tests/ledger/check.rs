@@ -92,7 +92,7 @@ fn whatever_is_broken_is_named() {
             "consumers beyond the end of the feed, or with a number never given",
         ),
         ("UPDATE runs SET outcome = 'failed'", "runs whose columns say something else than their state"),
-        ("UPDATE runs SET state = ''", "runs whose columns say something else than their state"),
+        ("UPDATE runs SET state = ''", "runs that cannot be read"),
         (
             "UPDATE runs SET wake_at = NULL",
             "open runs that nothing will ever wake, or settled ones that something will",
@@ -122,7 +122,7 @@ fn a_page_of_other_bytes_is_found() {
     std::fs::write(&path, bytes).unwrap();
     let reader = Reader::open(&path).unwrap();
     let found = reader.read(check);
-    assert!(found.is_err() || found.is_ok_and(|found| found[0].what == "damages of the file"));
+    assert!(found.is_err() || found.is_ok_and(|found| found[0].what.contains("damages of the file")));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! afterwards is what was promised.
 
 mod check;
+mod damage;
 mod digestion;
 mod feed;
 mod files;
