@@ -4,5 +4,6 @@
 mod digestion;
 mod feed;
 mod files;
+mod promises;
 mod setting;
 mod turns;
