@@ -17,6 +17,7 @@ CREATE TABLE sources (
     id            INTEGER PRIMARY KEY,
     name          TEXT    NOT NULL UNIQUE,
     provider      TEXT    NOT NULL,
+    since         INTEGER NOT NULL,           -- first configured; runs that were over before are history
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours

@@ -193,8 +193,8 @@ impl Daemon {
             tracing::warn!("{warning}");
         }
         warn_of_fixed(&self.config, &config);
-        let sources = config.sources.clone();
-        let fleet = self.voices.ledger.write(move |tx| Fleet::enlist_in(tx, &sources)).await?;
+        let (sources, now) = (config.sources.clone(), (self.voices.clock)());
+        let fleet = self.voices.ledger.write(move |tx| Fleet::enlist_in(tx, &sources, now)).await?;
         let earlier = self.fleet.borrow().clone();
         self.voices.ledger.set_fleet(fleet.remembering(&earlier)).await?;
         let fleet = Arc::new(fleet);
@@ -239,7 +239,7 @@ fn innermost(error: &reqwest::Error) -> String {
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
     writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(asking::CHECKS[1] + Duration::from_secs(3600))))?;
-    let fleet = Fleet::enlist(&mut writer, &config.sources)?;
+    let fleet = Fleet::enlist(&mut writer, &config.sources, clock())?;
     let ring = ring(&config.hooks);
     let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
     let tell = |count: usize| {

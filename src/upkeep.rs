@@ -172,7 +172,7 @@ mod tests {
     /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
     async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
         let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
-        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter())).unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
         let reader = writer.reader();
         let ring = RingLimits { rows_max: 10, bytes_max: 10 };
         let clock: Clock = Arc::new(|| At(3_600_000));

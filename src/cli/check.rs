@@ -22,6 +22,7 @@ use crate::providers::{Answer, Hearing};
 use crate::reconciler::Member;
 use crate::run::At;
 use crate::secret::{Key, Keyring};
+use crate::store::SourceRow;
 
 /// A clock that is this far off makes signatures look old.
 const SKEW_MAX_MS: i64 = 30_000;
@@ -343,7 +344,8 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
         return Online { ok: true, verdict, clock_skew_ms: None };
     }
     let question = source.provider.canary_question(&source.settings);
-    let asker = Asker::new(Arc::new(Member::new(0, source.clone())), calls, system_clock());
+    let asker =
+        Asker::new(Arc::new(Member::new(SourceRow { id: 0, since: At(0) }, source.clone())), calls, system_clock());
     let answer = asker.ask_now(&question).await;
     let (ok, verdict) = judge(&source.provider.hearing(&answer), &answer);
     Online { ok, verdict: asker.member.redacted(show::clean(&verdict)), clock_skew_ms: asker.skew_ms() }

@@ -831,7 +831,7 @@ fn listed_row(api: Api, row: &Map<String, Value>, asked_at: At) -> Option<Observ
     let mut detail = detail_of(status, None, &seen.claim, row);
     // v4's rows are sessions, which may be older than the run they name.
     detail.opened_at = detail.opened_at.filter(|_| api != Api::V4);
-    Some(Observation { trust: if over { Trust::Hint } else { seen.trust }, detail, ..seen })
+    Some(Observation { detail, ..seen })
 }
 
 // ── Pace ────────────────────────────────────────────────────────────────────────────────────────

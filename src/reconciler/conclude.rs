@@ -54,7 +54,11 @@ fn effects(
     for heard in &mut observations {
         heard.detail.rewrite(|text| member.redacted(text));
         let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else { continue };
-        news |= effect != Effect::Unchanged;
+        news |= match effect {
+            Effect::Unchanged => false,
+            Effect::Ignored => heard.via != Via::Sweep,
+            _ => true,
+        };
         if effect != Effect::Ignored {
             effects.push((heard.run_id.clone(), effect, seq));
         }
@@ -102,7 +106,7 @@ fn conclude(
     let (row, run) = known.map_or((None, None), |(row, run)| (Some(row), Some(run)));
     let policy = source.policy(run.as_ref().and_then(|run| run.kind).or(heard.kind));
     let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
-    let at = Circumstances { policy: &policy, now, report: id, seed };
+    let at = Circumstances { policy: &policy, now, report: id, seed, since: member.since };
     let Decision { run, publish, effect } = decide(run, heard, &at);
     let Some(run) = run else { return Ok(None) };
     let row = match row {
@@ -170,7 +174,7 @@ fn append(
 /// forged deliveries must not grow the timeline.
 fn worth_a_line(heard: &Observation, effect: Effect) -> bool {
     match effect {
-        Effect::Ignored => heard.entitled(),
+        Effect::Ignored => heard.entitled() && heard.via != Via::Sweep,
         Effect::Unchanged => heard.via != Via::Sweep,
         _ => true,
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::Source;
-use crate::run::SourceName;
+use crate::run::{At, SourceName};
 use crate::secret::Redactor;
-use crate::store::{StoreError, Transaction, Writer};
+use crate::store::{SourceRow, StoreError, Transaction, Writer};
 
 /// The configured sources, by the row ids they have in the ledger.
 #[derive(Clone, Default)]
@@ -19,15 +19,17 @@ pub struct Fleet {
 pub struct Member {
     /// Row id.
     pub id: i64,
+    /// When it was first configured.
+    pub since: At,
     /// Its configuration.
     pub source: Arc<Source>,
     redactor: Redactor,
 }
 
 impl Member {
-    /// A source under this row id.
-    pub fn new(id: i64, source: Arc<Source>) -> Member {
-        Member { id, redactor: source.redactor(), source }
+    /// A source under its row.
+    pub fn new(row: SourceRow, source: Arc<Source>) -> Member {
+        Member { id: row.id, since: row.since, redactor: source.redactor(), source }
     }
 
     /// The text without this source's secrets.
@@ -38,16 +40,21 @@ impl Member {
 
 impl Fleet {
     /// Gives every source its row.
-    pub fn enlist(writer: &mut Writer, sources: &BTreeMap<SourceName, Arc<Source>>) -> Result<Fleet, StoreError> {
-        writer.transaction(|tx| Fleet::enlist_in(tx, sources))
+    pub fn enlist(
+        writer: &mut Writer,
+        sources: &BTreeMap<SourceName, Arc<Source>>,
+        now: At,
+    ) -> Result<Fleet, StoreError> {
+        writer.transaction(|tx| Fleet::enlist_in(tx, sources, now))
     }
 
     /// Gives every source its row, within a transaction.
     pub fn enlist_in(
         tx: &mut Transaction<'_>,
         sources: &BTreeMap<SourceName, Arc<Source>>,
+        now: At,
     ) -> Result<Fleet, StoreError> {
-        let rows = tx.sources(sources.values().map(|source| (source.name.as_str(), source.provider.name())))?;
+        let rows = tx.sources(sources.values().map(|source| (source.name.as_str(), source.provider.name())), now)?;
         Ok(Fleet::of(sources.values().map(|source| Member::new(rows[source.name.as_str()], source.clone()))))
     }
 

@@ -7,6 +7,8 @@
 //! The rules, in the order of the code:
 //!
 //! * A hint opens nothing and settles nothing; it may bring a known run's next poll forward.
+//! * A list that reaches back shows an account's whole history. Of what it shows as over only that
+//!   is watched which was still alive when its source was first configured.
 //! * The phase goes from open to settled once and never back.
 //! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
 //!   ask, and if no answer comes in time it settles unconfirmed.
@@ -242,6 +244,8 @@ pub struct Circumstances<'a> {
     pub report: i64,
     /// See [`asking::seed`].
     pub seed: u64,
+    /// When the run's source was first configured. What was over before is history.
+    pub since: At,
 }
 
 /// Concludes.
@@ -264,7 +268,11 @@ pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> 
 
 /// A run we had not heard of, if what we hear may open one.
 fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
-    let opens = matches!(heard.claim, Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_));
+    let opens = match heard.claim {
+        Claim::Listed { over: true } if heard.via == Via::Sweep => heard.last_sign() >= Some(at.since),
+        Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
+        Claim::Missing | Claim::Nothing | Claim::Alarm => false,
+    };
     if !opens || !heard.entitled() {
         return None;
     }
@@ -530,8 +538,10 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
     let pending = |since: At| at.now.since(since) < asking::LOOK_FOR;
     if !at.policy.can_ask {
         None
-    } else if settled.disputed_at.is_some_and(pending) {
-        Some(Ask { at: at.now.plus(asking::MISS_INTERVAL), urgent: true })
+    } else if let Some(since) = settled.disputed_at.filter(|since| pending(*since)) {
+        // Soon at first (the answer was merely late or lost), then ever more rarely.
+        let pause = at.now.since(since).clamp(Duration::from_secs(1), asking::MISS_INTERVAL);
+        Some(Ask { at: at.now.plus(pause), urgent: true })
     } else {
         let span = *asking::CHECKS.get(settled.checks? as usize)?;
         let next = settled.at.plus(span).max(at.now.plus(asking::CHECKS[0]));

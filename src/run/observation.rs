@@ -158,6 +158,11 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// The latest time at which the provider says that something happened to the run.
+    pub fn last_sign(&self) -> Option<At> {
+        self.detail.provider_time.max(self.detail.opened_at)
+    }
+
     /// Whether it may change what we believe of a run. Hints may not.
     pub fn entitled(&self) -> bool {
         self.trust > Trust::Hint

@@ -252,16 +252,30 @@ impl Transaction<'_> {
         result
     }
 
-    /// The row ids of the sources of these names and providers, made if need be.
-    pub fn sources<'n>(&mut self, named: impl Iterator<Item = (&'n str, &'n str)>) -> Result<BTreeMap<String, i64>> {
+    /// The rows of the sources of these names and providers, made if need be.
+    pub fn sources<'n>(
+        &mut self,
+        named: impl Iterator<Item = (&'n str, &'n str)>,
+        now: At,
+    ) -> Result<BTreeMap<String, SourceRow>> {
         let mut upsert = self.tx.prepare_cached(
-            "INSERT INTO sources (name, provider) VALUES (?1, ?2)
-             ON CONFLICT (name) DO UPDATE SET provider = excluded.provider RETURNING id",
+            "INSERT INTO sources (name, provider, since) VALUES (?1, ?2, ?3)
+             ON CONFLICT (name) DO UPDATE SET provider = excluded.provider RETURNING id, since",
         )?;
-        named
-            .map(|(name, provider)| Ok((name.to_owned(), upsert.query_row((name, provider), |row| row.get(0))?)))
-            .collect()
+        let mut row = |(name, provider)| {
+            upsert.query_row((name, provider, now.0), |row| Ok(SourceRow { id: row.get(0)?, since: At(row.get(1)?) }))
+        };
+        named.map(|named| Ok((named.0.to_owned(), row(named)?))).collect()
     }
+}
+
+/// A source in the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceRow {
+    /// Its row id.
+    pub id: i64,
+    /// When it was first configured.
+    pub since: At,
 }
 
 /// What a group of reports shows about the traffic of one source. `None`: nothing new.

@@ -137,7 +137,7 @@ proptest! {
             let before = history.subject.run.clone();
             let heard = hear(&mut history, step);
             let (now, report) = (history.subject.now, history.subject.report);
-            let at = Circumstances { policy: &policy, now, report, seed: 7 };
+            let at = Circumstances { policy: &policy, now, report, seed: 7, since: At(i64::MIN) };
             let again = decide(before.as_ref().map(stored), &heard, &at);
             prop_assert_eq!(&again.run, &history.subject.run, "the same decision from a stored run");
             prop_assert_eq!(again.run.as_ref().map(stored), again.run);

@@ -104,6 +104,7 @@ pub fn observation(text: &str, now: At) -> Observation {
         ask_after,
         detail: Detail {
             provider_status: matches!(self::claim(claim), Claim::Open(_)).then_some(status),
+            provider_time: (claim == "over").then_some(now),
             ..Detail::default()
         },
     }
@@ -113,7 +114,7 @@ fn claim(text: &str) -> Claim {
     match text {
         "track" => Claim::Tracked,
         "open" => Claim::Listed { over: false },
-        "over" => Claim::Listed { over: true },
+        "over" | "history" => Claim::Listed { over: true },
         "waiting" => Claim::Open(Rank::Waiting),
         "running" | "paused" => Claim::Open(Rank::Started),
         "404" => Claim::Missing,
@@ -146,7 +147,7 @@ impl<'a> Subject<'a> {
     /// Decides.
     pub fn hears(&mut self, heard: &Observation) -> (Option<Publication>, Effect) {
         self.report += 1;
-        let at = Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7 };
+        let at = Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7, since: At(i64::MIN) };
         let decision = decide(self.run.take(), heard, &at);
         self.run = decision.run;
         (decision.publish, decision.effect)

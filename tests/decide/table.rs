@@ -24,6 +24,7 @@ a client opens it                                         | auto   |  | 0 client
 a list that shows it open opens it                        | auto   |  | 0 list:open           | opened  | - | +20s | ~
 a list spares it its first question for a while           | lists  |  | 0 list:open           | opened  | - | +10m | ~
 a list that shows it over opens it and asks               | auto   |  | 0 list:over           | opened  | - | now! | ~
+what a list shows as over from before we came is history  | auto   |  | 0 list:history        | no run  | - | - | -
 a signed status opens it                                  | auto   |  | 0 signed:running      | status  | status 1 | +20s | ~
 a signed end settles it at once                           | auto   |  | 0 signed:succeeded!   | settled | succeeded by webhook | - | -
 an insufficient end is held and asked about               | auto   |  | 0 secret:failed       | held    | - | now! | +1m
@@ -186,8 +187,9 @@ a provider that forgets is not believed later             | first  | 0 get:cance
 the last answer is believed though it comes first         | auto   | 9 get@9:succeeded | 10 get@8:cancelled | ignored | - | - | -
 the look of today is not spent by an answer on its way    | auto   | 0 secret:failed; 60 clock:alarm | 61 get@59:running | unchanged | - | +10m | -
 nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 49h get:5xx | unchanged | - | - | -
-a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +5m! | -
-an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +5m! | -
+a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +1s! | -
+an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +1s! | -
+and the longer a dispute lasts, the more rarely           | auto   | 0 get:failed; 5 signed:succeeded!; 6 get:5xx | 65 get:5xx | unchanged | - | +1m! | -
 but not for ever                                          | auto   | 0 get:failed; 5 signed:succeeded! | 49h get:5xx | unchanged | - | - | -
 nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
 

@@ -64,7 +64,7 @@ fn conclude(provider: &dyn Provider, run: Option<Run>, heard: &Observation, repo
     let says = || format!("{}: {} bytes of detail: {}", provider.name(), words.len(), words[..400].escape_debug());
     assert!(words.len() <= DETAIL_BYTES_MAX, "{}", says());
     let policy = provider.policy(heard.kind);
-    let at = Circumstances { policy: &policy, now: report.at, report: 1, seed: 7 };
+    let at = Circumstances { policy: &policy, now: report.at, report: 1, seed: 7, since: At(0) };
     let decision = decide(run, heard, &at);
     let run = decision.run?;
     let text = serde_json::to_string(&run).expect("a state renders");

@@ -1,12 +1,14 @@
 //! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
 //! stands in anybody's way.
 
+use settled::providers::browser_use::BrowserUse;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{
-    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Settings, Subject, Verdict, Webhook,
+    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject, Verdict,
+    Webhook,
 };
 use settled::reconciler::Reconciler;
-use settled::report::Report;
+use settled::report::{AnswerHead, Head, Report, SweepHead};
 use settled::run::asking::Policy;
 use settled::run::decide::Effect;
 use settled::run::observation::Observation;
@@ -267,4 +269,34 @@ fn an_answer_without_news_keeps_no_bytes() {
     let bytes = |id: i64| ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {id}"));
     assert!(bytes(first) > 0);
     assert_eq!(bytes(second), 0);
+}
+
+/// One page of the list of a Browser Use account that runs v4.
+fn v4_page(rows: &serde_json::Value) -> Report {
+    let body = serde_json::json!({ "sessions": rows }).to_string().into();
+    let response = Response { status: 200, body, ..Response::default() };
+    let (answer, body) = AnswerHead::split("/api/v4/sessions".to_owned(), Answer::Http(response));
+    let head = SweepHead { page: None, asked_at: START, answer };
+    Report { source: 1, at: START, head: Head::Sweep(head), body }
+}
+
+#[test]
+fn a_run_that_began_and_ended_between_two_sweeps_is_found_and_history_is_left_alone() {
+    let mut account = source("sky", &BrowserUse);
+    account.settings = Settings { api: Some("v4".to_owned()) };
+    let mut ledger = Ledger::of([account], ROOMY);
+    let row = |run: &str, at: At| serde_json::json!({"sessionId": run, "latestRunId": run, "status": "completed", "updatedAt": at.rfc3339()});
+    let page = serde_json::json!([row("history", At(START.0 - 1000)), row("missed", At(START.0 + 1000))]);
+    let sweep = ledger.hears(v4_page(&page));
+    assert!(ledger.run("history").is_none(), "what was over before we came is nobody's business");
+    let missed = ledger.run("missed").expect("it is watched");
+    assert!(missed.run.ask.is_some_and(|ask| ask.urgent), "and asked about, since a list is no verdict");
+    assert_eq!(sweep.effects.len(), 1);
+
+    let asked_at = ledger.now;
+    ledger.hears(answer("missed", asked_at, r#"{"id": "missed", "status": "completed"}"#));
+    assert_eq!(ledger.feed().len(), 1);
+    let again = ledger.hears(v4_page(&page)).report;
+    assert_eq!(ledger.timeline("missed").len(), 2, "the sweep that found it and the answer; no line a round");
+    assert_eq!(ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {again}")), 0);
 }

@@ -38,7 +38,7 @@ pub fn source(name: &str, provider: &'static dyn Provider) -> Source {
 /// The rows and the reconciler's view of these sources.
 pub fn fleet(writer: &mut Writer, sources: impl IntoIterator<Item = Source>) -> Fleet {
     let sources = sources.into_iter().map(|source| (source.name.clone(), Arc::new(source)));
-    Fleet::enlist(writer, &sources.collect::<BTreeMap<_, _>>()).unwrap()
+    Fleet::enlist(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
 }
 
 impl Ledger {

@@ -7,7 +7,9 @@ use settled::providers::signature::sign;
 use settled::providers::skyvern::Skyvern;
 use settled::reconciler::{Fleet, Member, Reverified};
 use settled::report::{Head, Report};
+use settled::run::At;
 use settled::secret::{Key, Secret, SecretLabel};
+use settled::store::SourceRow;
 
 use super::setting::{Ledger, forged, signed, source, state};
 
@@ -28,7 +30,7 @@ fn corrected() -> Fleet {
     let key = Key { label: SecretLabel("webhook_secrets[0]".to_owned()), secret: Secret::new(FORGOTTEN) };
     let mut source = source("sky", &Skyvern);
     source.keyring.signing.push(key);
-    Fleet::of([Member::new(1, Arc::new(source))])
+    Fleet::of([Member::new(SourceRow { id: 1, since: At(0) }, Arc::new(source))])
 }
 
 #[test]

@@ -87,7 +87,8 @@ impl Reference {
             let policy = source.policy(known.as_ref().and_then(|run| run.kind).or(heard.kind));
             let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
             let id = i64::try_from(number).unwrap() + 1;
-            let decision = decide(known, &heard, &Circumstances { policy: &policy, now, report: id, seed });
+            let decision =
+                decide(known, &heard, &Circumstances { policy: &policy, now, report: id, seed, since: At(0) });
             let Some(run) = decision.run else { continue };
             news |= decision.effect != Effect::Unchanged;
             if let Some(publication) = decision.publish {
@@ -179,7 +180,7 @@ impl Pair {
         let mut writer = Writer::open(&self.store, self.scribe.now).unwrap();
         writer.epoch().clone_into(&mut self.epoch);
         self.reader = Some(writer.reader());
-        let fleet = Fleet::enlist(&mut writer, &self.accounts).unwrap();
+        let fleet = Fleet::enlist(&mut writer, &self.accounts, self.scribe.now).unwrap();
         self.scribe.members = fleet.members().cloned().collect();
         let mut reconciler = Reconciler::new(writer, fleet, RING);
         assert_eq!(reconciler.recover(self.scribe.now, |_| ()).unwrap(), owed, "undigested reports");

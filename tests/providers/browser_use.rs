@@ -515,7 +515,7 @@ fn an_idle_webhook_asks_at_once_and_never_settles() {
     let said = said(read(&body, Trust::Signed, "v3"));
     assert_eq!(said[0].claim, Claim::Listed { over: true });
     let policy = BrowserUse.policy(Some(Kind::Session));
-    let at = Circumstances { policy: &policy, now: NOW, report: 1, seed: 1 };
+    let at = Circumstances { policy: &policy, now: NOW, report: 1, seed: 1, since: At(0) };
     let heard = decide(None, &said[0], &at);
     let run = heard.run.unwrap();
     assert_eq!((heard.publish, heard.effect), (None, Effect::Opened));
@@ -999,12 +999,12 @@ fn every_sweep_ends() {
 }
 
 #[test]
-fn sessions_that_are_over_are_no_news_but_a_hint_for_those_we_know() {
+fn a_list_tells_which_sessions_are_over_and_when_they_were_last_alive() {
     let sessions = json!([
         {"id": "new", "status": "created", "createdAt": "2026-09-16T11:00:00Z"},
         {"id": "ready", "status": "idle"},
         {"id": "done", "status": "idle", "isTaskSuccessful": true},
-        {"id": "gone", "status": "stopped"},
+        {"id": "gone", "status": "stopped", "finishedAt": "2026-09-16T11:00:00Z"},
         {"id": "no status"}, {"status": "running"}, 7,
     ]);
     assert_eq!(list_path(None, "v3"), "/api/v3/sessions?page=1&page_size=100");
@@ -1014,11 +1014,13 @@ fn sessions_that_are_over_are_no_news_but_a_hint_for_those_we_know() {
     let expected = [
         ("new", Trust::Authoritative, open.clone()),
         ("ready", Trust::Authoritative, open),
-        ("done", Trust::Hint, over.clone()),
-        ("gone", Trust::Hint, over),
+        ("done", Trust::Authoritative, over.clone()),
+        ("gone", Trust::Authoritative, over),
     ];
     assert_eq!(seen, expected);
     assert_eq!((listing.runs[0].detail.opened_at, listing.next), (Some(At(1_789_556_400_000)), None));
+    assert_eq!(listing.runs[3].last_sign(), Some(At(1_789_556_400_000)));
+    assert_eq!(listing.runs[2].last_sign(), None);
 }
 
 #[test]
@@ -1026,11 +1028,15 @@ fn v4_sessions_name_their_latest_run_and_page_by_cursor() {
     assert_eq!(list_path(None, "v4"), "/api/v4/sessions?limit=100");
     let answer = json!({"sessions": [
         {"sessionId": "s", "latestRunId": "r1", "status": "running", "createdAt": "2026-09-16T11:00:00Z"},
-        {"sessionId": "s", "latest_run_id": "r2", "status": "failed"}], "hasMore": true, "nextCursor": "a:b&c"});
+        {"sessionId": "s", "latest_run_id": "r2", "status": "failed", "updatedAt": "2026-09-16T11:00:00Z"}], "hasMore": true, "nextCursor": "a:b&c"});
     let listing = BrowserUse.read_list(None, &ok(&answer), &settings("v4"), NOW);
     assert_eq!(listing.runs.iter().map(|seen| seen.run_id.as_str()).collect::<Vec<_>>(), ["r1", "r2"]);
     assert_eq!((listing.runs[0].kind, listing.runs[0].detail.opened_at), (Some(Kind::Agent), None));
-    assert_eq!((listing.runs[0].trust, listing.runs[1].trust), (Trust::Authoritative, Trust::Hint));
+    assert_eq!(
+        (listing.runs[0].claim.clone(), listing.runs[1].claim.clone()),
+        (Claim::Listed { over: false }, Claim::Listed { over: true })
+    );
+    assert_eq!(listing.runs[1].last_sign(), Some(At(1_789_556_400_000)));
     assert_eq!(list_path(listing.next.as_deref(), "v4"), "/api/v4/sessions?limit=100&cursor=a%3Ab%26c");
 }
 

@@ -743,7 +743,7 @@ fn told_in_order(kind: Kind, said: impl IntoIterator<Item = Observation>) -> Vec
     for (i, mut observation) in (1..).zip(said) {
         let now = NOW.plus(Duration::from_secs(i));
         observation.asked_at = now;
-        let at = Circumstances { policy: &policy, now, report: i.try_into().unwrap(), seed: 1 };
+        let at = Circumstances { policy: &policy, now, report: i.try_into().unwrap(), seed: 1, since: At(0) };
         let decision = decide(run.take(), &observation, &at);
         run.clone_from(&decision.run);
         decisions.push(decision);

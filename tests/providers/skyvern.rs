@@ -230,7 +230,8 @@ fn a_finally_block_and_one_unlucky_poll_settle_nothing_early() {
         let now = At(NOW.0 + millis);
         let body = json!({"run_id":"wr_1","status":status,"finished_at":"2026-11-21T08:17:02.280"}).to_string();
         let heard = Observation { asked_at: now, ..status_of("wr_1", &[http(200, body)]) };
-        let decision = decide(run, &heard, &Circumstances { policy: &policy, now, report: millis, seed: 1 });
+        let decision =
+            decide(run, &heard, &Circumstances { policy: &policy, now, report: millis, seed: 1, since: At(0) });
         run = decision.run;
         if decision.publish == Some(Publication::Completion) {
             completed.push(millis);

@@ -164,7 +164,7 @@ fn a_body_that_differs_only_in_warnings_says_the_same() {
 #[test]
 fn a_contradiction_in_a_webhook_asks_at_once_and_settles_nothing() {
     let policy = SmartBrowse.policy(None);
-    let at = Circumstances { policy: &policy, now: NOW, report: 1, seed: 1 };
+    let at = Circumstances { policy: &policy, now: NOW, report: 1, seed: 1, since: At(0) };
     let heard = said(br#"{"event":"completed","status":"failed","run_id":"r1"}"#);
     let decision = decide(None, &heard, &at);
     let run = decision.run.unwrap();

@@ -33,7 +33,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
     let now = At(clouds::BEGIN.0 + 10 * 86_400_000);
     let open = || {
         let mut writer = Writer::open(&store(folder), now)?;
-        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)))?;
+        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
         let mut reconciler = Reconciler::new(writer, fleet, RING);
         reconciler.recover(now, |_| ())?;
         reconciler.recover(now, |_| ())
@@ -72,7 +72,7 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let (from, to) = (folder(), folder());
     let (path, mut scribe) = (store(from.path()), Scribe::new());
     let mut writer = Writer::open(&path, scribe.now).unwrap();
-    let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED))).unwrap();
+    let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
     scribe.members = fleet.members().cloned().collect();
     let mut reconciler = Reconciler::new(writer, fleet, RING);
     let (base, log) = (std::fs::read(&path).unwrap(), files::log(&path));

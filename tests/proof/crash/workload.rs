@@ -119,7 +119,7 @@ impl Workload {
         let now = self.scribe.now;
         let open = || {
             let mut writer = Writer::open(&self.store, now)?;
-            let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)))?;
+            let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
             let mut reconciler = Reconciler::new(writer, fleet.clone(), RING);
             reconciler.recover(now, |_| ())?;
             Ok::<_, settled::store::StoreError>((reconciler, fleet))
