@@ -75,7 +75,7 @@ impl Place {
             source.keyring = keyring();
             (source.name.clone(), Arc::new(source))
         };
-        let fleet = Fleet::enlist(&mut writer, &REGISTRY.iter().map(account).collect()).expect("rows");
+        let fleet = Fleet::enlist(&mut writer, &REGISTRY.iter().map(account).collect(), NOW).expect("rows");
         let ring = RingLimits { rows_max: 100, bytes_max: 1 << 20 };
         let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
         reconciler.recover(NOW, |_| ()).expect("nothing to recover");
