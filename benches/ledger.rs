@@ -91,7 +91,7 @@ fn report(source: i64, serial: &mut u64, at: At) -> Report {
             header("content-length", &body.len().to_string()),
         ],
         path_token: None,
-        verdict: Verdict::Verified,
+        verdict: Verdict::Signed,
         secret: Some(SecretLabel("api_key".to_owned())),
         truncated: false,
         peer: Some("127.0.0.1".to_owned()),

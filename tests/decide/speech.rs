@@ -147,7 +147,8 @@ impl<'a> Subject<'a> {
     /// Decides.
     pub fn hears(&mut self, heard: &Observation) -> (Option<Publication>, Effect) {
         self.report += 1;
-        let at = Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7, since: At(i64::MIN) };
+        let at =
+            Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7, since: At(i64::MIN) };
         let decision = decide(self.run.take(), heard, &at);
         self.run = decision.run;
         (decision.publish, decision.effect)
