@@ -23,6 +23,7 @@ use settled::store::{Reader, RingLimits, Writer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use crate::targets::{NOW, SECRET, keyring};
@@ -99,6 +100,8 @@ impl Place {
             consumers: feed::Readers::default(),
         };
         runtime.block_on(async {
+            // A fuzzer's main function is not Rust's, so a connection that breaks would end the process.
+            drop(signal(SignalKind::pipe()).expect("a handler"));
             let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.path().join(name)).expect("a socket"));
             let receiver = Arc::new(Receiver::new(fleet, ledger.clone(), clock(), BODY_BYTES_MAX));
             let hooks = move |peer: Peer| {
