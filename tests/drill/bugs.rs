@@ -99,8 +99,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "what an earlier process stored is not looked at",
         file: "src/store/reports.rs",
-        old: "            \"SELECT id, attempts FROM reports WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT 1\",",
-        new: "            \"SELECT id, attempts FROM reports WHERE id > (SELECT max(id) FROM reports) ORDER BY id LIMIT 1\",",
+        old: "SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1",
+        new: "SELECT id, attempts FROM reports WHERE id > max(?1, (SELECT max(id) FROM reports)) ORDER BY id LIMIT 1",
         target: "ledger",
         test: "digestion::what_was_promised_and_not_digested_is_digested_at_the_next_start",
     },
@@ -120,6 +120,16 @@ pub const BUGS: &[Bug] = &[
         new: "\"RELEASE apart\"",
         target: "ledger",
         test: "digestion::work_that_fails_undoes_only_itself",
+    },
+    Bug {
+        name: "what a failure took back is counted all the same",
+        file: "src/store/mod.rs",
+        old: "            self.totals = before;
+",
+        new: "            drop(before);
+",
+        target: "ledger",
+        test: "numbers::numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never",
     },
     // ── One completion, and the right one ───────────────────────────────────────────────────────────
     Bug {
@@ -368,9 +378,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a secret that a payload quotes reaches the feed",
         file: "src/reconciler/conclude.rs",
-        old: "    record.data = member.redacted(record.data);
-    if",
-        new: "    if",
+        old: "    if let Some(data) = member.redactor().redacted(&record.data) {",
+        new: "    if let Some(data) = member.redactor().redacted(\"\") {",
         target: "ledger",
         test: "feed::a_secret_that_is_echoed_does_not_reach_the_feed",
     },

@@ -4,6 +4,7 @@
 mod digestion;
 mod feed;
 mod files;
+mod numbers;
 mod promises;
 mod setting;
 mod turns;
