@@ -7,6 +7,7 @@ mod digestion;
 mod feed;
 mod files;
 mod numbers;
+mod promises;
 mod setting;
 mod turns;
 mod versions;
