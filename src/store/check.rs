@@ -25,6 +25,13 @@ pub struct Finding {
     pub which: Vec<String>,
 }
 
+impl Finding {
+    /// Of a ledger that cannot be looked at.
+    pub fn unreadable(why: &str) -> Finding {
+        Finding { what: "ledgers that cannot be read".to_owned(), rows: 1, which: vec![why.to_owned()] }
+    }
+}
+
 /// So many rows are named.
 const NAMED_MAX: usize = 5;
 
