@@ -42,7 +42,7 @@ impl fmt::Display for Finding {
 }
 
 /// What must hold, as questions for rows in which it does not. Each gives a name for the row.
-const INVARIANTS: [(&str, &str); 11] = [
+const INVARIANTS: [(&str, &str); 12] = [
     (
         "settled runs whose completion is missing from the feed",
         "SELECT u.run_id FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
@@ -65,8 +65,7 @@ const INVARIANTS: [(&str, &str); 11] = [
     ),
     (
         "ends of the feed that are not the last number given",
-        "SELECT seq FROM sqlite_sequence WHERE name = 'records'
-            AND seq <> (SELECT max(trimmed, coalesce((SELECT max(seq) FROM records), 0)) FROM meta)",
+        "SELECT recorded FROM meta WHERE recorded <> max(trimmed, coalesce((SELECT max(seq) FROM records), 0))",
     ),
     (
         "records without a cause that was entitled to cause them",
@@ -87,8 +86,8 @@ const INVARIANTS: [(&str, &str); 11] = [
          WHERE h.seq > (SELECT trimmed FROM meta) AND r.run IS NOT h.run",
     ),
     (
-        "marks of digestion beyond the last report",
-        "SELECT digested FROM meta WHERE digested > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'reports'), 0)",
+        "marks beyond the last report, or reports beyond the last number given",
+        "SELECT reported FROM meta WHERE reported < max(digested, coalesce((SELECT max(id) FROM reports), 0))",
     ),
     (
         "sizes of the feed that are wrong",
@@ -98,7 +97,13 @@ const INVARIANTS: [(&str, &str); 11] = [
     (
         "consumers beyond the end of the feed, or with a number never given",
         "SELECT name FROM consumers, meta WHERE acked < 0 OR consumers.generation > meta.generation
-            OR acked > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)",
+            OR acked > recorded",
+    ),
+    (
+        "minutes that count other settlements than there were",
+        "SELECT counted.minute FROM settlements counted LEFT JOIN (SELECT source, settled_at / 60000 AS minute, count(*) AS runs
+                FROM runs WHERE settled_at IS NOT NULL GROUP BY 1, 2) found USING (source, minute)
+         WHERE found.runs IS NOT counted.completions",
     ),
 ];
 

@@ -1,17 +1,14 @@
-//! Keeping the ledger: what retention may remove, copies, and how much was lost.
+//! Keeping the ledger: what retention may remove, and copies.
 //!
 //! Runs are never removed, so a late duplicate of a delivery whose bytes are long gone still finds
 //! its run settled. What is looked for is looked for on a reader; the writer only removes rows it
 //! is given by number, a few at a time.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use rusqlite::Connection;
-use serde::{Deserialize, Serialize};
 
 use super::{Reader, Result, StoreError, Transaction, View, to_json};
 use crate::limits;
@@ -103,67 +100,6 @@ impl Transaction<'_> {
     }
 }
 
-/// How many completions had to do without their webhook, in one span of time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Loss {
-    /// Runs that settled.
-    pub completions: i64,
-    /// … without a webhook: by our own question, a replay, or a limit.
-    pub synthesized: i64,
-    /// … of which the webhook came after all, too late.
-    pub late: i64,
-    /// Synthesized by completions.
-    pub rate: f64,
-}
-
-/// The spans of time over which losses are counted, with their names.
-pub const LOSS_SPANS: [(&str, Duration); 3] = [
-    ("1h", Duration::from_secs(3_600)),
-    ("24h", Duration::from_secs(86_400)),
-    ("30d", Duration::from_secs(30 * 86_400)),
-];
-
-/// Losses by the names of [`LOSS_SPANS`].
-pub type Losses = BTreeMap<String, Loss>;
-
-impl View<'_> {
-    /// Losses of every source, by row id.
-    pub fn losses(&self, now: At) -> Result<BTreeMap<i64, Losses>> {
-        let mut sources = self.connection.prepare_cached("SELECT id FROM sources")?;
-        let ids = sources.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        ids.into_iter().map(|id| Ok((id, self.losses_of(id, now)?))).collect()
-    }
-
-    fn losses_of(&self, source: i64, now: At) -> Result<Losses> {
-        let mut losses = Losses::new();
-        for (name, span) in LOSS_SPANS {
-            let since = now.0 - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-            // The index alone answers this one …
-            let mut count = self.connection.prepare_cached(
-                "SELECT count(*), count(*) FILTER (WHERE origin <> 'webhook') FROM runs
-                 WHERE source = ?1 AND settled_at >= ?2",
-            )?;
-            let (completions, synthesized) = count.query_row((source, since), |row| Ok((row.get(0)?, row.get(1)?)))?;
-            // … and this one reads only the rows of runs that something was lost of.
-            let mut late = self.connection.prepare_cached(
-                "SELECT count(*) FROM runs WHERE source = ?1 AND settled_at >= ?2 AND origin <> 'webhook'
-                    AND first_webhook_at IS NOT NULL AND json_extract(state, '$.webhooks.last') > settled_at",
-            )?;
-            let late = late.query_row((source, since), |row| row.get(0))?;
-            losses.insert(
-                name.to_owned(),
-                Loss { completions, synthesized, late, rate: ratio(synthesized, completions) },
-            );
-        }
-        Ok(losses)
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a rate for people and graphs")]
-fn ratio(part: i64, whole: i64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
 /// Copies the ledger to `to`, which must not exist, while everything goes on: what the copy holds
 /// is one moment of it. It belongs to no epoch, so whoever serves it begins a new one.
 pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
@@ -205,7 +141,7 @@ mod tests {
              INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
                 (2, 1, 'webhook', 20, '{{}}', x'01'), (3, 1, 'webhook', 30, '{{}}', x'01'),
                 (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
-             UPDATE meta SET digested = 4;
+             UPDATE meta SET reported = 5, digested = 4, recorded = 1;
              INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, opened_at, state) VALUES (1, 1, 'r', 'open', 0, 9, 1, '{state}');
              INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
                 '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
@@ -234,18 +170,6 @@ mod tests {
         assert_eq!(left("SELECT count(*) FROM reports").unwrap(), 3);
         assert_eq!(left("SELECT count(*) FROM heard").unwrap(), 2);
         assert_eq!(left("SELECT count(*) FROM runs").unwrap(), 2);
-    }
-
-    #[test]
-    fn losses_are_counted_by_span() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = ledger(folder.path());
-        fill(&mut writer);
-        let losses = |now| writer.reader().read(|view| view.losses(At(now))).unwrap().remove(&1).unwrap();
-        let lost = Loss { completions: 1, synthesized: 1, late: 1, rate: 1.0 };
-        assert_eq!(losses(1_000)["1h"], lost);
-        assert_eq!(losses(2 * 3_600_000)["1h"], Loss::default());
-        assert_eq!(losses(2 * 3_600_000)["24h"], lost);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod check;
 mod digestion;
 mod feed;
 mod files;
+mod numbers;
 mod setting;
 mod turns;
 mod versions;
