@@ -40,7 +40,7 @@ fn schema(ledger: &Ledger) -> BTreeSet<String> {
 fn reopened(version: i64) -> Ledger {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
-    fs::copy(kept(version, "db"), &path).unwrap_or_else(|error| panic!("{:?}: {error}", kept(version, "db")));
+    fs::copy(kept(version, "db"), &path).unwrap_or_else(|error| panic!("{}: {error}", kept(version, "db").display()));
     let mut writer = Writer::open(&path, START).unwrap();
     let fleet = fleet(&mut writer, [source("sky", &settled::providers::skyvern::Skyvern)]);
     let reader = writer.reader();
