@@ -5,13 +5,16 @@
 //!
 //! Nothing here goes through the rest of this folder: a mistake there must not hide itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::Peekable;
+use std::path::Path;
 
-use rusqlite::Row;
+use rusqlite::{OpenFlags, Row};
 use serde::Serialize;
 
-use super::{Result, View, from_json};
+use super::damage::Damages;
+use super::{Result, StoreError, View, connect, foreign, from_json, version};
 use crate::run::decide::{AMENDMENTS_MAX, Phase, Run};
 
 /// Something in a ledger that must not be.
@@ -22,13 +25,23 @@ pub struct Finding {
     /// In how many rows.
     pub rows: i64,
     /// The first few of them.
-    pub which: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<String>,
+}
+
+/// What was examined, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Examination {
+    /// Rows of each table that a person knows of.
+    pub rows: BTreeMap<&'static str, i64>,
+    /// What must not be.
+    pub findings: Vec<Finding>,
 }
 
 impl Finding {
     /// Of a ledger that cannot be looked at.
     pub fn unreadable(why: &str) -> Finding {
-        Finding { what: "ledgers that cannot be read".to_owned(), rows: 1, which: vec![why.to_owned()] }
+        Finding { what: "ledgers that cannot be read".to_owned(), rows: 1, named: vec![why.to_owned()] }
     }
 }
 
@@ -37,12 +50,13 @@ const NAMED_MAX: usize = 5;
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.what, self.rows, self.which.join(", "))
+        let Finding { what, rows, named } = self;
+        if named.is_empty() { write!(f, "{what}: {rows}") } else { write!(f, "{what}: {rows}: {}", named.join(", ")) }
     }
 }
 
 /// What must hold, as questions for rows in which it does not. Each gives a name for the row.
-const INVARIANTS: [(&str, &str); 12] = [
+const INVARIANTS: [(&str, &str); 15] = [
     (
         "settled runs whose completion is missing from the feed",
         "SELECT u.run_id FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
@@ -99,11 +113,16 @@ const INVARIANTS: [(&str, &str); 12] = [
         "SELECT name FROM consumers, meta WHERE acked < 0 OR consumers.generation > meta.generation
             OR acked > recorded",
     ),
+    ("records in the feed whose data cannot be read", "SELECT seq FROM records WHERE NOT json_valid(data)"),
+    ("reports whose head cannot be read", "SELECT id FROM reports WHERE NOT json_valid(head)"),
+    ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
     (
-        "minutes that count other settlements than there were",
-        "SELECT counted.minute FROM settlements counted LEFT JOIN (SELECT source, settled_at / 60000 AS minute, count(*) AS runs
-                FROM runs WHERE settled_at IS NOT NULL GROUP BY 1, 2) found USING (source, minute)
-         WHERE found.runs IS NOT counted.completions",
+        "minutes whose losses are counted wrong",
+        "SELECT t.source || ':' || t.minute FROM settlements t LEFT JOIN
+            (SELECT source, settled_at / 60000 AS minute, count(*) AS completions, sum(origin <> 'webhook') AS synthesized,
+                sum(CASE WHEN json_valid(state) THEN origin <> 'webhook' AND coalesce(json_extract(state, '$.webhooks.last') > settled_at, 0) ELSE 0 END) AS late
+             FROM runs WHERE settled_at IS NOT NULL GROUP BY 1, 2) r USING (source, minute)
+         WHERE (t.completions, t.synthesized, t.late) IS NOT (r.completions, r.synthesized, r.late)",
     ),
 ];
 
@@ -113,52 +132,86 @@ const WITH_ALL_REPORTS: [(&str, &str); 1] = [(
     "SELECT seq FROM records r WHERE NOT EXISTS (SELECT 1 FROM heard h WHERE h.run = r.run AND h.seq = r.seq)",
 )];
 
+/// Tables of which the number of rows is told.
+const COUNTED: [&str; 5] = ["runs", "reports", "records", "consumers", "set_aside"];
+
+/// Examines the ledger in a file, whether or not a daemon is serving it, and whatever can be read of it.
+pub fn examine(path: &Path) -> Result<Examination> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
+    version(&connection, path).map_err(|error| foreign(error, path))?;
+    let view = View { connection: &connection, epoch: "", damages: &Damages::default() };
+    let rows = COUNTED.iter().filter_map(|table| {
+        let count = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
+        Some((*table, count.ok()?))
+    });
+    Ok(Examination { rows: rows.collect(), findings: check(&view)? })
+}
+
 /// Verifies the file and everything the program relies on. Reads all of it, which takes a while; what
-/// a daemon writes meanwhile is not looked at.
+/// a daemon writes meanwhile is not looked at. A question that a damaged file does not answer is a
+/// finding too.
 pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
     let _one_moment = view.connection.unchecked_transaction()?;
-    look(view)
+    Ok(look(view))
 }
 
 /// As [`check`], of a ledger from which retention has never removed a report.
 pub fn check_with_all_reports(view: &View<'_>) -> Result<Vec<Finding>> {
     let _one_moment = view.connection.unchecked_transaction()?;
-    let mut findings = look(view)?;
-    findings.extend(ask(view, &WITH_ALL_REPORTS)?);
+    let mut findings = look(view);
+    findings.extend(ask(view, &WITH_ALL_REPORTS));
     Ok(findings)
 }
 
-fn look(view: &View<'_>) -> Result<Vec<Finding>> {
-    let mut findings = damage(view)?;
+fn look(view: &View<'_>) -> Vec<Finding> {
+    let mut findings = answered("damages of the file", damage(view));
     if findings.is_empty() {
-        findings.extend(ask(view, &INVARIANTS)?);
-        findings.extend(check_runs(view)?);
+        findings.extend(ask(view, &INVARIANTS));
+        findings.extend(answered("damaged runs", check_runs(view)));
     }
-    Ok(findings)
+    findings
+}
+
+fn answered(what: &str, found: Result<Vec<Finding>>) -> Vec<Finding> {
+    found.unwrap_or_else(|error| vec![unanswered(what, &error)])
+}
+
+fn unanswered(what: &str, error: &StoreError) -> Finding {
+    let what = format!("the file cannot be asked for {what}");
+    Finding { what, rows: 1, named: vec![cause(error)] }
+}
+
+/// The words of SQLite, or ours without the advice to do what is being done.
+fn cause(error: &StoreError) -> String {
+    match error {
+        StoreError::Unreadable(what) => what.clone(),
+        StoreError::Sqlite(error) => error.to_string(),
+        error => error.to_string(),
+    }
 }
 
 /// Rows that are wrong in one way.
 struct Wrong {
     what: &'static str,
     rows: i64,
-    which: Vec<String>,
+    named: Vec<String>,
 }
 
 impl Wrong {
     fn new(what: &'static str) -> Wrong {
-        Wrong { what, rows: 0, which: Vec::new() }
+        Wrong { what, rows: 0, named: Vec::new() }
     }
 
     fn note(&mut self, row: impl FnOnce() -> String) {
         self.rows += 1;
-        if self.which.len() < NAMED_MAX {
-            self.which.push(row());
+        if self.named.len() < NAMED_MAX {
+            self.named.push(row());
         }
     }
 
     fn finding(self) -> Option<Finding> {
-        let Wrong { what, rows, which } = self;
-        (rows > 0).then(|| Finding { what: what.to_owned(), rows, which })
+        let Wrong { what, rows, named } = self;
+        (rows > 0).then(|| Finding { what: what.to_owned(), rows, named })
     }
 }
 
@@ -180,22 +233,23 @@ fn damage(view: &View<'_>) -> Result<Vec<Finding>> {
     Ok([file, strays].into_iter().filter_map(Wrong::finding).collect())
 }
 
-fn ask(view: &View<'_>, questions: &[(&'static str, &str)]) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    for (what, question) in questions {
-        let mut wrong = Wrong::new(what);
-        let mut select = view.connection.prepare(question)?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            let name = match row.get_ref(0)? {
-                rusqlite::types::ValueRef::Integer(number) => number.to_string(),
-                other => other.as_str().unwrap_or_default().to_owned(),
-            };
-            wrong.note(|| name);
-        }
-        findings.extend(wrong.finding());
+fn ask(view: &View<'_>, questions: &[(&'static str, &str)]) -> Vec<Finding> {
+    let found = questions.iter().map(|(what, question)| answered(what, ask_one(view, what, question)));
+    found.flatten().collect()
+}
+
+fn ask_one(view: &View<'_>, what: &'static str, question: &str) -> Result<Vec<Finding>> {
+    let mut wrong = Wrong::new(what);
+    let mut select = view.connection.prepare(question)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let name = match row.get_ref(0)? {
+            rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+            other => other.as_str().unwrap_or_default().to_owned(),
+        };
+        wrong.note(|| name);
     }
-    Ok(findings)
+    Ok(wrong.finding().into_iter().collect())
 }
 
 /// What the columns of a run repeat of its state, for searching.
@@ -257,6 +311,7 @@ impl Columns {
 /// something that will wake it, and the feed has said of it what follows from its state, in this
 /// order and under these ids: its statuses, one completion, its amendments.
 fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
+    let mut unreadable = Wrong::new("runs that cannot be read");
     let mut differing = Wrong::new("runs whose columns say something else than their state");
     let mut asleep = Wrong::new("open runs that nothing will ever wake, or settled ones that something will");
     let mut unheard = Wrong::new("runs that hold an end whose report is gone");
@@ -275,9 +330,13 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
     while let Some(row) = rows.next()? {
         let (id, key): (i64, String) = (row.get("id")?, row.get("key")?);
         let said = records_of(id, &mut records)?;
-        let Ok(run) = from_json::<Run>(row.get_ref("state")?.as_str().map_err(rusqlite::Error::from)?, "") else {
-            differing.note(|| format!("{key}, whose state cannot be read"));
-            continue;
+        let state = row.get_ref("state")?.as_str().map_err(|error| StoreError::Unreadable(error.to_string()));
+        let run = match state.and_then(|state| from_json::<Run>(state, "a run's state")) {
+            Ok(run) => run,
+            Err(error) => {
+                unreadable.note(|| format!("{key} ({})", cause(&error)));
+                continue;
+            }
         };
         let columns = Columns::read(row)?;
         if columns != Columns::of(&run) {
@@ -299,7 +358,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
             told.note(|| format!("{key} (said: {said:?}, follows: {expected:?})"));
         }
     }
-    Ok([differing, asleep, unheard, told].into_iter().filter_map(Wrong::finding).collect())
+    Ok([unreadable, differing, asleep, unheard, told].into_iter().filter_map(Wrong::finding).collect())
 }
 
 /// The ids of a run's records; `records` are in the order of their runs.

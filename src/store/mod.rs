@@ -6,6 +6,7 @@
 
 mod check;
 mod consumers;
+mod damage;
 mod log;
 mod losses;
 mod records;
@@ -19,21 +20,23 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::limits;
 use crate::run::At;
+use damage::Damages;
 
-pub use check::{Finding, check, check_with_all_reports};
+pub use check::{Examination, Finding, check, check_with_all_reports, examine};
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
+pub use damage::DamagedRow;
 pub use log::Checkpointer;
 pub use losses::{LOSS_SPANS, Loss, Losses};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
-pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use runs::{Due, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
 pub use upkeep::{Removable, copy};
 
@@ -166,16 +169,19 @@ pub struct Reader {
     shared: Arc<Readers>,
 }
 
+#[derive(Default)]
 struct Readers {
     path: PathBuf,
     epoch: String,
     idle: Mutex<Vec<Connection>>,
+    damages: Damages,
 }
 
 /// A read-only connection at work.
 pub struct View<'a> {
     connection: &'a Connection,
     epoch: &'a str,
+    damages: &'a Damages,
 }
 
 impl Writer {
@@ -207,7 +213,7 @@ impl Writer {
     /// Readers of the same file.
     pub fn reader(&self) -> Reader {
         let (path, epoch) = (self.path.clone(), self.epoch.clone());
-        Reader { shared: Arc::new(Readers { path, epoch, idle: Mutex::new(Vec::new()) }) }
+        Reader { shared: Arc::new(Readers { path, epoch, ..Readers::default() }) }
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
@@ -236,10 +242,13 @@ impl Writer {
     }
 
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
-    /// people copy it after they have stopped the daemon. Best effort; the log is as good.
+    /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
+    /// reader that stays (replication beside us holds one always) must not hold up the stop.
     pub fn settle(&self) {
-        // The checkpointer may be at it just now.
-        for _ in 0..limits::SETTLE_TRIES {
+        let _ = self.connection.busy_timeout(limits::SETTLE_PATIENCE);
+        let begin = Instant::now();
+        // The checkpointer may be at it just now, for which SQLite does not wait.
+        while begin.elapsed() < limits::SETTLE_PATIENCE {
             match self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)) {
                 Ok(false) => return,
                 Ok(true) => std::thread::sleep(limits::SETTLE_PAUSE),
@@ -270,7 +279,7 @@ impl Reader {
         }
         let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
         let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
-        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle }) })
+        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle, damages: Damages::default() }) })
     }
 
     /// First half of every cursor.
@@ -283,6 +292,11 @@ impl Reader {
         &self.shared.path
     }
 
+    /// The damaged rows that lookups have come upon.
+    pub fn damaged(&self) -> Vec<DamagedRow> {
+        self.shared.damages.met()
+    }
+
     /// Runs `look` on a read-only connection. Blocks; never call it while something waits that
     /// must not. No snapshot outlives the call.
     pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
@@ -291,7 +305,8 @@ impl Reader {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let value = look(&View { connection: &connection, epoch: &self.shared.epoch })?;
+        let Readers { epoch, damages, .. } = &*self.shared;
+        let value = look(&View { connection: &connection, epoch, damages })?;
         // A connection that failed is not put back.
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(value)
@@ -412,7 +427,7 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
 /// What the writing connection needs beside that, asked back.
 fn set_up(connection: &Connection) -> Result<()> {
     // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
-    connection.execute_batch("PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;")?;
+    connection.execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;
@@ -578,6 +593,19 @@ mod tests {
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_reader_that_stays_does_not_hold_up_the_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settled.db");
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let reader = Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
+        let begun = std::time::Instant::now();
+        writer.settle();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]

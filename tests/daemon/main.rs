@@ -11,4 +11,5 @@ mod full_disk;
 mod hostile;
 mod killed;
 mod power_cut;
+mod questions;
 mod support;

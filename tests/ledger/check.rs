@@ -52,7 +52,7 @@ fn whatever_is_broken_is_named() {
             "marks beyond the last report, or reports beyond the last number given",
         ),
         ("UPDATE meta SET recorded = recorded + 1", "ends of the feed that are not the last number given"),
-        ("UPDATE settlements SET completions = 7", "minutes that count other settlements than there were"),
+        ("UPDATE settlements SET completions = 7", "minutes whose losses are counted wrong"),
         ("UPDATE meta SET fed_bytes = fed_bytes + 1", "sizes of the feed that are wrong"),
         ("DELETE FROM records WHERE type = 'settled.run.status'", "gaps in the feed"),
         (
@@ -94,7 +94,7 @@ fn whatever_is_broken_is_named() {
             "consumers beyond the end of the feed, or with a number never given",
         ),
         ("UPDATE runs SET outcome = 'failed'", "runs whose columns say something else than their state"),
-        ("UPDATE runs SET state = ''", "runs whose columns say something else than their state"),
+        ("UPDATE runs SET state = ''", "runs that cannot be read"),
         (
             "UPDATE runs SET wake_at = NULL",
             "open runs that nothing will ever wake, or settled ones that something will",
@@ -119,12 +119,12 @@ fn a_page_of_other_bytes_is_found() {
     let path = ledger.path();
     ledger.reconciler.close();
     let mut bytes = std::fs::read(&path).unwrap();
-    let (from, page) = (bytes.len() / 8192 / 2 * 8192, 8192);
+    let (from, page) = (bytes.len() / 4096 / 2 * 4096, 4096);
     bytes[from..from + page].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
     let reader = Reader::open(&path).unwrap();
     let found = reader.read(check);
-    assert!(found.is_err() || found.is_ok_and(|found| found[0].what == "damages of the file"));
+    assert!(found.is_err() || found.is_ok_and(|found| found[0].what.contains("damages of the file")));
 }
 
 #[test]

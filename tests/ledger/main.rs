@@ -2,10 +2,12 @@
 //! afterwards is what was promised.
 
 mod check;
+mod damage;
 mod digestion;
 mod feed;
 mod files;
 mod numbers;
+mod promises;
 mod setting;
 mod turns;
 mod versions;
