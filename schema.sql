@@ -1,14 +1,16 @@
 -- The ledger of settled, version 1. Applied by src/store/mod.rs to an empty file; changes go into
 -- src/store/migrations, one numbered step each. Times are milliseconds since 1970, UTC.
 
--- One row: what this file is, and how far its reports are digested.
+-- One row: what this file is, the last numbers given, and how far its reports are digested.
 CREATE TABLE meta (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
     identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
-    digested   INTEGER NOT NULL,              -- every report up to this id has been digested or set aside
-    trimmed    INTEGER NOT NULL,              -- retention has removed records up to this seq
+    reported   INTEGER NOT NULL DEFAULT 0,    -- id of the last report there ever was; never used twice
+    digested   INTEGER NOT NULL DEFAULT 0,    -- every report up to this id has been digested or set aside
+    recorded   INTEGER NOT NULL DEFAULT 0,    -- seq of the last record there ever was; never used twice
+    trimmed    INTEGER NOT NULL DEFAULT 0,    -- retention has removed records up to this seq
     generation INTEGER NOT NULL DEFAULT 0,    -- last number given to a reader of a consumer; never used twice
     fed_bytes  INTEGER NOT NULL DEFAULT 0     -- size of all records, for the cap of their retention
 ) STRICT;
@@ -37,7 +39,7 @@ CREATE TABLE secret_uses (
 
 -- Whatever reached us, as it came. Written before anything is parsed.
 CREATE TABLE reports (
-    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    id       INTEGER PRIMARY KEY,             -- meta.reported
     source   INTEGER NOT NULL REFERENCES sources (id),
     via      TEXT    NOT NULL,                -- webhook, poll, sweep, replay, clock, operator
     at       INTEGER NOT NULL,
@@ -70,7 +72,7 @@ CREATE TABLE runs (
     outcome          TEXT,
     origin           TEXT,
     settled_at       INTEGER,
-    last_webhook_at  INTEGER,
+    first_webhook_at INTEGER,
     ask_at           INTEGER,                 -- when to ask, once the source's gate opens
     urgent_at        INTEGER,                 -- when to ask, gate or no gate
     wake_at          INTEGER,                 -- when our own clock has something to say
@@ -85,8 +87,8 @@ CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL
 -- Exactly the open runs. Source and overdue are in it to be counted without reading the runs.
 CREATE INDEX runs_wake ON runs (wake_at, source, overdue) WHERE wake_at IS NOT NULL;
 
-CREATE INDEX runs_settled ON runs (source, settled_at, origin) WHERE settled_at IS NOT NULL;
-CREATE INDEX runs_late ON runs (source, settled_at) WHERE origin <> 'webhook' AND last_webhook_at > settled_at;
+-- Settled runs whose webhook never came: few, and asked for on demand.
+CREATE INDEX runs_missing ON runs (source) WHERE settled_at IS NOT NULL AND first_webhook_at IS NULL;
 
 -- Invariants 2 and 5 survive even the retention of records: what has settled stays settled, by
 -- the same completion.
@@ -96,6 +98,17 @@ WHEN OLD.completion IS NOT NULL AND NEW.completion IS NOT OLD.completion
 BEGIN
     SELECT RAISE(ABORT, 'a settled run has one completion, for ever');
 END;
+
+-- How many runs settled in each minute, and how many of their webhooks were lost or late: loss
+-- rates without a look at every run. Kept as long as anybody asks.
+CREATE TABLE settlements (
+    source      INTEGER NOT NULL REFERENCES sources (id),
+    minute      INTEGER NOT NULL,             -- since 1970
+    completions INTEGER NOT NULL,
+    synthesized INTEGER NOT NULL,             -- … without a webhook
+    late        INTEGER NOT NULL,             -- … of which the webhook came afterwards
+    PRIMARY KEY (source, minute)
+) STRICT, WITHOUT ROWID;
 
 -- What each report did to each run it spoke of: the timeline.
 CREATE TABLE heard (
@@ -114,7 +127,7 @@ CREATE INDEX heard_report ON heard (report);
 
 -- The feed. Rows never change.
 CREATE TABLE records (
-    seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq      INTEGER PRIMARY KEY,             -- meta.recorded
     run      INTEGER NOT NULL REFERENCES runs (id),
     type     TEXT    NOT NULL,
     at       INTEGER NOT NULL,

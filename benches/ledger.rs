@@ -44,6 +44,8 @@ fn main() {
     let ring = RingLimits { rows_max: 10_000, bytes_max: 64 << 20 };
     let mut reconciler = Reconciler::new(writer, fleet, ring);
     reconciler.recover(At(START), |_| ()).expect("nothing to recover");
+    let checkpointer = reconciler.checkpointer().expect("a checkpointer");
+    std::thread::spawn(move || checkpointer.run());
     let mut serial = 0;
     feed(&mut reconciler, row, &mut serial, stored, group);
     let before = file_bytes(&path);

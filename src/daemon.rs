@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::Request;
@@ -83,7 +84,7 @@ pub struct Daemon {
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
-    writer: std::thread::JoinHandle<()>,
+    writer: JoinHandle<()>,
     /// Sockets that we made and must take away.
     sockets: Vec<PathBuf>,
     fleet: watch::Sender<Arc<Fleet>>,
@@ -103,12 +104,14 @@ impl Daemon {
     pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
         let files = http::raise_file_limit();
         let calls = Calls::new()?;
-        let (reconciler, fleet, recovered) = recover(&config, &clock)?;
+        let (mut reconciler, fleet, recovered) = recover(&config, &clock)?;
+        let checkpointer = reconciler.checkpointer()?;
+        thread("checkpointer", move || checkpointer.run())?;
         let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
         let reader = reconciler.reader();
         let head = reader.read(|view| Ok(view.bounds()?.head))?;
         let (ledger, serve) = reconciler::channel(reconciler, clock.clone(), head);
-        let writer = std::thread::Builder::new().name("writer".to_owned()).spawn(serve).map_err(StartError::Thread)?;
+        let writer = thread("writer", serve)?;
 
         let listeners = Listeners::open(&config, inherited).await?;
         let (stop, stopped) = watch::channel(false);
@@ -233,6 +236,10 @@ fn innermost(error: &reqwest::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
 }
 
 /// Opens the ledger and digests what an earlier process left.

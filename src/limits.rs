@@ -78,6 +78,22 @@ pub const STRANGERS_MAX: usize = 4_096;
 /// providers' own retries are coarser.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
 
+// ── The ledger ──────────────────────────────────────────────────────────────────────────────────
+
+/// Pages (of 8 KiB) in the write-ahead log that are worth a round of moving them into the file.
+pub const CHECKPOINT_PAGES: i32 = 1024;
+
+/// Pages in the log at which it must begin anew: 64 MiB.
+pub const LOG_PAGES_MAX: i32 = 8192;
+
+/// So few pages, if the rest is moved already, the writer moves itself: two syncs and little more.
+pub const LOG_REST_PAGES: i32 = 256;
+
+/// How often the log is tried to be emptied when the daemon stops, and the pause between.
+pub const SETTLE_TRIES: u32 = 30;
+/// See [`SETTLE_TRIES`].
+pub const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+
 // ── The reconciler ──────────────────────────────────────────────────────────────────────────────
 
 /// Reports that wait for the writer. A full queue makes the mouths wait, which is what they should.
@@ -265,9 +281,6 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// How long what is under way may take after SIGTERM.
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
-/// How long the last checkpoint waits for readers when stopping: whoever is still copying has the
-/// write-ahead log as well.
-pub const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a connection on which nothing is under way is kept when stopping. A request may be on
 /// its way to us already, and closing then would look to its sender like a refusal.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -114,7 +115,12 @@ impl Redactor {
     /// Hides these, as they are and as JSON may write them.
     pub fn new<'a>(secrets: impl Iterator<Item = &'a Secret>) -> Redactor {
         let long = secrets.filter(|secret| secret.expose().len() >= Redactor::LENGTH_MIN);
-        Redactor(long.flat_map(Redactor::spellings).collect())
+        let mut spellings: Vec<Secret> = long.flat_map(Redactor::spellings).collect();
+        spellings.sort_by(|a, b| a.expose().cmp(b.expose()));
+        spellings.dedup();
+        // The longest first: one may be a part of another.
+        spellings.sort_by_key(|spelling| std::cmp::Reverse(spelling.expose().len()));
+        Redactor(spellings)
     }
 
     fn spellings(secret: &Secret) -> impl Iterator<Item = Secret> {
@@ -127,8 +133,15 @@ impl Redactor {
 
     /// The text with every secret replaced.
     pub fn redact(&self, text: String) -> String {
-        self.0.iter().fold(text, |text, secret| {
-            if text.contains(secret.expose()) { text.replace(secret.expose(), "[secret]") } else { text }
+        self.redacted(&text).unwrap_or(text)
+    }
+
+    /// The text with every secret replaced; `None` if there is none in it.
+    pub fn redacted(&self, text: &str) -> Option<String> {
+        self.0.iter().fold(None, |redacted: Option<String>, secret| {
+            let text = redacted.as_deref().unwrap_or(text);
+            let found = memmem::find(text.as_bytes(), secret.expose().as_bytes()).is_some();
+            if found { Some(text.replace(secret.expose(), "[secret]")) } else { redacted }
         })
     }
 }

@@ -78,6 +78,7 @@ impl Upkeep {
         if removed + trimmed > 0 {
             tracing::info!(removed, trimmed, "deliveries removed by age, and emptied or removed by size");
         }
+        self.ledger.write(move |tx| tx.forget_settlements(now)).await?;
         self.shrink().await
     }
 

@@ -408,7 +408,7 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
         Asker::new(Arc::new(Member::new(SourceRow { id: 0, since: At(0) }, source.clone())), calls, system_clock());
     let answer = asker.ask_now(&question).await;
     let (ok, verdict) = judge(&source.provider.hearing(&answer), &answer);
-    Online { ok, verdict: asker.member.redacted(show::clean(&verdict)), clock_skew_ms: asker.skew_ms() }
+    Online { ok, verdict: asker.member.redactor().redact(show::clean(&verdict)), clock_skew_ms: asker.skew_ms() }
 }
 
 fn judge(hearing: &Hearing, answer: &Answer) -> (bool, String) {

@@ -175,7 +175,7 @@ pub async fn retry_webhook(State(desk): Shared, Segments(path): Segments<(String
         None => None,
     };
     let effect = replay.as_ref().and_then(|(_, digest)| digest.effects.first().map(|(_, effect, _)| *effect));
-    let redacted = |text: Option<String>| text.map(|text| asker.member.redacted(text));
+    let redacted = |text: Option<String>| text.map(|text| asker.member.redactor().redact(text));
     Ok(http::json(
         StatusCode::OK,
         &json!({

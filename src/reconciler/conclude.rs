@@ -46,13 +46,13 @@ fn effects(
         Reading::Counted(observations, gap) => (observations, Some(gap)),
         Reading::Ping => return Ok(Vec::new()),
         Reading::Unreadable(why) => {
-            tx.note(id, &member.redacted(why))?;
+            tx.note(id, &member.redactor().redact(why))?;
             return Ok(Vec::new());
         }
     };
     let (mut effects, mut news) = (Vec::new(), false);
     for heard in &mut observations {
-        heard.detail.rewrite(|text| member.redacted(text));
+        heard.detail.rewrite(|text| member.redactor().redact(text));
         let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else { continue };
         news |= match effect {
             Effect::Unchanged => false,
@@ -108,21 +108,19 @@ fn conclude(
         }
         known => known?,
     };
-    let (row, run) = known.map_or((None, None), |(row, run)| (Some(row), Some(run)));
-    let policy = source.policy(run.as_ref().and_then(|run| run.kind).or(heard.kind));
+    let before = known.as_ref().map(|(_, run)| run.clone());
+    let policy = source.policy(before.as_ref().and_then(|run| run.kind).or(heard.kind));
     let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
     let at = Circumstances { policy: &policy, now, report: id, seed, since: member.since };
-    let Decision { run, publish, effect } = decide(run, heard, &at);
+    let Decision { run, publish, effect } = decide(before, heard, &at);
     let Some(run) = run else { return Ok(None) };
-    let row = match row {
-        Some(row) => row,
-        None => tx.add_run(member.id, &heard.run_id)?,
-    };
+    let completion = if publish == Some(Publication::Completion) { Some(tx.next_seq()?) } else { None };
+    let known = known.as_ref().map(|(row, before)| (*row, before));
+    let row = tx.save_run((member.id, &heard.run_id), known, &run, completion)?;
     let seq = match publish {
         Some(publication) => Some(append(tx, member, row, &run, publication, (id, report, heard), now)?),
         None => None,
     };
-    tx.save_run(row, &run, seq.filter(|_| publish == Some(Publication::Completion)))?;
     if worth_a_line(heard, effect) {
         tx.note_heard(row, id, &line(id, heard, effect, seq, now))?;
     }
@@ -186,12 +184,14 @@ fn append(
         _ => Payload::Absent,
     };
     let mut record = draft(about, run, publication, payload, now);
-    record.data = member.redacted(record.data);
-    if serde_json::from_str::<&serde_json::value::RawValue>(&record.data).is_err() {
-        // A secret of digits stood in the payload as a number. The body can still be fetched.
-        let elsewhere = spoken_by.map_or(Payload::Absent, Payload::Ref);
-        record = draft(about, run, publication, elsewhere, now);
-        record.data = member.redacted(record.data);
+    if let Some(data) = member.redactor().redacted(&record.data) {
+        record.data = data;
+        if serde_json::from_str::<serde::de::IgnoredAny>(&record.data).is_err() {
+            // A secret of digits stood in the payload as a number. The body can still be fetched.
+            let elsewhere = spoken_by.map_or(Payload::Absent, Payload::Ref);
+            record = draft(about, run, publication, elsewhere, now);
+            record.data = member.redactor().redact(record.data);
+        }
     }
     tx.append(row, member.id, run, &record, now)
 }

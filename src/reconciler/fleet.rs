@@ -32,9 +32,9 @@ impl Member {
         Member { id: row.id, since: row.since, redactor: source.redactor(), source }
     }
 
-    /// The text without this source's secrets.
-    pub fn redacted(&self, text: String) -> String {
-        self.redactor.redact(text)
+    /// Hides this source's secrets.
+    pub fn redactor(&self) -> &Redactor {
+        &self.redactor
     }
 }
 

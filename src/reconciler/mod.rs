@@ -24,7 +24,7 @@ use crate::limits;
 use crate::report::{Head, Report};
 use crate::run::decide::Effect;
 use crate::run::{At, RunId};
-use crate::store::{Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
+use crate::store::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
 
 pub use fleet::{Fleet, Member};
 pub use handle::{Handle, Refusal, channel};
@@ -110,6 +110,11 @@ impl Reconciler {
     /// Readers of the ledger.
     pub fn reader(&self) -> Reader {
         self.writer.reader()
+    }
+
+    /// See [`Writer::checkpointer`].
+    pub fn checkpointer(&mut self) -> Result<Checkpointer, StoreError> {
+        self.writer.checkpointer()
     }
 
     /// Ends: leaves the ledger in one file.

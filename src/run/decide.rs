@@ -36,6 +36,7 @@ const DISPUTES_MAX: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// What sort of run, once anybody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
     /// When we first heard of it.
     pub known_since: At,
@@ -50,8 +51,10 @@ pub struct Run {
     /// Questions asked about it that were answered or failed.
     pub asks: u32,
     /// When a question was last really answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<At>,
     /// When a hint last moved its next poll.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hinted_at: Option<At>,
     /// It has been open for longer than its deadline.
     pub overdue: bool,
@@ -59,13 +62,15 @@ pub struct Run {
     pub statuses: u32,
     /// Every outcome that an entitled voice has told, so that one that only covers another is
     /// read as that other whichever came first.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub told: Vec<Outcome>,
     /// Open, with what we hold against it, or settled, with what we believe.
     pub phase: Phase,
     /// When to ask next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<Ask>,
     /// When our own clock has something to say next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake_at: Option<At>,
 }
 
@@ -75,8 +80,10 @@ pub struct Arrivals {
     /// How many.
     pub count: u32,
     /// When the first came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<At>,
     /// When the last came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<At>,
 }
 
@@ -167,6 +174,7 @@ pub struct Settled {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disputed_at: Option<At>,
     /// Verification polls done of [`asking::CHECKS`]; `None` when none is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks: Option<u32>,
 }
 

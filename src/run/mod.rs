@@ -13,6 +13,7 @@ pub mod record;
 use std::fmt;
 use std::time::Duration;
 
+use jiff::fmt::temporal::DateTimePrinter;
 use serde::{Deserialize, Serialize};
 
 /// A moment: milliseconds since the Unix epoch, UTC. Always passed in, never read here.
@@ -32,8 +33,9 @@ impl At {
 
     /// RFC 3339, UTC, with milliseconds: the form of every time on the wire.
     pub fn rfc3339(self) -> String {
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
         jiff::Timestamp::from_millisecond(self.0)
-            .map_or_else(|_| "9999-12-31T23:59:59.999Z".to_owned(), |at| format!("{at:.3}"))
+            .map_or_else(|_| "9999-12-31T23:59:59.999Z".to_owned(), |at| PRINTER.timestamp_to_string(&at))
     }
 
     /// How long ago `earlier` was; zero when it lies ahead (clocks step back).

@@ -4,8 +4,11 @@
 //! while reading, since its epoch belongs to the database that serves it. Ids are functions of the
 //! run and of what happened to it, so the same history gives the same ids on every machine.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::decide::{Phase, Publication, Run, Settled};
 use super::observation::Detail;
@@ -51,8 +54,8 @@ impl std::fmt::Display for Cursor {
 /// The terminal JSON of a provider that is passed on with a completion.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload<'a> {
-    /// Compact JSON text of at most [`PAYLOAD_BYTES_MAX`] bytes.
-    Inline(&'a RawValue),
+    /// At most [`PAYLOAD_BYTES_MAX`] bytes of it.
+    Inline(&'a PayloadText<'a>),
     /// Too large or not JSON: the path of the stored body on the control socket.
     Ref(i64),
     /// No provider said anything.
@@ -124,9 +127,6 @@ struct EndData<'a> {
     amends: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_outcome: Option<Outcome>,
-    payload: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload_ref: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -172,7 +172,7 @@ pub fn draft(about: About<'_>, run: &Run, publication: Publication, payload: Pay
         group_id: run.detail.group_id.as_deref(),
     };
     let data = match &run.phase {
-        Phase::Settled(settled) => json(&end(about, run, settled, publication, payload, common)),
+        Phase::Settled(settled) => with_payload(json(&end(about, run, settled, publication, common)), payload),
         Phase::Open(_) => json(&status(run, common, now)),
     };
     Draft { record_type, id, envelope, data }
@@ -183,7 +183,6 @@ fn end<'a>(
     run: &'a Run,
     settled: &'a Settled,
     publication: Publication,
-    payload: Payload<'a>,
     common: Common<'a>,
 ) -> EndData<'a> {
     let Detail { provider_status, reason, error, counters, provider_time, .. } = &settled.belief.detail;
@@ -211,13 +210,24 @@ fn end<'a>(
         },
         amends: previous_outcome.map(|_| format!("{}:completion", about.key)),
         previous_outcome,
-        payload: if let Payload::Inline(json) = payload { Some(json) } else { None },
-        payload_ref: if let Payload::Ref(report) = payload {
-            Some(format!("/v1/deliveries/{report}/body"))
-        } else {
-            None
-        },
     }
+}
+
+/// Puts the payload last into a `data` object, as the text that it is.
+fn with_payload(mut data: String, payload: Payload<'_>) -> String {
+    data.pop();
+    data.push_str(",\"payload\":");
+    match payload {
+        Payload::Inline(text) => data.push_str(&text.0),
+        Payload::Absent => data.push_str("null"),
+        Payload::Ref(report) => {
+            data.push_str("null,\"payload_ref\":\"/v1/deliveries/");
+            data.push_str(&report.to_string());
+            data.push_str("/body\"");
+        }
+    }
+    data.push('}');
+    data
 }
 
 fn status<'a>(run: &'a Run, common: Common<'a>, now: At) -> StatusData<'a> {
@@ -245,37 +255,106 @@ pub fn line(envelope: &str, cursor: &str, data: &str) -> String {
 const PAYLOAD_DEPTH_MAX: usize = 100;
 
 /// A provider's JSON as it can travel in a record: on one line, and readable by every consumer's
-/// parser. `None` for what some would refuse: no JSON, lone surrogates, numbers beyond a double,
-/// deep nesting. One odd payload must not break the line it is in.
-pub fn payload_text(body: &[u8]) -> Option<Box<RawValue>> {
+/// parser.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayloadText<'a>(Cow<'a, str>);
+
+impl PayloadText<'_> {
+    /// The text.
+    pub fn get(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A body as it can travel. `None` for what some parser would refuse: no JSON, lone surrogates,
+/// numbers beyond a double, deep nesting. One odd payload must not break the line it is in.
+pub fn payload_text(body: &[u8]) -> Option<PayloadText<'_>> {
     let text = std::str::from_utf8(body).ok()?;
-    serde_json::from_str::<serde_json::Value>(text).ok()?;
-    RawValue::from_string(compact(text)?).ok()
+    serde_json::from_str::<Readable>(text).ok()?;
+    compact(text).map(PayloadText)
 }
 
 /// Strips the white space between tokens of JSON text; `None` if it nests too deep.
-fn compact(json: &str) -> Option<String> {
-    let mut out = String::with_capacity(json.len());
-    let (mut in_string, mut escaped, mut depth) = (false, false, 0_usize);
-    for c in json.chars() {
-        if in_string {
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-        } else {
-            match c {
-                ' ' | '\t' | '\n' | '\r' => continue,
-                '"' => in_string = true,
-                '{' | '[' => depth += 1,
-                '}' | ']' => depth = depth.saturating_sub(1),
-                _ => {}
+fn compact(json: &str) -> Option<Cow<'_, str>> {
+    let (bytes, mut out, mut from) = (json.as_bytes(), String::new(), 0);
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                out.push_str(&json[from..at]);
+                from = at + 1;
             }
-            if depth > PAYLOAD_DEPTH_MAX {
-                return None;
-            }
+            b'"' => at += string_end(&bytes[at + 1..]) + 1,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
         }
-        out.push(c);
+        if depth > PAYLOAD_DEPTH_MAX {
+            return None;
+        }
+        at += 1;
     }
-    Some(out)
+    if from == 0 {
+        return Some(Cow::Borrowed(json));
+    }
+    out.push_str(&json[from..]);
+    Some(Cow::Owned(out))
+}
+
+/// Where the closing quote of a string stands whose opening one came before `rest`.
+fn string_end(rest: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(next) = rest.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += next;
+        if rest[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    rest.len()
+}
+
+/// JSON every part of which was read, unlike what is skipped over, and none of which is kept.
+struct Readable;
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Readable, D::Error> {
+        deserializer.deserialize_any(Readable)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Readable;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_unit<E>(self) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Readable, A::Error> {
+        while seq.next_element::<Readable>()?.is_some() {}
+        Ok(Readable)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Readable, A::Error> {
+        while map.next_entry::<Readable, Readable>()?.is_some() {}
+        Ok(Readable)
+    }
 }
 
 #[cfg(test)]
@@ -296,7 +375,7 @@ mod tests {
         }
         let shallow = format!("{}1{}", "[".repeat(100), "]".repeat(100));
         for good in [r#"{"a":"\ud83d\ude00","b":12345678901234567890123}"#, "null", &shallow] {
-            assert_eq!(payload_text(good.as_bytes()).map(|json| json.get().to_owned()).as_deref(), Some(good));
+            assert_eq!(payload_text(good.as_bytes()).as_ref().map(PayloadText::get), Some(good));
         }
     }
 

@@ -5,7 +5,7 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{DamagedRow, Filter, Result, Transaction, View, from_json, records, stored, to_json};
+use super::{DamagedRow, Filter, Result, Transaction, View, from_json, stored, to_json};
 use crate::run::At;
 use crate::run::record::{self, RecordType};
 
@@ -105,7 +105,7 @@ impl Transaction<'_> {
     /// Moves a position forward, never back. Invariant 9: the answer waits for the commit.
     pub fn ack(&mut self, name: &str, seq: i64, generation: Option<i64>, now: At) -> Result<Moved> {
         let Some(consumer) = consumer(&self.tx, name)? else { return Ok(Moved::Unknown) };
-        let head = records::head(&self.tx)?;
+        let head = self.head()?;
         if generation.is_some_and(|generation| generation != consumer.generation) {
             return Ok(Moved::Stale(consumer.generation));
         }

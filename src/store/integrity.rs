@@ -8,7 +8,6 @@ use rusqlite::OpenFlags;
 use serde::Serialize;
 
 use super::damage::{DamagedRow, Damages};
-use super::losses::Hours;
 use super::runs::{RUN_COLUMNS, run_row};
 use super::{Result, View, connect, foreign, version};
 
@@ -72,7 +71,7 @@ const INVARIANTS: [(&str, &str); 13] = [
     ),
     (
         "lines in timelines that name a record which never was",
-        "SELECT count(*) FROM heard WHERE seq > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)",
+        "SELECT count(*) FROM heard WHERE seq > (SELECT recorded FROM meta)",
     ),
     (
         "held ends whose report is gone",
@@ -90,11 +89,11 @@ const INVARIANTS: [(&str, &str); 13] = [
     ),
     (
         "consumers that have acknowledged what never was",
-        "SELECT count(*) FROM consumers WHERE acked > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)",
+        "SELECT count(*) FROM consumers WHERE acked > (SELECT recorded FROM meta)",
     ),
     (
         "marks of digestion beyond the last report",
-        "SELECT count(*) FROM meta WHERE digested > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'reports'), 0)",
+        "SELECT count(*) FROM meta WHERE digested > reported",
     ),
 ];
 
@@ -105,8 +104,8 @@ const COUNTED: [&str; 5] = ["runs", "reports", "records", "consumers", "set_asid
 pub fn examine(path: &Path) -> Result<Examination> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
     version(&connection, path).map_err(|error| foreign(error, path))?;
-    let (damages, hours) = (Damages::default(), Hours::default());
-    let view = View { connection: &connection, epoch: "", damages: &damages, hours: &hours };
+    let damages = Damages::default();
+    let view = View { connection: &connection, epoch: "", damages: &damages };
     let rows = COUNTED.iter().filter_map(|table| {
         let count = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
         Some((*table, count.ok()?))

@@ -7,6 +7,7 @@
 mod consumers;
 mod damage;
 mod integrity;
+mod log;
 mod losses;
 mod records;
 mod reports;
@@ -27,11 +28,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::limits;
 use crate::run::At;
 use damage::Damages;
-use losses::Hours;
 
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
 pub use damage::DamagedRow;
 pub use integrity::{Examination, Finding, check, examine};
+pub use log::Checkpointer;
 pub use losses::{LOSS_SPANS, Loss, Losses};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
@@ -133,12 +134,33 @@ pub struct Writer {
     epoch: String,
     /// Its last transaction failed: it must be replaced before the next.
     suspect: bool,
+    /// Where a [`Checkpointer`] moves the log; else SQLite does, on this connection.
+    log: Option<log::Log>,
     _lock: File,
 }
 
 /// A write transaction. Everything that changes the ledger is a method of this.
 pub struct Transaction<'a> {
     tx: rusqlite::Transaction<'a>,
+    totals: Totals,
+}
+
+/// What a transaction adds up in memory and writes down once, at its end.
+#[derive(Clone, Default)]
+struct Totals {
+    /// As they will be; `None`: not looked at yet.
+    marks: Option<Marks>,
+    /// By source and minute.
+    settlements: BTreeMap<(i64, i64), losses::Settlements>,
+}
+
+/// The numbers in `meta` that move with nearly every transaction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Marks {
+    reported: i64,
+    digested: i64,
+    recorded: i64,
+    fed_bytes: i64,
 }
 
 /// Read-only access; cheap to clone.
@@ -153,7 +175,6 @@ struct Readers {
     epoch: String,
     idle: Mutex<Vec<Connection>>,
     damages: Damages,
-    hours: Hours,
 }
 
 /// A read-only connection at work.
@@ -161,7 +182,6 @@ pub struct View<'a> {
     connection: &'a Connection,
     epoch: &'a str,
     damages: &'a Damages,
-    hours: &'a Hours,
 }
 
 impl Writer {
@@ -182,7 +202,7 @@ impl Writer {
         set_up(&connection)?;
         migrate(&mut connection, path, version, now)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, _lock: lock })
+        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, log: None, _lock: lock })
     }
 
     /// First half of every cursor.
@@ -205,27 +225,44 @@ impl Writer {
         }
         self.suspect = true;
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut transaction = Transaction { tx };
+        let mut transaction = Transaction { tx, totals: Totals::default() };
         let value = work(&mut transaction)?;
+        transaction.write_totals()?;
         transaction.tx.commit()?;
         self.suspect = false;
         Ok(value)
     }
 
+    /// Has the log moved by somebody else from now on, who must be given a thread.
+    pub fn checkpointer(&mut self) -> Result<Checkpointer> {
+        let (log, checkpointer) = log::Log::shared(self.path.clone());
+        log.watch(&mut self.connection)?;
+        self.log = Some(log);
+        Ok(checkpointer)
+    }
+
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
-    /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
-    /// reader that stays (replication beside us holds one always) must not hold up the stop.
+    /// people copy it after they have stopped the daemon. Best effort; the log is as good.
     pub fn settle(&self) {
-        let _ = self.connection.busy_timeout(limits::SETTLE_PATIENCE);
-        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-            tracing::debug!(%error, "the write-ahead log is left as it is");
+        // Whoever reads all the time (replication beside us) must not hold up the stop.
+        let _ = self.connection.busy_timeout(Duration::ZERO);
+        // The checkpointer may be at it just now.
+        for _ in 0..limits::SETTLE_TRIES {
+            match self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)) {
+                Ok(false) => return,
+                Ok(true) => std::thread::sleep(limits::SETTLE_PAUSE),
+                Err(error) => return tracing::debug!(%error, "the write-ahead log is left as it is"),
+            }
         }
     }
 
     /// Replaces the connection by a fresh one.
     pub fn reopen(&mut self) -> Result<()> {
-        let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         set_up(&connection)?;
+        if let Some(log) = &self.log {
+            log.watch(&mut connection)?;
+        }
         self.connection = connection;
         self.suspect = false;
         Ok(())
@@ -256,8 +293,8 @@ impl Reader {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let Readers { epoch, damages, hours, .. } = &*self.shared;
-        let value = look(&View { connection: &connection, epoch, damages, hours })?;
+        let Readers { epoch, damages, .. } = &*self.shared;
+        let value = look(&View { connection: &connection, epoch, damages })?;
         // A connection that failed is not put back.
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(value)
@@ -268,10 +305,40 @@ impl Transaction<'_> {
     /// Runs `work` so that its failure undoes only itself.
     pub fn apart<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
         self.tx.execute_batch("SAVEPOINT apart")?;
+        let before = self.totals.clone();
         let result = work(self);
-        let end = if result.is_ok() { "RELEASE apart" } else { "ROLLBACK TO apart; RELEASE apart" };
-        self.tx.execute_batch(end)?;
+        if result.is_ok() {
+            self.tx.execute_batch("RELEASE apart")?;
+        } else {
+            self.totals = before;
+            self.tx.execute_batch("ROLLBACK TO apart; RELEASE apart")?;
+        }
         result
+    }
+
+    fn marks(&mut self) -> Result<&mut Marks> {
+        let marks = match self.totals.marks.take() {
+            Some(marks) => marks,
+            None => self.stored_marks()?,
+        };
+        Ok(self.totals.marks.insert(marks))
+    }
+
+    fn stored_marks(&self) -> Result<Marks> {
+        let mut select = self.tx.prepare_cached("SELECT reported, digested, recorded, fed_bytes FROM meta")?;
+        let marks = select.query_row([], |row| {
+            Ok(Marks { reported: row.get(0)?, digested: row.get(1)?, recorded: row.get(2)?, fed_bytes: row.get(3)? })
+        })?;
+        Ok(marks)
+    }
+
+    fn write_totals(&mut self) -> Result<()> {
+        if let Some(Marks { reported, digested, recorded, fed_bytes }) = self.totals.marks {
+            self.tx
+                .prepare_cached("UPDATE meta SET reported = ?1, digested = ?2, recorded = ?3, fed_bytes = ?4")?
+                .execute((reported, digested, recorded, fed_bytes))?;
+        }
+        self.write_settlements()
     }
 
     /// The rows of the sources of these names and providers, made if need be.
@@ -351,7 +418,7 @@ fn set_up(connection: &Connection) -> Result<()> {
     connection.execute_batch("PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
-    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;")?;
+    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;
     let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
     expect("synchronous", level.to_string(), "2")
 }
@@ -416,8 +483,7 @@ fn create(connection: &mut Connection, path: &Path, now: At) -> rusqlite::Result
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     tx.execute_batch(SCHEMA)?;
     tx.execute(
-        "INSERT INTO meta (id, epoch, identity, created_at, digested, trimmed)
-         VALUES (1, lower(hex(randomblob(4))), ?1, ?2, 0, 0)",
+        "INSERT INTO meta (id, epoch, identity, created_at) VALUES (1, lower(hex(randomblob(4))), ?1, ?2)",
         (identity(path), now.0),
     )?;
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;

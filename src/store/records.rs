@@ -1,7 +1,7 @@
 //! Records in the ledger: appended in the transaction of the decision that caused them, read in
 //! order, never changed.
 
-use rusqlite::{OptionalExtension, Row, params, params_from_iter, types::Value};
+use rusqlite::{Row, params, params_from_iter, types::Value};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, Transaction, View, stored};
@@ -11,17 +11,24 @@ use crate::run::record::{self, Cursor, Draft, RecordType};
 use crate::run::{At, Origin, Outcome};
 
 impl Transaction<'_> {
+    /// The seq that the next record appended will have.
+    pub fn next_seq(&mut self) -> Result<i64> {
+        Ok(self.marks()?.recorded + 1)
+    }
+
     /// Appends a record and gives its seq.
     pub fn append(&mut self, run_row: i64, source: i64, run: &Run, draft: &Draft, now: At) -> Result<i64> {
         let (outcome, origin) = match &run.phase {
             Phase::Settled(settled) => (Some(settled.belief.ending.outcome.word()), Some(settled.origin.word())),
             Phase::Open(_) => (None, None),
         };
+        let seq = self.next_seq()?;
         let mut insert = self.tx.prepare_cached(
-            "INSERT INTO records (run, type, at, source, group_id, outcome, origin, envelope, data)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, envelope, data)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?;
-        let seq = insert.insert(params![
+        insert.execute(params![
+            seq,
             run_row,
             draft.record_type.word(),
             now.0,
@@ -32,14 +39,16 @@ impl Transaction<'_> {
             draft.envelope,
             draft.data,
         ])?;
-        let bytes = i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
-        self.tx.prepare_cached("UPDATE meta SET fed_bytes = fed_bytes + ?1")?.execute([bytes])?;
+        drop(insert);
+        let marks = self.marks()?;
+        marks.recorded = seq;
+        marks.fed_bytes += i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
         Ok(seq)
     }
 
     /// Seq of the last record there is or ever was.
     pub fn head(&mut self) -> Result<i64> {
-        head(&self.tx)
+        Ok(self.marks()?.recorded)
     }
 }
 
@@ -105,8 +114,8 @@ pub struct FeedBounds {
 impl View<'_> {
     /// Where the feed begins and ends.
     pub fn bounds(&self) -> Result<FeedBounds> {
-        let trimmed = self.connection.prepare_cached("SELECT trimmed FROM meta")?.query_row([], |row| row.get(0))?;
-        Ok(FeedBounds { trimmed, head: head(self.connection)? })
+        let mut select = self.connection.prepare_cached("SELECT trimmed, recorded FROM meta")?;
+        Ok(select.query_row([], |row| Ok(FeedBounds { trimmed: row.get(0)?, head: row.get(1)? }))?)
     }
 
     /// Up to `rows_max` records that match, after `after` and up to `upto`, and the position up to
@@ -191,9 +200,4 @@ impl Filter {
         any_of(" AND group_id IN ({})", self.group.clone());
         (sql, values)
     }
-}
-
-pub(super) fn head(connection: &rusqlite::Connection) -> Result<i64> {
-    let mut select = connection.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
-    Ok(select.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }

@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Result, StoreError, Transaction, View, from_json, stored, to_json};
+use super::{Result, Transaction, View, from_json, stored, to_json};
 use crate::providers::Verdict;
 use crate::report::{Head, Report, WebhookHead};
 use crate::run::{At, Via};
@@ -22,11 +22,14 @@ impl Transaction<'_> {
     pub fn add_report(&mut self, report: &Report) -> Result<i64> {
         let webhook = report.head.webhook();
         let ring = webhook.filter(|head| !head.verdict.authentic()).map(|_| 1);
-        let mut insert = self.tx.prepare_cached(
-            "INSERT INTO reports (source, via, at, verdict, secret, ring, head, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?;
-        insert
-            .insert(params![
+        let id = self.marks()?.reported + 1;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO reports (id, source, via, at, verdict, secret, ring, head, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute(params![
+                id,
                 report.source,
                 report.head.via().word(),
                 report.at.0,
@@ -35,8 +38,9 @@ impl Transaction<'_> {
                 ring,
                 to_json(&report.head),
                 report.body,
-            ])
-            .map_err(StoreError::from)
+            ])?;
+        self.marks()?.reported = id;
+        Ok(id)
     }
 
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
@@ -73,20 +77,21 @@ impl Transaction<'_> {
 
     /// Up to `max` reports that have not been digested, in order, with the attempts made on each.
     pub fn undigested(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
+        let digested = self.marks()?.digested;
         let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, head, body, attempts FROM reports
-             WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT ?1",
+            "SELECT id, source, at, head, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
         )?;
-        let rows = select.query_and_then([max], |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
+        let rows =
+            select.query_and_then((digested, max), |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
         rows.collect()
     }
 
     /// The first report that has not been digested, and the attempts made on it.
     pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
-        let mut select = self.tx.prepare_cached(
-            "SELECT id, attempts FROM reports WHERE id > (SELECT digested FROM meta) ORDER BY id LIMIT 1",
-        )?;
-        Ok(select.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+        let digested = self.marks()?.digested;
+        let mut select =
+            self.tx.prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
+        Ok(select.query_row([digested], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
     }
 
     /// One stored report.
@@ -98,7 +103,8 @@ impl Transaction<'_> {
 
     /// Every report up to `id` is digested.
     pub fn mark_digested(&mut self, id: i64) -> Result<()> {
-        self.tx.prepare_cached("UPDATE meta SET digested = ?1 WHERE digested < ?1")?.execute([id])?;
+        let marks = self.marks()?;
+        marks.digested = marks.digested.max(id);
         Ok(())
     }
 

@@ -16,18 +16,22 @@ impl Transaction<'_> {
         row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?))).transpose()
     }
 
-    /// Makes the row of a run not known before. It is open until [`Transaction::save_run`] says
-    /// otherwise, since its completion must exist first.
-    pub fn add_run(&mut self, source: i64, run_id: &RunId) -> Result<i64> {
-        let mut insert = self.tx.prepare_cached(
-            "INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) VALUES (?1, ?2, 'open', 0, 0, '')",
-        )?;
-        Ok(insert.insert((source, run_id.as_str()))?)
-    }
-
-    /// Writes a run's state. `completion` is the seq of its completion record if this very
-    /// decision published it.
-    pub fn save_run(&mut self, id: i64, run: &Run, completion: Option<i64>) -> Result<()> {
+    /// Writes a run's state and gives its row. `known` is its row and state until now; without
+    /// it, the run is new. `completion` is the seq that its completion record is about to get, if
+    /// this very decision publishes it.
+    pub fn save_run(
+        &mut self,
+        key: (i64, &RunId),
+        known: Option<(i64, &Run)>,
+        run: &Run,
+        completion: Option<i64>,
+    ) -> Result<i64> {
+        let (source, run_id) = key;
+        let before = known.map(|(_, before)| before);
+        if let Some((row, _)) = known.filter(|_| before == Some(run)) {
+            return Ok(row);
+        }
+        self.note_settlement(source, before, run);
         let (phase, outcome, origin, settled_at) = match &run.phase {
             Phase::Open(_) => ("open", None, None, None),
             Phase::Settled(settled) => {
@@ -39,29 +43,37 @@ impl Transaction<'_> {
             Some(ask) => (None, Some(ask.at.0)),
             None => (None, None),
         };
-        self.tx
-            .prepare_cached(
+        let mut save = self.tx.prepare_cached(match known {
+            None => {
+                "INSERT INTO runs (id, phase, overdue, outcome, origin, settled_at, first_webhook_at, ask_at, urgent_at,
+                    wake_at, completion, state, opened_at, source, run_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+            }
+            Some(_) => {
                 "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
-                    last_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
+                    first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
                     completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
-                 WHERE id = ?1",
-            )?
-            .execute(params![
-                id,
-                phase,
-                run.overdue,
-                outcome,
-                origin,
-                settled_at,
-                run.webhooks.last.map(|at| at.0),
-                ask_at,
-                urgent_at,
-                run.wake_at.map(|at| at.0),
-                completion,
-                to_json(run),
-                run.opened_at().0,
-            ])?;
-        Ok(())
+                 WHERE id = ?1 AND source = ?14 AND run_id = ?15"
+            }
+        })?;
+        save.execute(params![
+            known.map(|(row, _)| row),
+            phase,
+            run.overdue,
+            outcome,
+            origin,
+            settled_at,
+            run.webhooks.first.map(|at| at.0),
+            ask_at,
+            urgent_at,
+            run.wake_at.map(|at| at.0),
+            completion,
+            to_json(run),
+            run.opened_at().0,
+            source,
+            run_id.as_str(),
+        ])?;
+        Ok(known.map_or_else(|| self.tx.last_insert_rowid(), |(row, _)| row))
     }
 
     /// Compares a provider's counter of runs with the runs known of `source`. Gives by how many more
@@ -297,7 +309,7 @@ impl View<'_> {
     /// Settled runs of a source for which no webhook ever came, newest first.
     pub fn without_webhook(&self, source: &str, limit: u32) -> Result<Vec<RunRow>> {
         let sql = format!(
-            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.phase = 'settled' AND u.last_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
+            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.settled_at IS NOT NULL AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let mut rows = select.query((source, limit))?;

@@ -31,8 +31,8 @@ pub struct Trimmed {
 impl Transaction<'_> {
     /// Removes the oldest records as far as `limits` says.
     pub fn trim_records(&mut self, limits: &TrimLimits) -> Result<Trimmed> {
-        let (trimmed, mut bytes): (i64, i64) =
-            self.tx.query_row("SELECT trimmed, fed_bytes FROM meta", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut bytes = self.marks()?.fed_bytes;
+        let trimmed: i64 = self.tx.query_row("SELECT trimmed FROM meta", [], |row| row.get(0))?;
         let slowest: Option<i64> = self.tx.query_row("SELECT min(acked) FROM consumers", [], |row| row.get(0))?;
         let (mut last, mut rows, mut held) = (trimmed, 0, false);
         {
@@ -56,7 +56,8 @@ impl Transaction<'_> {
         }
         let overrun = self.overrun(trimmed, last)?;
         self.tx.prepare_cached("DELETE FROM records WHERE seq <= ?1")?.execute([last])?;
-        self.tx.prepare_cached("UPDATE meta SET trimmed = ?1, fed_bytes = ?2")?.execute([last, bytes])?;
+        self.tx.prepare_cached("UPDATE meta SET trimmed = ?1")?.execute([last])?;
+        self.marks()?.fed_bytes = bytes;
         Ok(Trimmed { rows, more: rows >= limits.rows_max as usize, overrun, holding })
     }
 

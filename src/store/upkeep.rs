@@ -141,14 +141,14 @@ mod tests {
              INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
                 (2, 1, 'webhook', 20, '{{}}', x'01'), (3, 1, 'webhook', 30, '{{}}', x'01'),
                 (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
-             UPDATE meta SET digested = 4;
+             UPDATE meta SET reported = 5, digested = 4, recorded = 1;
              INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, opened_at, state) VALUES (1, 1, 'r', 'open', 0, 9, 1, '{state}');
              INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
                 '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
              INSERT INTO heard (run, report, at, via, trust, claim, effect, seq) VALUES (1, 1, 1, '', '', '', '', NULL),
                 (1, 2, 1, '', '', '', 'held', NULL), (2, 3, 1, '', '', '', 'settled', 1);"
         );
-        let settled = r#"INSERT INTO runs (id, source, run_id, phase, overdue, outcome, origin, settled_at, last_webhook_at, completion, opened_at, state)
+        let settled = r#"INSERT INTO runs (id, source, run_id, phase, overdue, outcome, origin, settled_at, first_webhook_at, completion, opened_at, state)
             VALUES (2, 1, 's', 'settled', 0, 'succeeded', 'poll', 100, 120, 1, 1, '{"phase":{"settled":{}},"webhooks":{"last":120}}')"#;
         let sql = sql.replace("INSERT INTO records", &format!("{settled}; INSERT INTO records"));
         writer.transaction(|tx| Ok(tx.tx.execute_batch(&sql)?)).unwrap();

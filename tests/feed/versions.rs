@@ -27,11 +27,7 @@ fn ledger(home: &Home, version: i64) -> Connection {
     let sql = sql.unwrap_or_else(|error| panic!("versions/{version}.sql, the schema of that version: {error}"));
     let db = Connection::open(home.path("settled.db")).unwrap();
     db.execute_batch(&sql).unwrap();
-    db.execute(
-        "INSERT INTO meta (id, epoch, identity, created_at, digested, trimmed) VALUES (1, 'old', '', 0, 0, 0)",
-        [],
-    )
-    .unwrap();
+    db.execute("INSERT INTO meta (id, epoch, identity, created_at) VALUES (1, 'old', '', 0)", []).unwrap();
     db.pragma_update(None, "user_version", version).unwrap();
     db.pragma_update(None, "application_id", 0x5e77_1ed0_i64).unwrap();
     db
@@ -47,7 +43,8 @@ fn records_of_every_version_are_served_as_they_were() {
         let db = ledger(&home, version);
         // Records outlive what is known of their runs, so none are needed.
         db.pragma_update(None, "foreign_keys", false).unwrap();
-        db.execute("INSERT OR IGNORE INTO sources (id, name, provider) VALUES (1, 'sky', 'skyvern')", []).unwrap();
+        db.execute("INSERT OR IGNORE INTO sources (id, name, provider, since) VALUES (1, 'sky', 'skyvern', 0)", [])
+            .unwrap();
         for (seq, line) in (1_i64..).zip(golden.lines()) {
             let (envelope, rest) = line.split_once(",\"cursor\":\"").unwrap();
             let (_, data) = rest.split_once("\",\"data\":").unwrap();
@@ -58,6 +55,7 @@ fn records_of_every_version_are_served_as_they_were() {
             )
             .unwrap();
         }
+        db.execute("UPDATE meta SET recorded = (SELECT max(seq) FROM records)", []).unwrap();
         db.execute(
             "INSERT INTO consumers (name, acked, filter, window, generation, created_at, seen_at)
              VALUES ('old', 1, '{\"types\":[\"settled.run.completion\",\"settled.run.amendment\",\"settled.run.status\"]}', 10, 1, 1, 1)",

@@ -78,7 +78,7 @@ fn conclude(provider: &dyn Provider, run: Option<Run>, heard: &Observation, repo
 fn check_record(provider: &dyn Provider, run: &Run, publication: Publication, run_id: &RunId, body: &[u8]) {
     let key = RunKey { source: SourceName::new("s").expect("a name"), run_id: run_id.clone() };
     let json = Some(body).filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
-    let payload = json.as_deref().map_or(Payload::Absent, Payload::Inline);
+    let payload = json.as_ref().map_or(Payload::Absent, Payload::Inline);
     let draft = draft(About { provider: provider.name(), key: &key }, run, publication, payload, NOW);
     let line = line(&draft.envelope, "e.1", &draft.data);
     assert!(!line.contains('\n'), "{line}");

@@ -5,5 +5,6 @@ mod damage;
 mod digestion;
 mod feed;
 mod files;
+mod numbers;
 mod setting;
 mod turns;
