@@ -175,6 +175,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn jitter_is_the_same_in_every_version() {
+        // The first numbers of splitmix64, and FNV-1a of "s", a nought and "a".
+        let first = [0.883_310_808_213_642_6, 0.566_561_575_172_280_9, 0.893_942_920_283_184_5];
+        assert_eq!([0, 1, u64::MAX].map(unit).map(f64::to_bits), first.map(f64::to_bits));
+        assert_eq!(seed("s", "a"), 0x81bd_7e19_5c76_b9c5);
+        let after = |asks| next(&policy(), At(0), asks, false, 7, At(0));
+        assert_eq!((after(0), after(3)), (At(17_607), At(84_305)));
+    }
+
+    #[test]
     fn a_landmark_is_never_slept_through() {
         const AGES: &[Duration] = &[Duration::from_secs(900), Duration::from_secs(960)];
         let policy = Policy { landmarks: AGES, ..policy() };

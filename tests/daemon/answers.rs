@@ -41,6 +41,24 @@ fn what_every_provider_signs_is_stored_and_answered_200() {
 }
 
 #[test]
+fn what_cannot_be_stored_is_503_until_it_can() {
+    let daemon = Daemon::start();
+    let disk = rusqlite::Connection::open(daemon.store()).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON reports BEGIN SELECT RAISE(ABORT, 'as if it were full'); END";
+    disk.execute_batch(full).unwrap();
+    for post in [skyvern("wr_1", "completed"), unsigned("wr_1", 100)] {
+        let answer = daemon.post(&post);
+        assert_eq!((answer.status, answer.code().as_str()), (503, "not_stored"));
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+    assert_eq!(daemon.kept(), 0);
+    disk.execute_batch("DROP TRIGGER full").unwrap();
+    let post = skyvern("wr_1", "completed");
+    assert_stored(&daemon, &daemon.post(&post), &post.body);
+    assert_eq!(daemon.completions(1).len(), 1);
+}
+
+#[test]
 fn unsigned_and_forged_deliveries_are_401_and_kept_in_the_ring() {
     let daemon = Daemon::start();
     let genuine = skyvern("wr_1", "completed");

@@ -5,8 +5,11 @@
 
 mod answers;
 mod captured;
+#[path = "../proof/check.rs"]
+mod check;
 mod full_disk;
 mod hostile;
 mod killed;
 mod power_cut;
+mod questions;
 mod support;

@@ -76,6 +76,7 @@ another end in the answer is believed instead             | auto   | 0 secret:su
 running is lag, and asked again soon                      | auto   | 0 secret:failed | 1 get:running | status | status 1 | +1s! | +59s
 running twice is asked again a little later               | auto   | 0 secret:failed; 1 get:running | 2 get:running | unchanged | - | +2s! | +58s
 running five times is asked again after half a minute     | auto   | 0 secret:failed; 1 get:running; 2 get:running; 4 get:running; 9 get:running | 10 get:running | unchanged | - | +30s! | +50s
+a sixth answer that it runs changes nothing about that    | auto   | 0 secret:failed; 1 get:running; 2 get:running; 4 get:running; 9 get:running; 10 get:running | 11 get:running | unchanged | - | +30s! | +49s
 a 404 is lag                                              | auto   | 0 secret:failed | 1 get:404 | missed | - | +1s! | +59s
 a failure is no evidence                                  | auto   | 0 secret:failed | 1 get:5xx | unchanged | - | +1s! | +59s
 the clock before the time says nothing                    | auto   | 0 secret:failed | 59 clock:alarm | unchanged | - | -59s! | +1s
@@ -95,8 +96,13 @@ the next answer decides for the webhook                   | grace  | 0 client:tr
 or for the first answer once its grace is over            | grace  | 0 client:track; 20 get:failed; 30 signed:succeeded! | 80 get:failed | settled | failed by webhook | - | -
 under never a contradicting webhook is held all the same  | never+grace | 0 client:track; 20 get:failed | 30 secret:succeeded | held | - | now! | +1m
 a sufficient webhook that is held is seconded at once     | always+grace | 0 signed:failed! | 1 get:failed | settled | failed by webhook | - | -
-an insufficient one is not                                | grace  | 0 secret:failed | 1 get:failed | held | - | +1m! | +59s
-but it is held no longer than a webhook may be            | grace  | 0 secret:failed; 1 get:failed | 60 clock:alarm | settled | failed by webhook | - | -
+an insufficient one is not, and waits out the grace       | grace  | 0 secret:failed | 1 get:failed | held | - | +1m! | +2m
+which its own time does not cut short                     | grace  | 0 secret:failed; 1 get:failed | 60 clock:alarm | unchanged | - | +1s! | +61s
+the same answer after it settles both                     | grace  | 0 secret:failed; 1 get:failed | 61 get:failed | settled | failed by webhook | - | -
+another one after it begins a new grace                   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:failed | held | - | +1m! | +2m
+running after it leaves the webhook, whose time is over   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:running | status | status 1 | +2s! | -1s
+without a second answer they settle unconfirmed           | grace  | 0 secret:failed; 1 get:failed | 121 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
+a webhook after the answer waits for one of its own       | grace  | 0 get:failed; 1 secret:failed | 61 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
 
 # ── Misses ──────────────────────────────────────────────────────────────────────────────────────
 a young run's 404 is lag                                  | auto   | 0 client:track | 20 get:404 | missed | - | +1s | ~
@@ -190,6 +196,7 @@ nobody is looked at for ever                              | auto   | 0 secret:fa
 a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +1s! | -
 an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +1s! | -
 and the longer a dispute lasts, the more rarely           | auto   | 0 get:failed; 5 signed:succeeded!; 6 get:5xx | 65 get:5xx | unchanged | - | +1m! | -
+after almost two days it is asked about still             | auto   | 0 get:failed; 5 signed:succeeded! | 47h get:5xx | unchanged | - | +5m! | -
 but not for ever                                          | auto   | 0 get:failed; 5 signed:succeeded! | 49h get:5xx | unchanged | - | - | -
 nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
 

@@ -1,7 +1,8 @@
 //! What must hold for any bytes.
 //!
 //! The first bytes of an input choose (provider, trust, status, …), the rest is what a sender or a
-//! provider would send.
+//! provider would send. `cargo test --test fuzz` calls these with seeded mutations, `fuzz/` with what
+//! a coverage-guided fuzzer comes upon.
 
 use settled::config::{self, Env};
 use settled::providers::{
@@ -15,8 +16,8 @@ use settled::run::record::{About, Cursor, PAYLOAD_BYTES_MAX, Payload, draft, lin
 use settled::run::{At, Kind, RunId, RunKey, SourceName, Trust};
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
-const NOW: At = At(1_795_249_022_000);
-const SECRET: &str = "a-secret-that-signs";
+pub const NOW: At = At(1_795_249_022_000);
+pub const SECRET: &str = "a-secret-that-signs";
 /// More than this of a report's own words would not be carried in every change of a run.
 const DETAIL_BYTES_MAX: usize = 128 * 1024;
 
@@ -48,7 +49,7 @@ impl<'a> Choices<'a> {
     }
 }
 
-fn keyring() -> Keyring {
+pub fn keyring() -> Keyring {
     let key = |value: &str| Key { label: SecretLabel("key".to_owned()), secret: Secret::new(value) };
     Keyring {
         signing: vec![key("another"), key(SECRET)],
@@ -144,6 +145,30 @@ fn check_proofs(provider: &dyn Provider, body: &[u8], truncated: bool) {
         provider.name() == "browser-use" && !python_json::parse(body).is_ok_and(|read| read.into_object().is_some());
     let expected = verdict.authentic() || truncated || needs_object || body.len() > 256 * 1024;
     assert!(expected, "{}: {verdict}", provider.name());
+}
+
+/// A delivery whose headers a sender has made up: nothing that was not made with a secret proves
+/// anything. The headers are lines up to an empty one, the rest is the body.
+pub fn verify(data: &[u8]) {
+    let mut choices = Choices(data);
+    let provider = choices.provider();
+    let truncated = choices.next().is_multiple_of(4);
+    let rest = choices.rest();
+    let (head, body) = match rest.windows(2).position(|two| two == b"\n\n") {
+        Some(end) => (&rest[..end], &rest[end + 2..]),
+        None => (rest, &b""[..]),
+    };
+    let head = String::from_utf8_lossy(head);
+    let headers: Vec<_> = head.lines().filter_map(|line| line.split_once(": ")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.to_lowercase(), (*value).to_owned())).collect();
+    for token in [None, Some(TokenDigest::of("a-token-that-was-guessed"))] {
+        let delivery = Delivery { headers: &headers, body, truncated, path_token: token.as_ref() };
+        for now in [At(0), NOW, At(i64::MAX)] {
+            let proof = provider.verify(&delivery, &keyring(), now);
+            assert!(!proof.verdict().authentic(), "{}: {}", provider.name(), proof.verdict());
+            assert_eq!(proof.secret(), None, "{}", provider.name());
+        }
+    }
 }
 
 /// Answers out of the rest: cut at 0xff.

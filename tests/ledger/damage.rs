@@ -115,8 +115,8 @@ fn a_sound_ledger_has_no_findings_and_a_damaged_one_says_what() {
     let spoil = |sql: &str| ledger.sql().execute_batch(sql).unwrap();
     spoil("UPDATE runs SET state = '{' WHERE run_id = 'wr_1'; UPDATE runs SET wake_at = NULL WHERE phase = 'open'");
     let told = found(&ledger);
+    assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("runs that cannot be read: 1: sky:wr_1 (a run's state: "), "{told:?}");
-    assert_eq!(told[1..], ["open runs that nothing will ever wake"].map(|what| format!("{what}: 1")));
     spoil(
         "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET digested = 99",
     );

@@ -1,10 +1,13 @@
 //! The ledger and the reconciler over it, without a process: reports go in, and what is on disk
 //! afterwards is what was promised.
 
+mod check;
 mod damage;
 mod digestion;
 mod feed;
 mod files;
 mod numbers;
+mod promises;
 mod setting;
 mod turns;
+mod versions;

@@ -320,7 +320,7 @@ impl Pair {
             exists: &exists,
             // Whoever recovers trims nothing.
             ring_rows_max: RING.rows_max + 3 * 20,
-            digested: true,
+            at_rest: true,
         };
         if let Err(faults) = check::check(&world, &mut self.feed) {
             panic!("{faults}");

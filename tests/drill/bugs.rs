@@ -1,0 +1,394 @@
+//! The bugs that are planted: one mistake each, as somebody might make it on a tired day, with the
+//! test that must notice.
+//!
+//! `old` is in `file` exactly once. Edit it when the code moves; a bug that can no longer be made goes,
+//! and another that can takes its place.
+
+/// One mistake.
+pub struct Bug {
+    /// What goes wrong for people.
+    pub name: &'static str,
+    pub file: &'static str,
+    pub old: &'static str,
+    pub new: &'static str,
+    /// Which target of `cargo test`: `lib`, or one of the folders in tests/.
+    pub target: &'static str,
+    /// The test in there that must fail.
+    pub test: &'static str,
+}
+
+pub const BUGS: &[Bug] = &[
+    // ── What is acknowledged is on disk ─────────────────────────────────────────────────────────────
+    Bug {
+        name: "acknowledge before the commit",
+        file: "src/reconciler/handle.rs",
+        old: "        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {",
+        new: "        for reply in &mut replies {
+            let early = match reply {
+                Reply::Recorded(tell) => std::mem::replace(tell, oneshot::channel().0),
+                Reply::Digested(_) => continue,
+            };
+            let _ = early.send(Ok(0));
+        }
+        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {",
+        target: "ledger",
+        test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
+    },
+    Bug {
+        name: "answer a write when it has run, before it is committed",
+        file: "src/reconciler/handle.rs",
+        old: "        committed.await.unwrap_or(Err(Refusal::Stopping))?;
+        take.try_recv().map_err(|_| Refusal::Stopping)",
+        new: "        drop(committed);
+        take.await.map_err(|_| Refusal::Stopping)",
+        target: "ledger",
+        test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
+    },
+    Bug {
+        name: "synchronous NORMAL instead of FULL",
+        file: "src/store/mod.rs",
+        old: "PRAGMA synchronous = FULL;",
+        new: "PRAGMA synchronous = NORMAL;",
+        target: "lib",
+        test: "store::tests::the_writer_writes_through_to_the_disk_and_so_does_its_successor",
+    },
+    Bug {
+        name: "a delivery that could not be stored is answered 200",
+        file: "src/receiver.rs",
+        old: "            .map_err(|refusal| Problem::new(StatusCode::SERVICE_UNAVAILABLE, \"not_stored\", refusal.to_string()))?;",
+        new: "            .unwrap_or_default();",
+        target: "daemon",
+        test: "answers::what_cannot_be_stored_is_503_until_it_can",
+    },
+    Bug {
+        name: "use a connection again after its fsync failed",
+        file: "src/store/mod.rs",
+        old: "        self.suspect = true;
+        let tx",
+        new: "        let tx",
+        target: "lib",
+        test: "store::tests::a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced",
+    },
+    Bug {
+        name: "the 2xx of a delivery says nothing of its bytes",
+        file: "src/store/reports.rs",
+        old: "                report.body,
+            ])",
+        new: "                String::from_utf8_lossy(&report.body).trim().as_bytes(),
+            ])",
+        target: "fuzz",
+        test: "what_verifies_is_stored_byte_for_byte_whatever_it_says",
+    },
+    // ── What is on disk is digested, once ───────────────────────────────────────────────────────────
+    Bug {
+        name: "a report whose digestion failed is left behind",
+        file: "src/reconciler/mod.rs",
+        old: "        self.behind |= turn.digested.is_err();",
+        new: "",
+        target: "ledger",
+        test: "digestion::a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody",
+    },
+    Bug {
+        name: "the mark of what is digested runs ahead",
+        file: "src/reconciler/mod.rs",
+        old: "            tx.mark_digested(*last)?;",
+        new: "            tx.mark_digested(*last + 1)?;",
+        target: "proof",
+        test: "model::the_ledger_is_what_follows_from_what_was_reported",
+    },
+    Bug {
+        name: "what an earlier process stored is not looked at",
+        file: "src/store/reports.rs",
+        old: "SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1",
+        new: "SELECT id, attempts FROM reports WHERE id > max(?1, (SELECT max(id) FROM reports)) ORDER BY id LIMIT 1",
+        target: "ledger",
+        test: "digestion::what_was_promised_and_not_digested_is_digested_at_the_next_start",
+    },
+    Bug {
+        name: "an attempt is counted after it was made",
+        file: "src/reconciler/mod.rs",
+        old: "                self.writer.transaction(|tx| tx.count_attempt(id))?;
+",
+        new: "",
+        target: "ledger",
+        test: "digestion::an_attempt_is_counted_on_disk_before_it_is_made",
+    },
+    Bug {
+        name: "work that fails leaves half of what it did",
+        file: "src/store/mod.rs",
+        old: "\"ROLLBACK TO apart; RELEASE apart\"",
+        new: "\"RELEASE apart\"",
+        target: "ledger",
+        test: "digestion::work_that_fails_undoes_only_itself",
+    },
+    Bug {
+        name: "what a failure took back is counted all the same",
+        file: "src/store/mod.rs",
+        old: "            self.totals = before;
+",
+        new: "            drop(before);
+",
+        target: "ledger",
+        test: "numbers::numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never",
+    },
+    // ── One completion, and the right one ───────────────────────────────────────────────────────────
+    Bug {
+        name: "a second completion is possible",
+        file: "schema.sql",
+        old: "CREATE UNIQUE INDEX one_completion_per_run",
+        new: "CREATE INDEX one_completion_per_run",
+        target: "ledger",
+        test: "feed::sql_itself_refuses_a_second_completion",
+    },
+    Bug {
+        name: "a settled run settles again instead of being amended",
+        file: "src/run/decide.rs",
+        old: "    let publication = Publication::Amendment { number: settled.amendments, previous };",
+        new: "    let _ = previous;
+    let publication = Publication::Completion;",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "amendments without end",
+        file: "src/run/decide.rs",
+        old: "    if settled.amendments == AMENDMENTS_MAX {",
+        new: "    if settled.amendments == u32::MAX {",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "the last to arrive is believed, not the strongest",
+        file: "src/run/observation.rs",
+        old: "        self.rank(latch) > other.rank(latch)",
+        new: "        self.rank(latch) >= other.rank(latch) || self.heard_at > other.heard_at",
+        target: "decide",
+        test: "enumeration::of_up_to_four_voices_the_strongest_is_believed_in_every_order",
+    },
+    Bug {
+        name: "a row of a list is believed as a verdict",
+        file: "src/run/decide.rs",
+        old: "    if over {
+        run.ask_now(at);
+        return Effect::Hinted;
+    }",
+        new: "    if over {
+        let end = voice(Ending::needs_answer(Outcome::Succeeded), heard, at);
+        let _ = run.settle(end, true, at);
+        return Effect::Settled;
+    }",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "a hint settles",
+        file: "src/run/decide.rs",
+        old: "    if !heard.entitled() {
+        return (None, run.hint(at));
+    }",
+        new: "    if !heard.entitled() && !matches!(heard.claim, Claim::Ended(_)) {
+        return (None, run.hint(at));
+    }",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "a run that is retried is believed over",
+        file: "src/providers/skyvern.rs",
+        old: "            Some(Value::Bool(true)) => Some(State {",
+        new: "            Some(Value::Bool(true)) if said.broken.is_some() => Some(State {",
+        target: "providers",
+        test: "skyvern::a_pending_retry_is_asked_about_after_its_next_attempt_begins",
+    },
+    Bug {
+        name: "the first 404 is believed",
+        file: "src/run/asking.rs",
+        old: "pub const MISSES_SPAN: Duration = Duration::from_secs(600);",
+        new: "pub const MISSES_SPAN: Duration = Duration::ZERO;",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "a 404 counts though nothing works with this key",
+        file: "src/providers/mod.rs",
+        old: "        [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => Claim::Missing,",
+        new: "        [_, .., canary] if worked(canary) || provider.hearing(canary) != Hearing::Fine => Claim::Missing,",
+        target: "providers",
+        test: "skyvern::a_missing_task_is_missing_only_if_the_canary_worked",
+    },
+    Bug {
+        name: "a run that was given up is called failed",
+        file: "src/run/decide.rs",
+        old: "        ending: Ending::needs_answer(Outcome::Indeterminate),",
+        new: "        ending: Ending::needs_answer(Outcome::Failed),",
+        target: "decide",
+        test: "table::the_decision_table",
+    },
+    // ── Who is believed ─────────────────────────────────────────────────────────────────────────────
+    Bug {
+        name: "the signature is compared with what the body parses to",
+        file: "src/providers/skyvern.rs",
+        old: "        match signature.as_ref().and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body])) {",
+        new: "        let parsed: Option<Value> = serde_json::from_slice(delivery.body).ok();
+        let text = parsed.map(|parsed| parsed.to_string()).unwrap_or_default();
+        match signature.as_ref().and_then(|signature| signature.signed_by(&keyring.signing, &[text.as_bytes()])) {",
+        target: "providers",
+        test: "skyvern::the_raw_bytes_are_signed_and_not_what_they_parse_to",
+    },
+    Bug {
+        name: "an old timestamp is accepted",
+        file: "src/providers/browser_use.rs",
+        old: "    let fresh = now.0.abs_diff(sent) <= TOLERANCE_MS;",
+        new: "    let fresh = now.0.saturating_sub(sent) >= 0 || now.0.abs_diff(sent) <= TOLERANCE_MS;",
+        target: "providers",
+        test: "browser_use::every_signature_vector_is_judged_as_it_says_at_its_own_now",
+    },
+    Bug {
+        name: "only the first of several secrets is tried",
+        file: "src/providers/signature.rs",
+        old: "        keys.iter().fold(None, |found, key| {",
+        new: "        keys.iter().take(1).fold(None, |found, key| {",
+        target: "lib",
+        test: "providers::signature::tests::the_matching_key_is_named",
+    },
+    Bug {
+        name: "the path token suffices where a header is required too",
+        file: "src/providers/smartbrowse.rs",
+        old: "token.is_some()) && headers.iter().all(Option::is_some);",
+        new: "token.is_some()) && (token.is_some() || headers.iter().all(Option::is_some));",
+        target: "providers",
+        test: "smartbrowse::everything_that_is_configured_must_match",
+    },
+    Bug {
+        name: "the head of a body that was cut off is believed",
+        file: "src/providers/skyvern.rs",
+        old: "        if delivery.truncated {
+            return Proof::without(Verdict::Truncated);
+        }
+        if keyring",
+        new: "        if keyring",
+        target: "providers",
+        test: "skyvern::a_cut_off_body_verifies_as_nothing_and_is_at_most_a_hint",
+    },
+    // ── How we ask ──────────────────────────────────────────────────────────────────────────────────
+    Bug {
+        name: "Retry-After is ignored",
+        file: "src/providers/pace.rs",
+        old: "            Some(span) => self.pause_for(span, PauseReason::RetryAfter, \"too many requests\", now),",
+        new: "            Some(_) => {}",
+        target: "lib",
+        test: "providers::pace::tests::nothing_is_granted_before_a_retry_after_has_passed",
+    },
+    Bug {
+        name: "redirects are followed, and the key goes along",
+        file: "src/calls.rs",
+        old: "            .redirect(reqwest::redirect::Policy::none())",
+        new: "            .redirect(reqwest::redirect::Policy::limited(5))",
+        target: "daemon",
+        test: "questions::a_redirect_is_not_followed",
+    },
+    Bug {
+        name: "a refused key is tried on and on",
+        file: "src/providers/pace.rs",
+        old: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });",
+        new: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
+            self.breaker = None;",
+        target: "lib",
+        test: "providers::pace::tests::an_open_breaker_grants_probes_and_nothing_else",
+    },
+    // ── The feed ────────────────────────────────────────────────────────────────────────────────────
+    Bug {
+        name: "record ids are not the same after a crash",
+        file: "src/run/record.rs",
+        old: "    let id = format!(\"{}:{suffix}\", about.key);",
+        new: "    let id = format!(\"{}:{suffix}:{:p}\", about.key, Box::new(0_u8));",
+        target: "ledger",
+        test: "feed::the_same_history_gives_the_same_records",
+    },
+    Bug {
+        name: "the cursor is told before what it stands for is delivered",
+        file: "src/feed/stream.rs",
+        old: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
+        new: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
+        target: "feed",
+        test: "events::a_read_gives_everything_in_order_and_ends",
+    },
+    Bug {
+        name: "an event is acknowledged before its command has succeeded",
+        file: "src/cli/consume.rs",
+        old: "            let attempt = match &self.trying {",
+        new: "            if let Some(end) = self.ack(&last, session).await? {
+                return Ok(Some(end));
+            }
+            let attempt = match &self.trying {",
+        target: "feed",
+        test: "consume::it_outlives_the_daemon_and_gives_way_to_another_reader",
+    },
+    Bug {
+        name: "the acknowledgement of a reader that was superseded counts",
+        file: "src/store/consumers.rs",
+        old: "        if generation.is_some_and(|generation| generation != consumer.generation) {",
+        new: "        if generation.is_some_and(|generation| generation > consumer.generation) {",
+        target: "feed",
+        test: "consumers::a_newcomer_takes_over_and_the_old_reader_is_fenced",
+    },
+    Bug {
+        name: "an acknowledgement moves the position back",
+        file: "src/store/consumers.rs",
+        old: "        let acked = seq.max(consumer.acked);",
+        new: "        let acked = seq;",
+        target: "feed",
+        test: "consumers::an_ack_moves_forward_is_on_disk_and_never_moves_back",
+    },
+    Bug {
+        name: "a restored copy goes on with the old epoch",
+        file: "src/store/mod.rs",
+        old: "        .execute(\"UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1\", [&here])?;",
+        new: "        .execute(\"UPDATE meta SET identity = ?1 WHERE identity <> ?1\", [&here])?;",
+        target: "ledger",
+        test: "files::a_copy_is_another_feed_with_the_same_runs",
+    },
+    Bug {
+        name: "retention takes what a consumer has not read",
+        file: "src/store/trimming.rs",
+        old: "slowest.is_none_or(|slowest| seq <= slowest));",
+        new: "slowest.is_none_or(|slowest| seq <= slowest.saturating_add(1_000)));",
+        target: "feed",
+        test: "retention::age_waits_for_consumers",
+    },
+    Bug {
+        name: "retention forgets that a run has settled",
+        file: "src/store/trimming.rs",
+        old: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;",
+        new: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;
+        self.tx.execute(\"DELETE FROM heard WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;
+        self.tx.execute(\"DELETE FROM runs WHERE completion <= ?1 AND id NOT IN (SELECT run FROM records)\", [last])?;",
+        target: "feed",
+        test: "retention::the_size_beats_consumers_and_says_so",
+    },
+    // ── Bounds and secrets ──────────────────────────────────────────────────────────────────────────
+    Bug {
+        name: "what is not authentic is kept without bound",
+        file: "src/reconciler/mod.rs",
+        old: "    if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {",
+        new: "    if *rows == i64::MAX || *bytes == limits.bytes_max * 1_000 {",
+        target: "ledger",
+        test: "digestion::the_ring_is_bounded_in_rows",
+    },
+    Bug {
+        name: "a secret that a payload quotes reaches the feed",
+        file: "src/reconciler/conclude.rs",
+        old: "    if let Some(data) = member.redactor().redacted(&record.data) {",
+        new: "    if let Some(data) = member.redactor().redacted(\"\") {",
+        target: "ledger",
+        test: "feed::a_secret_that_is_echoed_does_not_reach_the_feed",
+    },
+    Bug {
+        name: "a secret is shown where somebody prints it",
+        file: "src/secret.rs",
+        old: "        f.write_str(\"Secret(…)\")",
+        new: "        f.write_str(self.expose())",
+        target: "lib",
+        test: "secret::tests::a_secret_cannot_be_printed",
+    },
+];
