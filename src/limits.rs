@@ -89,9 +89,7 @@ pub const LOG_PAGES_MAX: i32 = 8192;
 /// So few pages, if the rest is moved already, the writer moves itself: two syncs and little more.
 pub const LOG_REST_PAGES: i32 = 256;
 
-/// How often the log is tried to be emptied when the daemon stops, and the pause between.
-pub const SETTLE_TRIES: u32 = 30;
-/// See [`SETTLE_TRIES`].
+/// The pause between two attempts to empty the log when the daemon stops.
 pub const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 // ── The reconciler ──────────────────────────────────────────────────────────────────────────────
@@ -242,8 +240,8 @@ pub const SHRINK_BYTES_MIN: i64 = 64 << 20;
 /// Pages given back in one transaction.
 pub const SHRINK_PAGES: u32 = 256;
 
-/// The smallest `retention.size`: less would empty what has only just come in.
-pub const RETENTION_SIZE_MIN: u64 = 16 * MIB as u64;
+/// The smallest `retention.store_bytes`: less would empty what has only just come in.
+pub const RETENTION_STORE_BYTES_MIN: u64 = 16 * MIB as u64;
 
 // ── The rest ────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,6 +279,9 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// How long what is under way may take after SIGTERM.
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
+/// How long the last checkpoint waits for readers when stopping: whoever is still copying has the
+/// write-ahead log as well.
+pub const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a connection on which nothing is under way is kept when stopping. A request may be on
 /// its way to us already, and closing then would look to its sender like a refusal.

@@ -85,7 +85,7 @@ impl Upkeep {
     /// Takes from the oldest reports while the file holds more than it should: bytes first, then
     /// rows.
     async fn trim_to_size(&self, now: At) -> Result<usize, Broken> {
-        let Some(most) = self.retention.size else { return Ok(0) };
+        let Some(most) = self.retention.store_bytes else { return Ok(0) };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         // What nobody had time to look at stays, whatever its size.
         let before = At(now.0.saturating_sub(millis(limits::RETENTION_MIN)));
@@ -201,8 +201,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_too_much_loses_its_bytes_first() {
         let folder = tempfile::tempdir().unwrap();
-        let size = Some(1_000_000);
-        let upkeep = upkeep(folder.path(), 20, Retention { size, ..Retention::default() }).await;
+        let store_bytes = Some(1_000_000);
+        let upkeep = upkeep(folder.path(), 20, Retention { store_bytes, ..Retention::default() }).await;
         assert!(upkeep.look(sizes).await.unwrap().0 > 2_000_000);
         upkeep.round().await.unwrap();
         assert!(upkeep.look(sizes).await.unwrap().0 < 1_000_000);

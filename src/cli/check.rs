@@ -1,11 +1,11 @@
-//! `settled check`: what the configuration says, whether it can work here, and, with `--online`,
-//! whether the providers take the keys.
+//! `settled check`: what the configuration says, whether it can work here, whether the database is
+//! sound, and, with `--online`, whether the providers take the keys.
 
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -22,17 +22,18 @@ use crate::providers::{Answer, Hearing};
 use crate::reconciler::Member;
 use crate::run::At;
 use crate::secret::{Key, Keyring};
-use crate::store::SourceRow;
+use crate::store::{self, Examination, SourceRow, StoreError};
 
 /// A clock that is this far off makes signatures look old.
 const SKEW_MAX_MS: i64 = 30_000;
 /// `Date` counts in seconds, and the answer has travelled.
 const SKEW_NOISE_MS: i64 = 3_000;
 
-/// Check the configuration, and tell what it comes to
+/// Check the configuration and the database, and tell what they come to
 ///
-/// Ends with 1 if the daemon could not work with it. With --online, each provider is asked one cheap
-/// question with the configured key.
+/// Ends with 1 if the daemon could not work with it, or if the database is damaged. The database is
+/// read whole, also while the daemon runs. With --online, each provider is asked one cheap question
+/// with the configured key.
 ///
 /// Example: settled --config settled.toml check --online
 #[derive(Debug, Args)]
@@ -40,6 +41,12 @@ pub struct Check {
     /// Ask each provider too
     #[arg(long)]
     online: bool,
+    /// Do not read the whole database
+    #[arg(long)]
+    quick: bool,
+    /// Check this database and nothing else: a backup, for instance
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["online", "quick"])]
+    database: Option<PathBuf>,
     /// Print JSON, for programs
     #[arg(long)]
     json: bool,
@@ -52,6 +59,8 @@ struct Report {
     config: String,
     hooks: Option<Part>,
     store: Option<Part>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database: Option<Examination>,
     feed: Option<Part>,
     control: Option<Part>,
     sources: Vec<SourcePart>,
@@ -93,7 +102,8 @@ struct Online {
 impl Check {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let report = match context.config() {
+        let report = match context.service_config() {
+            _ if self.database.is_some() => self.of_database(),
             Ok(config) => self.report(&config, context.now()).await?,
             Err(failure) if self.json => Report::broken(&failure.to_string()),
             Err(failure) => return Err(failure),
@@ -107,9 +117,22 @@ impl Check {
         Ok(ExitCode::from(if report.ok { exit::OK } else { exit::FAILED }))
     }
 
+    fn of_database(&self) -> Report {
+        let mut report = Report::broken("");
+        if let Some(path) = &self.database {
+            report.store = Some(Part { at: path.display().to_string(), state: "a file".to_owned() });
+            report.examine(path);
+        }
+        report.ok = report.errors.is_empty();
+        report
+    }
+
     async fn report(&self, config: &Config, now: At) -> Result<Report, Failure> {
         let sources: Vec<Arc<Source>> = config.sources.values().cloned().collect();
         let mut report = Report::of(config, now);
+        if !self.quick && config.store_path.exists() {
+            report.examine(&config.store_path);
+        }
         if self.online {
             let calls = Calls::new().map_err(|error| Failure::Other(error.to_string()))?;
             let asked = sources.iter().map(|source| ask(source.clone(), calls.clone()));
@@ -137,6 +160,7 @@ impl Report {
             config: String::new(),
             hooks: None,
             store: None,
+            database: None,
             feed: None,
             control: None,
             sources: Vec::new(),
@@ -166,6 +190,7 @@ impl Report {
             config: config.origin.to_string(),
             hooks,
             store,
+            database: None,
             feed,
             control,
             sources: config.sources.values().map(|source| SourcePart::of(source, now)).collect(),
@@ -174,12 +199,36 @@ impl Report {
         }
     }
 
+    /// Whether the database is sound. One that this user may not read is not called damaged.
+    fn examine(&mut self, path: &Path) {
+        if let Err(error) = access(path, Access::READ_OK) {
+            let untold = format!("store.path: {}: not examined: {error}", path.display());
+            match error {
+                rustix::io::Errno::ACCESS => self.warnings.push(untold + "; run this as root or as settled"),
+                _ => self.errors.push(untold),
+            }
+            return;
+        }
+        let told = |error: &StoreError| match error {
+            StoreError::Sqlite(error) => format!("store.path: {}: {error}", path.display()),
+            error => format!("store.path: {error}"),
+        };
+        match store::examine(path) {
+            Ok(examination) => {
+                self.errors.extend(examination.findings.iter().map(|finding| format!("database: {finding}")));
+                self.database = Some(examination);
+            }
+            Err(error) => self.errors.push(told(&error)),
+        }
+    }
+
     fn text(&self) -> String {
         let place = |part: &Option<Part>| part.as_ref().map(|part| format!("{}: {}", part.at, part.state));
         let mut text = show::facts([
-            ("config", Some(self.config.clone())),
+            ("config", Some(self.config.clone()).filter(|config| !config.is_empty())),
             ("hooks", place(&self.hooks)),
             ("store", place(&self.store)),
+            ("database", self.database.as_ref().map(sound)),
             ("feed", place(&self.feed)),
             ("control", place(&self.control)),
         ]);
@@ -188,10 +237,21 @@ impl Report {
         }
         let told = self.warnings.iter().map(|warning| format!("warning: {warning}"));
         let told: Vec<String> = told.chain(self.errors.iter().map(|error| format!("error: {error}"))).collect();
-        let sum = if self.ok { "all is well" } else { "this will not work" };
+        let sum = if self.ok { "all is well" } else { "not all is well" };
         let told = if told.is_empty() { sum.to_owned() } else { format!("{}\n{sum}", told.join("\n")) };
         show::clean_lines(&format!("{text}\n\n{told}"))
     }
+}
+
+fn sound(examination: &Examination) -> String {
+    let rows = |table| examination.rows.get(table).copied().unwrap_or(0);
+    let counts = format!("{} runs, {} reports, {} records", rows("runs"), rows("reports"), rows("records"));
+    let aside = match rows("set_aside") {
+        0 => String::new(),
+        count => format!(", {count} of the reports set aside"),
+    };
+    let sound = if examination.findings.is_empty() { "sound" } else { "DAMAGED" };
+    format!("{sound}: {counts}{aside}")
 }
 
 // ── Places ──────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::consume::Filtered;
 use super::pages::{Pages, read};
-use super::{Context, Failure, Talk, show};
+use super::{Context, Failure, Talk, show, status};
 use crate::client::{Client, Target};
 use crate::feed::ConsumerView;
 
@@ -142,20 +142,8 @@ impl Consumers {
             show::note("no consumers; `settled consume` and `settled consumers create` make them");
             return Ok(());
         }
-        let now = context.now();
-        let mut table = show::table(["NAME", "ACKED", "LAG", "PARKED", "SEEN", "STATE"]);
-        for one in &listed.consumers {
-            let view: ConsumerView = read(one)?;
-            let state = match (view.expired, view.connected) {
-                (true, _) => "expired: events it wanted were removed; seek",
-                (false, true) => "connected",
-                (false, false) => "away",
-            };
-            let (lag, parked) = (view.lag.to_string(), view.parked.to_string());
-            let seen = show::when_text(now, &view.seen_at);
-            table.add_row([view.name, view.acked, lag, parked, seen, state.to_owned()]);
-        }
-        Ok(show::line(&table.to_string())?)
+        let views = listed.consumers.iter().map(read).collect::<Result<Vec<ConsumerView>, _>>()?;
+        Ok(show::line(&status::consumers(&views, context.now()))?)
     }
 
     async fn parked(&self, client: &Client, name: &str, context: &Context) -> Result<(), Failure> {

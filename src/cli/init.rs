@@ -27,7 +27,7 @@ const ANY_HOST: &str = "https://YOUR.HOST";
 /// Write a configuration with fresh tokens and say where webhooks are to be sent
 ///
 /// Without --source: one account for each provider whose environment variables are set, or for each
-/// provider there is. Nothing that exists is overwritten.
+/// provider there is. Nothing that exists is overwritten, but for the example as it was installed.
 ///
 /// Example: settled init settled.toml --source prod=skyvern --public-url https://hooks.example.org
 #[derive(Debug, Args)]
@@ -119,7 +119,7 @@ impl Init {
                 serde_json::to_string(&self.told(&file, &drafts)).map_err(|error| Failure::Other(error.to_string()))?;
             show::json(&told)?;
         } else {
-            show::line(&self.text(&file, &drafts))?;
+            show::line(&self.text(&file, &drafts, place))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -165,7 +165,7 @@ impl Init {
         Told { config: file, sources: drafts.iter().map(source).collect() }
     }
 
-    fn text(&self, file: &Path, drafts: &[Draft]) -> String {
+    fn text(&self, file: &Path, drafts: &[Draft], place: Place) -> String {
         let mut urls = show::table(["WEBHOOK URL", "ENTER IT"]);
         for draft in drafts {
             let token = draft.token.as_ref().map(|(_, token)| format!("/{}", token.as_str())).unwrap_or_default();
@@ -176,9 +176,12 @@ impl Init {
         let tokens = drafts.iter().filter_map(|draft| draft.token.as_ref());
         let files: Vec<String> = tokens.map(|(path, _)| format!(" and {}", path.display())).collect();
         let path = file.display();
+        let start = match place {
+            Place::Credentials => "systemctl restart settled".to_owned(),
+            Place::Beside => format!("settled --config {path} serve"),
+        };
         format!(
-            "wrote {path}{}\n\n{}\n\nNext:\n  provide {}\n  settled --config {path} check --online\n  settled --config \
-             {path} serve",
+            "wrote {path}{}\n\n{}\n\nNext:\n  provide {}\n  settled --config {path} check --online\n  {start}",
             files.concat(),
             urls.trim_fmt(),
             needs.join(", "),
@@ -191,7 +194,7 @@ fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &
     let names = account.provider.environment();
     let twins = all.iter().filter(|other| other.provider.name() == account.provider.name()).count();
     let variable = |name: &str| if twins > 1 { own_variable(&account.name, name) } else { name.to_owned() };
-    let (api_key, needed) = reference(place, &account.name, "api_key", &variable(names.api_key));
+    let (api_key, needed) = reference(place, folder, &account.name, "api_key", &variable(names.api_key));
     let mut draft = Draft { account: account.clone(), table: String::new(), token: None, needs: vec![needed] };
     let mut lines = vec![
         format!("[sources.{}]", key(&account.name)),
@@ -200,7 +203,7 @@ fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &
     ];
     if let Some(name) = names.webhook_secret {
         let variable = variable(name);
-        let (secret, _) = reference(place, &account.name, "webhook_secret", &variable);
+        let (secret, _) = reference(place, folder, &account.name, "webhook_secret", &variable);
         // Some providers show it only after the URL has been entered, so it cannot be demanded now.
         let known = place == Place::Beside && env.get(&variable).is_some();
         let line = format!("webhook_secrets = [{secret}]");
@@ -229,11 +232,12 @@ fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &
 }
 
 /// How the file refers to a secret, and what a person has to do for it.
-fn reference(place: Place, name: &SourceName, what: &str, variable: &str) -> (String, String) {
+fn reference(place: Place, folder: &Path, name: &SourceName, what: &str, variable: &str) -> (String, String) {
     match place {
         Place::Credentials => {
             let credential = format!("{name}_{what}");
-            (format!("{{ credential = {credential:?} }}"), format!("the credential {credential}"))
+            let file = folder.join("credentials").join(&credential);
+            (format!("{{ credential = {credential:?} }}"), format!("the file {}", file.display()))
         }
         Place::Beside => (format!("{{ env = {variable:?} }}"), format!("${variable}")),
     }
@@ -284,9 +288,17 @@ fn write(file: &Path, drafts: &[Draft]) -> Result<(), Failure> {
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|error| Failure::Other(format!("{}: {error}", folder.display())))?;
     }
+    // The package puts the example where the configuration goes. Nothing of anybody's is in it.
+    let example = fs::read_to_string(file).is_ok_and(|text| text == EXAMPLE);
+    if example {
+        fs::remove_file(file)?;
+    }
     for (index, (path, text, mode)) in files.iter().enumerate() {
         if let Err(failure) = create(path, text, *mode) {
             files[..index].iter().for_each(|(path, ..)| drop(fs::remove_file(path)));
+            if example {
+                create(file, EXAMPLE, 0o644)?;
+            }
             return Err(failure);
         }
     }
@@ -359,6 +371,18 @@ mod tests {
         );
         assert!(!folder.path().join("settled.toml").exists());
         assert_eq!(fs::read_to_string(folder.path().join("s.path_token")).unwrap(), "mine");
+    }
+
+    #[test]
+    fn the_example_as_installed_gives_way_and_comes_back_if_nothing_comes_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("settled.toml");
+        fs::write(&file, EXAMPLE).unwrap();
+        fs::write(folder.path().join("s.path_token"), "mine").unwrap();
+        assert!(init(folder.path(), &["s=smartbrowse"], Env::of([])).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), EXAMPLE);
+        init(folder.path(), &["a=skyvern"], Env::of([])).unwrap();
+        assert!(fs::read_to_string(&file).unwrap().contains("[sources.a]"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod status;
 mod track;
 mod wait;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -158,7 +158,21 @@ impl Context {
         Ok(self.load()?)
     }
 
-    /// The same, with what is wrong with it.
+    /// The same, of the system's service where that is what would be read: its unit sets what the
+    /// shell of a person does not.
+    pub fn service_config(&self) -> Result<Config, Failure> {
+        let default = Path::new(config::DEFAULT_FILE);
+        let named = self.config.clone().or_else(|| self.env.get("SETTLED_CONFIG").map(PathBuf::from));
+        let its_own = named.is_none_or(|named| named == default) && default.exists();
+        let credentials = default.with_file_name("credentials");
+        if !its_own || self.env.get("CREDENTIALS_DIRECTORY").is_some() || !credentials.exists() {
+            return self.config();
+        }
+        let env = Env::of_process().of_service(Path::new("/etc/default/settled"));
+        Ok(config::load(self.config.as_deref(), &env)?)
+    }
+
+    /// The configuration in force, or what is wrong with it.
     pub fn load(&self) -> Result<Config, ConfigError> {
         config::load(self.config.as_deref(), &self.env)
     }

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::client::{Client, ClientError, Target};
+use crate::store::DamagedRow;
 
 /// The most the daemon puts on one page.
 const PAGE: u32 = 1_000;
@@ -24,6 +25,8 @@ pub struct Pages<'c> {
     next: Option<i64>,
     left: u32,
     over: bool,
+    /// Rows of the list that the daemon could not read.
+    pub damaged: Vec<DamagedRow>,
 }
 
 impl<'c> Pages<'c> {
@@ -35,7 +38,7 @@ impl<'c> Pages<'c> {
         limit: Option<u32>,
     ) -> Pages<'c> {
         let left = limit.unwrap_or(u32::MAX);
-        Pages { client, target, items, position, next: None, left, over: left == 0 }
+        Pages { client, target, items, position, next: None, left, over: left == 0, damaged: Vec::new() }
     }
 
     /// The next page; `None` after the last.
@@ -46,6 +49,7 @@ impl<'c> Pages<'c> {
         let target = self.target.clone().with("limit", self.left.min(PAGE)).with_some(self.position, self.next);
         let fields: BTreeMap<String, Item> = self.client.get(target).await?.read()?;
         let items: Vec<Item> = field(fields.get(self.items))?;
+        self.damaged.extend(field::<Option<Vec<DamagedRow>>>(fields.get("damaged"))?.unwrap_or_default());
         self.next = field(fields.get("next"))?;
         self.over = self.next.is_none();
         self.left = self.left.saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));

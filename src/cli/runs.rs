@@ -9,9 +9,9 @@ use super::{Context, Failure, Talk, show};
 use crate::client::Target;
 use crate::feed::views::RunView;
 
-/// List runs, in the order in which they became known
+/// List runs, those that became known last first
 ///
-/// With --json: one object a line.
+/// With --json: one object a line. Runs whose row in the database is damaged are named on stderr.
 ///
 /// Example: settled runs --open --source skyvern-prod
 #[derive(Debug, Args)]
@@ -29,6 +29,9 @@ pub struct Runs {
     /// Only runs of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// Those that became known first, first
+    #[arg(long)]
+    oldest: bool,
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
@@ -44,7 +47,8 @@ impl Runs {
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.control(&self.talk)?;
         let limit = (!self.all).then_some(self.limit);
-        let mut pages = Pages::new(&client, self.target(), ("runs", "after"), limit);
+        let position = if self.oldest { "after" } else { "before" };
+        let mut pages = Pages::new(&client, self.target(), ("runs", position), limit);
         let mut found = Vec::new();
         while let Some(items) = pages.page().await? {
             if self.talk.json {
@@ -55,6 +59,12 @@ impl Runs {
         }
         if !self.talk.json {
             table(&found, context)?;
+        }
+        for row in &pages.damaged {
+            show::note(&format!(
+                "{}: its row is damaged and is left out; see `settled check`",
+                show::clean(&row.key())
+            ));
         }
         if pages.cut_short() {
             show::aside("there may be more; --all shows all of them, --limit N so many");
@@ -68,6 +78,7 @@ impl Runs {
             .with_some("phase", phase)
             .with_some("source", self.source.as_ref())
             .with_some("overdue", self.overdue.then_some(1))
+            .with_some("newest", (!self.oldest).then_some(1))
     }
 }
 

@@ -8,12 +8,16 @@ use clap::Args;
 
 use super::{Context, Failure, Talk, show};
 use crate::client::{Client, ClientError, Reply, Target};
+use crate::feed::ConsumerView;
 use crate::feed::views::{SourceView, StatusView};
 use crate::providers::pace::PaceState;
 use crate::run::At;
+use crate::store::{LOSS_SPANS, Loss};
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// How many damaged rows are named.
+const NAMED_MAX: usize = 5;
 /// Clears a terminal and goes to its upper left corner.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J\u{1b}[3J";
 
@@ -75,7 +79,9 @@ async fn ask(client: &Client) -> Result<Reply, ClientError> {
 fn text(status: &StatusView, now: At) -> String {
     let store = &status.store;
     let path = show::clean(&store.path);
-    let size = format!("{path}, {} and a log of {}", show::size(store.bytes), show::size(store.wal_bytes));
+    let free = u64::try_from(store.free_bytes).unwrap_or(0);
+    let (size, log) = (show::size(store.bytes), show::size(store.wal_bytes));
+    let size = format!("{path}, {size} ({} of it free) and a log of {log}", show::size(free));
     let up = show::when_text(now, &status.started_at);
     let facts = show::facts([
         ("settled", Some(format!("{}, started {up}", show::clean(&status.version)))),
@@ -85,12 +91,22 @@ fn text(status: &StatusView, now: At) -> String {
     ]);
     let mut parts = vec![facts];
     if !status.sources.is_empty() {
-        parts.push(sources(&status.sources, now));
+        parts.extend([sources(&status.sources, now), losses(&status.sources)]);
+    }
+    if !status.consumers.is_empty() {
+        parts.push(consumers(&status.consumers, now));
     }
     let mut notes: Vec<String> = status.sources.iter().flat_map(|source| notes(source, now)).collect();
     if status.set_aside > 0 {
         notes
             .push(format!("{} reports could not be digested and were set aside; please report this", status.set_aside));
+    }
+    let damaged = status.damaged.iter().take(NAMED_MAX);
+    notes.extend(
+        damaged.map(|row| format!("the row of {} is damaged; see `settled check`", show::clean(&row.to_string()))),
+    );
+    if status.damaged.len() > NAMED_MAX {
+        notes.push(format!("… and {} more rows", status.damaged.len() - NAMED_MAX));
     }
     if !notes.is_empty() {
         parts.push(notes.join("\n"));
@@ -135,6 +151,49 @@ fn sources(sources: &[SourceView], now: At) -> String {
             count(heard.map(|heard| heard.refused)),
             count(heard.map(|heard| heard.trouble)),
             source.pace.as_ref().map_or("not configured any more".to_owned(), |pace| asking(pace, now)),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// Which completions had to do without their webhook.
+fn losses(sources: &[SourceView]) -> String {
+    let [hour, day, month] = LOSS_SPANS.map(|(name, _)| format!("IN {}", name.to_uppercase()));
+    let mut table = show::table(["WITHOUT THEIR WEBHOOK", &hour, &day, &month]);
+    for source in sources {
+        let told = |name| source.loss.get(name).map_or("-".to_owned(), lost);
+        let [hour, day, month] = LOSS_SPANS.map(|(name, _)| told(name));
+        table.add_row([show::clean(&source.name), hour, day, month]);
+    }
+    table.trim_fmt()
+}
+
+/// `3 of 120 (2.5 %), 1 late`.
+fn lost(loss: &Loss) -> String {
+    let rate = if loss.synthesized > 0 { format!(" ({:.1} %)", loss.rate * 100.0) } else { String::new() };
+    let late = if loss.late > 0 { format!(", {} late", loss.late) } else { String::new() };
+    match loss.completions {
+        0 => "-".to_owned(),
+        all => format!("{} of {all}{rate}{late}", loss.synthesized),
+    }
+}
+
+/// Who reads the feed under a name.
+pub(super) fn consumers(consumers: &[ConsumerView], now: At) -> String {
+    let mut table = show::table(["CONSUMER", "ACKED", "LAG", "PARKED", "SEEN", "STATE"]);
+    for view in consumers {
+        let state = match (view.expired, view.connected) {
+            (true, _) => "expired: events it wanted were removed; seek",
+            (false, true) => "connected",
+            (false, false) => "away",
+        };
+        table.add_row([
+            show::clean(&view.name),
+            show::clean(&view.acked),
+            view.lag.to_string(),
+            view.parked.to_string(),
+            show::when_text(now, &view.seen_at),
+            state.to_owned(),
         ]);
     }
     table.trim_fmt()

@@ -1,7 +1,7 @@
 //! The process environment, as a function that is passed in, and the sources it alone can make.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::source::Source;
@@ -9,6 +9,13 @@ use super::{ConfigError, Problem, secrets};
 use crate::providers::Provider;
 use crate::run::SourceName;
 use crate::secret::{Key, Secret, SecretLabel};
+
+/// What systemd sets for the service, by its unit.
+const SERVICE: [(&str, &str); 3] = [
+    ("STATE_DIRECTORY", "/var/lib/settled"),
+    ("RUNTIME_DIRECTORY", "/run/settled"),
+    ("CREDENTIALS_DIRECTORY", "/etc/settled/credentials"),
+];
 
 type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
 
@@ -25,6 +32,23 @@ impl Env {
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Env {
         let variables = BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Env(Box::new(move |name| variables.get(name).cloned()))
+    }
+
+    /// This environment, with what the unit of the system's service would set beside it: for looking
+    /// by hand at how the service is configured. `file` is the unit's `EnvironmentFile`.
+    #[must_use]
+    pub fn of_service(self, file: &Path) -> Env {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let line = |line: &str| {
+            let (name, value) = line.trim().split_once('=')?;
+            let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+            Some((name.to_owned(), quoted.unwrap_or(value).to_owned())).filter(|_| !name.starts_with(['#', ';']))
+        };
+        let listed: BTreeMap<String, String> = text.lines().filter_map(line).collect();
+        Env(Box::new(move |name| {
+            let set = || SERVICE.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            (self.0)(name).or_else(|| listed.get(name).cloned()).or_else(set)
+        }))
     }
 
     /// A variable. One that is empty is as good as none.

@@ -22,7 +22,7 @@ const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];
 const STORE: &[&str] = &["path"];
 const SOCKETS: &[&str] = &["feed", "control", "feed_group", "control_group"];
-const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "size"];
+const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "store_bytes"];
 const SOURCE: &[&str] = &[
     "provider",
     "base_url",
@@ -144,13 +144,12 @@ fn retention(root: &Section<'_>) -> Retention {
     let section = root.section("retention", RETENTION);
     let default = Retention::default();
     let span = |name| section.parse(name, "\"30d\"", values::duration_from(limits::RETENTION_MIN));
-    let size = values::bytes(limits::RETENTION_FEED_BYTES_MIN, u64::MAX / 2);
-    let size = section.parse("feed_bytes", "\"8GiB\"", size);
+    let bytes = |name, example, least| section.parse(name, example, values::bytes(least, u64::MAX / 2));
     Retention {
         deliveries: span("deliveries").unwrap_or(default.deliveries),
         feed: span("feed").unwrap_or(default.feed),
-        feed_bytes: size.unwrap_or(default.feed_bytes),
-        size: section.parse("size", "\"10GiB\"", values::bytes(limits::RETENTION_SIZE_MIN, u64::MAX / 2)),
+        feed_bytes: bytes("feed_bytes", "\"8GiB\"", limits::RETENTION_FEED_BYTES_MIN).unwrap_or(default.feed_bytes),
+        store_bytes: bytes("store_bytes", "\"10GiB\"", limits::RETENTION_STORE_BYTES_MIN),
     }
 }
 
@@ -273,8 +272,18 @@ fn with_secrets(section: &Section<'_>, mut source: Source, env: &Env) -> Source 
     let provider = source.provider;
     let api_key = section.get("api_key").and_then(|entry| secrets::key(&entry, "api_key".to_owned(), env));
     let webhook_secrets = secrets::webhook_secrets(section, env);
-    source.keyring.path_tokens = secrets::path_tokens(section, env);
-    source.keyring.headers = secrets::headers(section, env);
+    if provider.environment().path_token.is_some() {
+        source.keyring.path_tokens = secrets::path_tokens(section, env);
+        source.keyring.headers = secrets::headers(section, env);
+    } else {
+        // Whoever writes these believes that they protect something.
+        for name in
+            ["path_token", "path_tokens", "require_headers"].into_iter().filter(|name| section.get(name).is_some())
+        {
+            let text = "signs its webhooks, and this is without effect; remove it and use";
+            section.problem(name, format!("{} {text} {}", provider.name(), verifier(provider)));
+        }
+    }
     let signs = provider.signs_with_api_key() || provider.environment().webhook_secret.is_some();
     if section.get("webhook_secrets").is_some() && !signs {
         let text = format!("{} does not sign its webhooks; use {} instead", provider.name(), verifier(provider));

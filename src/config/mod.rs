@@ -112,7 +112,7 @@ pub struct Retention {
     /// How large it may become, whoever has not acknowledged it.
     pub feed_bytes: u64,
     /// How much the database may hold before the oldest deliveries go early; `None`: any amount.
-    pub size: Option<u64>,
+    pub store_bytes: Option<u64>,
 }
 
 impl Default for Retention {
@@ -121,7 +121,7 @@ impl Default for Retention {
             deliveries: limits::RETENTION_DELIVERIES,
             feed: limits::RETENTION_FEED,
             feed_bytes: limits::RETENTION_FEED_BYTES,
-            size: None,
+            store_bytes: None,
         }
     }
 }

@@ -137,7 +137,9 @@ fn complaint(text: &str) -> String {
 
 /// The complaint about one key of a source, without file, line and path.
 fn complaint_about(key: &str, value: &str) -> String {
-    let error = complaint(&format!("[sources.bu]\nprovider = \"browser-use\"\n{key} = {value}"));
+    let unsigned = key.starts_with("path_token") || key.starts_with("require_headers");
+    let provider = if unsigned { "smartbrowse" } else { "browser-use" };
+    let error = complaint(&format!("[sources.bu]\nprovider = {provider:?}\n{key} = {value}"));
     error.strip_prefix(&format!("settled.toml:3: sources.bu.{key}: ")).unwrap_or(&error).to_owned()
 }
 
@@ -246,7 +248,7 @@ fn the_shipped_example_is_valid_as_it_is_and_with_every_key_switched_on() {
     let config = file::read(&FAKES, Path::new("settled.toml"), &on.join("\n"), &env).unwrap();
 
     assert_eq!(config.hooks, Hooks::default());
-    assert_eq!(config.retention, Retention { size: Some(10 << 30), ..Retention::default() });
+    assert_eq!(config.retention, Retention { store_bytes: Some(10 << 30), ..Retention::default() });
     assert_eq!(config.sources.len(), 4);
     for key in file::every_key() {
         assert!(EXAMPLE.contains(&format!("\n# {key} = ")), "{key} is missing from the example");
@@ -292,10 +294,11 @@ fn only_a_provider_that_signs_with_the_api_key_gets_it_among_the_signing_secrets
 
 #[test]
 fn tokens_and_headers_can_be_rotated() {
-    let source = source(
-        "path_token = { env = \"TOKEN\" }\npath_tokens = [{ env = \"KEY\" }]\n\
+    let config = good(
+        "[sources.s]\nprovider = \"smartbrowse\"\npath_token = { env = \"TOKEN\" }\npath_tokens = [{ env = \"KEY\" }]\n\
          require_headers.X-Hook = [{ env = \"KEY\" }, { env = \"OLD_KEY\" }]",
     );
+    let source = config.sources.values().next().unwrap();
     assert_eq!(labels(&source.keyring.path_tokens), ["path_token", "path_tokens[0]"]);
     let header = &source.keyring.headers[0];
     assert_eq!(header.name, "x-hook");
@@ -683,6 +686,11 @@ fn combinations_that_make_no_sense_are_refused() {
          require_headers instead"
     );
     assert_eq!(
+        of("firecrawl", "path_token = { env = \"KEY\" }"),
+        "settled.toml:3: sources.a.path_token: firecrawl signs its webhooks, and this is without effect; remove it and \
+         use webhook_secrets"
+    );
+    assert_eq!(
         complaint("[hooks]\nbody_limit = \"128MiB\""),
         "settled.toml:1: hooks.unverified_bytes: one delivery may be larger than this (see body_limit); write a larger \
          size here or a smaller there"
@@ -715,6 +723,20 @@ fn sockets_have_short_paths_and_two_of_them() {
     );
 }
 
+#[test]
+fn what_the_unit_sets_is_filled_in_beside_what_is_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("default");
+    std::fs::write(&file, "# keys\nKEY=from-the-file\nQUOTED=\"a b\"\n;X=y\nSTATE_DIRECTORY=/elsewhere\n").unwrap();
+    let env = Env::of([("KEY", "from-the-shell")]).of_service(&file);
+    let get = |name| env.get(name).unwrap_or_default();
+    assert_eq!(
+        [get("KEY"), get("QUOTED"), get("X"), get("STATE_DIRECTORY")],
+        ["from-the-shell", "a b", "", "/elsewhere"]
+    );
+    assert_eq!(get("CREDENTIALS_DIRECTORY"), "/etc/settled/credentials");
+}
+
 // ── What is worth telling ───────────────────────────────────────────────────────────────────────
 
 #[test]
@@ -731,6 +753,9 @@ base_url = "http://skyvern.example"
 provider = "skyvern"
 api_key = { env = "KEY" }
 base_url = "http://skyvern.example/"
+[sources.d]
+provider = "smartbrowse"
+api_key = { env = "KEY" }
 path_token = { env = "OLD_KEY" }
 "#;
     assert_eq!(
@@ -743,8 +768,8 @@ path_token = { env = "OLD_KEY" }
             "sources.a: there is nothing to verify webhooks against, so they are answered 401 and only hint at when to \
              ask; configure webhook_secrets",
             "sources.b.base_url: the API key will be sent unencrypted; write https://",
-            "sources.c: path_token has fewer than 16 characters and can be guessed; `settled init` makes a good one",
             "sources.c.base_url: the API key will be sent unencrypted; write https://",
+            "sources.d: path_token has fewer than 16 characters and can be guessed; `settled init` makes a good one",
             "sources.c: this is the account of sources.b too (same provider, base URL and API key); its runs may be \
              completed once for each",
         ]

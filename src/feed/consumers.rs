@@ -153,14 +153,15 @@ pub async fn create(
 
 /// `GET /v1/consumers`.
 pub async fn list(State(desk): Shared) -> Answer {
-    let look = |view: &View<'_>| {
-        let consumers = view.consumers()?.into_iter();
-        let consumers = consumers.map(|consumer| Ok((view.parked_count(&consumer.name)?, consumer)));
-        Ok((view.bounds()?, consumers.collect::<Result<Vec<_>, StoreError>>()?))
-    };
-    let (bounds, consumers) = desk.look(look).await?;
-    let views: Vec<_> = consumers.into_iter().map(|(parked, consumer)| desk.view(consumer, bounds, parked)).collect();
-    Ok(http::json(StatusCode::OK, &json!({ "consumers": views })))
+    let (bounds, consumers) = desk.look(|view| Ok((view.bounds()?, all(view)?))).await?;
+    Ok(http::json(StatusCode::OK, &json!({ "consumers": desk.consumer_views(consumers, bounds) })))
+}
+
+/// Every consumer, with how much it has parked.
+pub(super) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, StoreError> {
+    let consumers = view.consumers()?.into_iter();
+    let counted = |consumer: Consumer| view.parked_count(&consumer.name).map(|parked| (consumer, parked));
+    consumers.map(counted).collect()
 }
 
 /// `GET /v1/consumers/{name}`.
@@ -433,6 +434,10 @@ impl Desk {
         let name = consumer.name.clone();
         let (bounds, parked) = self.look(move |view| Ok((view.bounds()?, view.parked_count(&name)?))).await?;
         Ok(self.view(consumer, bounds, parked))
+    }
+
+    pub(super) fn consumer_views(&self, consumers: Vec<(Consumer, i64)>, bounds: FeedBounds) -> Vec<ConsumerView> {
+        consumers.into_iter().map(|(consumer, parked)| self.view(consumer, bounds, parked)).collect()
     }
 
     fn view(&self, consumer: Consumer, bounds: FeedBounds, parked: i64) -> ConsumerView {

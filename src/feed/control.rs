@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::views::{DeliveryView, RunView, SecretView, SourceView, StatusView, StoreView, TimelineLine};
-use super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, flag};
+use super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, consumers, flag};
 use crate::calls::Asker;
 use crate::http::{self, Problem};
 use crate::limits;
@@ -26,7 +26,7 @@ use crate::run::observation::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX, portable};
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, RunId, RunKey, SourceName};
 use crate::secret::Key;
-use crate::store::{DeliveryQuery, RunQuery, RunRow, SecretUse};
+use crate::store::{DeliveryQuery, RunPage, RunQuery, RunRow, SecretUse};
 
 /// What a client says of a run.
 #[derive(Deserialize)]
@@ -71,11 +71,14 @@ pub struct ListRuns {
     phase: Option<String>,
     source: Option<String>,
     overdue: Option<String>,
+    newest: Option<String>,
     after: Option<i64>,
+    before: Option<i64>,
     limit: Option<u32>,
 }
 
-/// `GET /v1/runs`, in the order in which they became known; `next` goes into `after`.
+/// `GET /v1/runs`, in the order in which they became known; `next` goes into `after`. With `newest`
+/// the newest first; `next` then goes into `before`. Runs whose row is damaged are named apart.
 pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> Answer {
     let phase = match list.phase.as_deref() {
         None => None,
@@ -85,10 +88,11 @@ pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> A
     };
     let overdue = flag("overdue", list.overdue.as_deref())?;
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
-    let query = RunQuery { phase, source: list.source, overdue, after: list.after.unwrap_or(0), limit };
-    let rows = desk.look(move |view| view.runs(&query)).await?;
-    let next = rows.last().filter(|_| rows.len() == limit as usize).map(|row| row.row);
-    Ok(http::json(StatusCode::OK, &json!({ "runs": desk.views(&rows), "next": next })))
+    let newest = flag("newest", list.newest.as_deref())?;
+    let (after, before) = (list.after.unwrap_or(0), list.before);
+    let query = RunQuery { phase, source: list.source, overdue, newest, after, before, limit };
+    let RunPage { runs, damaged, next } = desk.look(move |view| view.runs(&query)).await?;
+    Ok(http::json(StatusCode::OK, &json!({ "runs": desk.views(&runs), "damaged": damaged, "next": next })))
 }
 
 /// How long to wait for a run to settle.
@@ -251,10 +255,10 @@ pub async fn status(State(desk): Shared) -> Answer {
 pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
     let at = (desk.clock)();
     let look = move |view: &crate::store::View<'_>| {
-        let (counts, losses) = (view.source_counts()?, view.losses(at)?);
-        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1, view.secret_uses()?))
+        let (counts, losses, consumers) = (view.source_counts()?, view.losses(at)?, consumers::all(view)?);
+        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1, view.secret_uses()?, consumers))
     };
-    let (bounds, counts, mut losses, set_aside, free, uses) = desk.look(look).await?;
+    let (bounds, counts, mut losses, set_aside, free, uses, consumers) = desk.look(look).await?;
     let now = (desk.clock)();
     let cursor = |seq| Cursor { epoch: desk.reader.epoch().to_owned(), seq }.to_string();
     let askers = desk.askers.borrow().clone();
@@ -282,8 +286,10 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         open,
         overdue,
         set_aside,
+        damaged: desk.reader.damaged(),
         store: store_view(desk, free),
         sources,
+        consumers: desk.consumer_views(consumers, bounds),
     })
 }
 

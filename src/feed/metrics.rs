@@ -1,15 +1,18 @@
-//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text.
+//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text, or in
+//! Prometheus' older format for whoever does not ask for that.
 //!
 //! Nothing is counted here. Every number is looked up when it is asked for, so that graphs and
 //! people are told the same, and a restart resets nothing that the ledger knows.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,6 +20,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use super::ConsumerView;
 use super::views::{SourceView, StatusView};
 use super::{Shared, control};
 use crate::http::Problem;
@@ -27,15 +31,49 @@ type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
 /// What OpenMetrics text is called.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// `GET /metrics`.
-pub async fn metrics(State(desk): Shared) -> Result<Response, Problem> {
+pub async fn metrics(State(desk): Shared, headers: HeaderMap) -> Result<Response, Problem> {
     let facts = control::facts(&desk).await?;
     let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the metrics cannot be rendered");
-    let mut response = Response::new(Body::from(render(&facts).map_err(bug)?));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+    let text = render(&facts).map_err(bug)?;
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (text, kind) = if accepted.into_iter().any(|accepted| accepted.contains(OPEN_METRICS)) {
+        (text, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    } else {
+        (classic(&text), "text/plain; version=0.0.4; charset=utf-8")
+    };
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
+}
+
+/// The same in the format of before: a metric has the name of its samples, and there are no infos.
+fn classic(text: &str) -> String {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let suffixes: BTreeMap<&str, &str> = types
+        .filter_map(|(name, kind)| match kind {
+            "counter" => Some((name, "_total")),
+            "info" => Some((name, "_info")),
+            _ => None,
+        })
+        .collect();
+    let mut classic = String::with_capacity(text.len());
+    for line in text.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words.as_slice() {
+            ["#", "UNIT", ..] | ["#", "EOF"] => continue,
+            ["#", word, name, rest] => {
+                let suffix = suffixes.get(name).unwrap_or(&"");
+                let rest = if *rest == "info" { "gauge" } else { rest };
+                classic.push_str(&format!("# {word} {name}{suffix} {rest}"));
+            }
+            _ => classic.push_str(line),
+        }
+        classic.push('\n');
+    }
+    classic
 }
 
 fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
@@ -45,6 +83,8 @@ fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
     traffic(&mut registry, &facts.sources);
     losses(&mut registry, &facts.sources);
     asking(&mut registry, &facts.sources);
+    secrets(&mut registry, &facts.sources);
+    consumers(&mut registry, &facts.consumers);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -58,6 +98,8 @@ fn whole(registry: &mut Registry, facts: &StatusView) {
     one(registry, "start_time", "When the daemon was ready", Some(Unit::Seconds), started);
     let help = "Reports that could not be digested and were set aside";
     one(registry, "reports_set_aside", help, None, number(facts.set_aside));
+    let help = "Damaged rows that were come upon since the start";
+    one(registry, "rows_damaged", help, None, number(i64::try_from(facts.damaged.len()).unwrap_or(i64::MAX)));
     let sizes = [
         ("store_size", "Size of the database file", size(facts.store.bytes)),
         ("store_free", "Free space within the database file", number(facts.store.free_bytes)),
@@ -66,10 +108,10 @@ fn whole(registry: &mut Registry, facts: &StatusView) {
     for (name, help, bytes) in sizes {
         one(registry, name, help, Some(Unit::Bytes), bytes);
     }
-    let records = Counter::<u64>::default();
-    let head = Cursor::parse(&facts.head).map_or(0, |cursor| cursor.seq);
-    records.inc_by(u64::try_from(head).unwrap_or(0));
-    registry.register("feed_records", "Records ever appended to the feed", records);
+    let seq = |cursor: &str| Cursor::parse(cursor).map_or(0, |cursor| cursor.seq);
+    registry.register("feed_records", "Records ever appended to the feed", counter(seq(&facts.head)));
+    let help = "… of which retention has removed";
+    registry.register("feed_records_removed", help, counter(seq(&facts.earliest)));
 }
 
 fn runs(registry: &mut Registry, sources: &[SourceView]) {
@@ -80,6 +122,11 @@ fn runs(registry: &mut Registry, sources: &[SourceView]) {
     each(registry, sources, "runs_overdue", "Open runs past their deadline", None, |source| {
         Some(number(source.overdue))
     });
+    let unaccounted = Counters::default();
+    for source in sources {
+        unaccounted.get_or_create(&labels(source, None)).inc_by(count(source.unaccounted));
+    }
+    registry.register("runs_unaccounted", "Runs that the provider counted and nobody told us of", unaccounted);
 }
 
 fn traffic(registry: &mut Registry, sources: &[SourceView]) {
@@ -150,6 +197,62 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
     each(registry, sources, "provider_rate", "Questions a second, as the provider has taught us", None, |source| {
         source.pace.as_ref().map(|pace| pace.effective_rate)
     });
+    each(registry, sources, "provider_rate_limit", "Questions a second, as configured", None, |source| {
+        source.pace.as_ref().map(|pace| pace.rate)
+    });
+    each(registry, sources, "provider_tokens", "Questions that could go out at once", None, |source| {
+        source.pace.as_ref().map(|pace| pace.tokens)
+    });
+    each(registry, sources, "provider_troubles", "Failures of the provider in a row", None, |source| {
+        source.pace.as_ref().map(|pace| f64::from(pace.troubles_in_a_row))
+    });
+}
+
+/// Which of the configured secrets are still used.
+fn secrets(registry: &mut Registry, sources: &[SourceView]) {
+    let (uses, last) = (Counters::default(), Gauges::default());
+    for source in sources {
+        for secret in &source.secrets {
+            let labels = || labels(source, Some(("secret", secret.label.clone())));
+            uses.get_or_create(&labels()).inc_by(count(secret.uses));
+            if let Some(at) = seconds(secret.last_used_at.as_ref()) {
+                last.get_or_create(&labels()).set(at);
+            }
+        }
+    }
+    registry.register("secret_uses", "Deliveries that a configured secret has verified", uses);
+    let help = "When a configured secret last verified one";
+    register(registry, "secret_last_use_timestamp", help, Some(Unit::Seconds), last);
+}
+
+fn consumers(registry: &mut Registry, consumers: &[ConsumerView]) {
+    let flag = |on: bool| if on { 1.0 } else { 0.0 };
+    let mut of_each = |name, help, unit, value: &dyn Fn(&ConsumerView) -> Option<f64>| {
+        let family = Gauges::default();
+        for one in consumers {
+            if let Some(value) = value(one) {
+                family.get_or_create(&vec![("consumer", one.name.clone())]).set(value);
+            }
+        }
+        register(registry, name, help, unit, family);
+    };
+    of_each("consumer_lag", "Records a consumer has not acknowledged", None, &|one| Some(number(one.lag)));
+    of_each("consumer_parked", "Events a consumer has given up on for now", None, &|one| Some(number(one.parked)));
+    of_each("consumer_connected", "1: somebody is reading", None, &|one| Some(flag(one.connected)));
+    let help = "1: retention removed records it has not acknowledged";
+    of_each("consumer_expired", help, None, &|one| Some(flag(one.expired)));
+    let help = "When it was last opened or acknowledged";
+    of_each("consumer_last_seen_timestamp", help, Some(Unit::Seconds), &|one| seconds(Some(&one.seen_at)));
+}
+
+fn counter(value: i64) -> Counter {
+    let counter = Counter::default();
+    counter.inc_by(count(value));
+    counter
+}
+
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
 }
 
 fn one(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, value: f64) {
@@ -204,6 +307,8 @@ fn size(bytes: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::feed::views::StoreView;
     use crate::store::{Loss, SourceCounts};
@@ -214,6 +319,9 @@ mod tests {
         let loss = Loss { completions: 4, synthesized: 1, late: 1, rate: 0.25 };
         let source =
             SourceView::of(counts, None, Some(-1500), Vec::new(), Vec::new(), [("24h".to_owned(), loss)].into());
+        let consumer = json!({"name": "mail", "acked": "e.4", "head": "e.7", "lag": 3, "parked": 2, "connected": true,
+            "expired": false, "window": 0, "generation": 1, "created_at": "", "seen_at": "1970-01-01T00:00:01Z", "filter": {}});
+        let consumer = serde_json::from_value(consumer).unwrap();
         let facts = StatusView {
             version: "1".into(),
             started_at: "1970-01-01T00:00:02.500Z".to_owned(),
@@ -223,8 +331,10 @@ mod tests {
             open: 0,
             overdue: 0,
             set_aside: 3,
+            damaged: Vec::new(),
             store: StoreView { path: String::new(), bytes: 1, free_bytes: 2, wal_bytes: 3 },
             sources: vec![source],
+            consumers: vec![consumer],
         };
         let text = render(&facts).unwrap();
         for line in [
@@ -234,9 +344,25 @@ mod tests {
             "settled_store_size_bytes 1.0",
             "settled_clock_skew_seconds{source=\"a\",provider=\"skyvern\"} -1.5",
             "settled_window_loss_ratio{source=\"a\",provider=\"skyvern\",window=\"24h\"} 0.25",
+            "settled_rows_damaged 0.0",
+            "settled_consumer_lag{consumer=\"mail\"} 3.0",
+            "settled_consumer_parked{consumer=\"mail\"} 2.0",
+            "settled_consumer_last_seen_timestamp_seconds{consumer=\"mail\"} 1.0",
+            "settled_runs_unaccounted_total{source=\"a\",provider=\"skyvern\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let classic = classic(&text);
+        for line in [
+            "# TYPE settled_build_info gauge",
+            "# TYPE settled_feed_records_total counter",
+            "# HELP settled_feed_records_total Records ever appended to the feed.",
+            "settled_feed_records_total 7",
+            "# TYPE settled_store_size_bytes gauge",
+        ] {
+            assert!(classic.lines().any(|found| found == line), "{line} is not in\n{classic}");
+        }
+        assert!(!classic.contains("EOF") && !classic.contains("# UNIT"));
     }
 }

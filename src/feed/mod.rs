@@ -146,6 +146,9 @@ impl Desk {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         tracing::error!(%error, "a lookup failed");
+        if let StoreError::Unreadable(_) = error {
+            return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", error.to_string());
+        }
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string())
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::ConsumerView;
 use crate::providers::Headers;
 use crate::providers::pace::PaceState;
 use crate::report::{AnswerHead, Head};
@@ -11,7 +12,7 @@ use crate::run::observation::Detail;
 use crate::run::record::Cursor;
 use crate::run::{At, Kind, Origin, Outcome, Via};
 use crate::secret::SecretLabel;
-use crate::store::{DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
+use crate::store::{DamagedRow, DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
 #[derive(Debug, Deserialize, Serialize)]
@@ -315,10 +316,16 @@ pub struct StatusView {
     pub overdue: i64,
     /// Reports that could not be digested.
     pub set_aside: i64,
+    /// Damaged rows that were come upon since the start. `settled check` finds all of them.
+    #[serde(default)]
+    pub damaged: Vec<DamagedRow>,
     /// The database file.
     pub store: StoreView,
     /// Every source that is or was configured.
     pub sources: Vec<SourceView>,
+    /// Every named reader of the feed.
+    #[serde(default)]
+    pub consumers: Vec<ConsumerView>,
 }
 
 /// The database file.

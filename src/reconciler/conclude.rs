@@ -102,7 +102,12 @@ fn conclude(
     aftermath: &mut Aftermath,
 ) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
     let source = &member.source;
-    let known = tx.run(member.id, &heard.run_id)?;
+    let known = match tx.run(member.id, &heard.run_id) {
+        Err(error) if !error.blames_the_disk() => {
+            return pass_over(tx, source, id, report, heard, &error, now).map(|()| None);
+        }
+        known => known?,
+    };
     let before = known.as_ref().map(|(_, run)| run.clone());
     let policy = source.policy(before.as_ref().and_then(|run| run.kind).or(heard.kind));
     let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
@@ -123,6 +128,27 @@ fn conclude(
     aftermath.urgent |= run.ask.is_some_and(|ask| ask.urgent);
     tell(source, &heard.run_id, &run, effect, heard);
     Ok(Some((effect, seq)))
+}
+
+/// The run's row is damaged: what was heard of it is kept where it can be seen, and takes nothing
+/// from what the report says of other runs. A list will show the run again, and who is not entitled
+/// to say anything leaves nothing.
+fn pass_over(
+    tx: &mut Transaction<'_>,
+    source: &Source,
+    id: i64,
+    report: &Report,
+    heard: &Observation,
+    error: &StoreError,
+    now: At,
+) -> Result<(), StoreError> {
+    let (source, run_id, via) = (source.name.as_str(), heard.run_id.as_str(), heard.via.word());
+    if report.head.via() == Via::Sweep || !heard.entitled() {
+        tracing::debug!(source, run_id, via, %error, "the run's row is damaged");
+        return Ok(());
+    }
+    tracing::error!(source, run_id, via, report = id, %error, "set aside: the run's row is damaged");
+    tx.set_aside(id, now, &format!("the row of the run {run_id} cannot be read: {error}"))
 }
 
 /// Appends the record of a publication.

@@ -1,4 +1,8 @@
 //! The way to the writer, and the loop that serves it.
+//!
+//! What is promised here: nobody is told "stored" before the commit of what he handed in, nor
+//! "digested" before that of its consequences; everybody is told something, whatever fails; the head
+//! never runs ahead of the commit. `schedules` explores in which order things may happen.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,9 +10,10 @@ use std::time::Duration;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Work};
+use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, place};
 use crate::limits;
 use crate::report::Report;
+use crate::run::At;
 use crate::store::{StoreError, Transaction};
 
 /// Why nothing was written.
@@ -113,22 +118,81 @@ impl Handle {
         self.nudges.clone()
     }
 
-    async fn submit(&self, job: Job) -> Result<(), Refusal> {
-        match tokio::time::timeout(limits::QUEUE_WAIT, self.jobs.send(job)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Refusal::Stopping),
-            Err(_) => Err(Refusal::Busy),
+    pub(super) async fn submit(&self, job: Job) -> Result<(), Refusal> {
+        match place::patiently(self.jobs.send(job)).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(Refusal::Stopping),
+            None => Err(Refusal::Busy),
         }
     }
+}
+
+/// What the loop drives: the [`Reconciler`], or in a test something that is watched.
+pub(super) trait Turns {
+    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError>;
+    fn pending(&self) -> usize;
+    fn behind(&self) -> bool;
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&Aftermath)) -> Result<(), StoreError>;
+    fn reverify(&mut self, source: i64, now: At, tell: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError>;
+    fn set_fleet(&mut self, fleet: Fleet);
+    fn close(self);
+}
+
+impl Turns for Reconciler {
+    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
+        self.turn(reports, work, now)
+    }
+
+    fn pending(&self) -> usize {
+        self.pending()
+    }
+
+    fn behind(&self) -> bool {
+        self.behind()
+    }
+
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+        self.catch_up(now, tell)
+    }
+
+    fn reverify(&mut self, source: i64, now: At, tell: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+        self.reverify(source, now, tell)
+    }
+
+    fn set_fleet(&mut self, fleet: Fleet) {
+        self.set_fleet(fleet);
+    }
+
+    fn close(self) {
+        self.close();
+    }
+}
+
+/// How much may wait, and how much of it goes into one transaction.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub queue: usize,
+    pub group: usize,
 }
 
 /// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
 /// its own. It returns when every handle is gone and everything handed in is written and digested.
 pub fn channel(reconciler: Reconciler, clock: Clock, head: i64) -> (Handle, impl FnOnce() + Send + 'static) {
-    let (jobs, waiting) = mpsc::channel(limits::QUEUE_REPORTS_MAX);
+    let sizes = Sizes { queue: limits::QUEUE_REPORTS_MAX, group: limits::GROUP_REPORTS_MAX };
+    channel_of(sizes, reconciler, clock, head)
+}
+
+pub(super) fn channel_of<L: Turns + Send + 'static>(
+    sizes: Sizes,
+    ledger: L,
+    clock: Clock,
+    head: i64,
+) -> (Handle, impl FnOnce() + Send + 'static) {
+    let (jobs, waiting) = mpsc::channel(sizes.queue);
     let (head_tx, head) = watch::channel(head);
     let (nudge_tx, nudges) = watch::channel(0);
-    let desk = Writing { reconciler, clock, head: head_tx, nudges: nudge_tx, unheard: Vec::new() };
+    let group_max = sizes.group;
+    let desk = Writing { ledger, clock, head: head_tx, nudges: nudge_tx, unheard: Vec::new(), group_max };
     (Handle { jobs, head, nudges }, move || desk.serve(waiting))
 }
 
@@ -136,31 +200,31 @@ pub fn channel(reconciler: Reconciler, clock: Clock, head: i64) -> (Handle, impl
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The writer's thread.
-struct Writing {
-    reconciler: Reconciler,
+struct Writing<L> {
+    ledger: L,
     clock: Clock,
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
     /// Who waits for the digest of a report that is stored.
     unheard: Vec<(i64, oneshot::Sender<Result<Digest, Refusal>>)>,
+    /// So many jobs make a group.
+    group_max: usize,
 }
 
-impl Writing {
+impl<L: Turns> Writing<L> {
     /// Takes whatever waits, writes it, and goes on without waiting as long as something stored is
     /// still to be digested: that commit carries along what has come in meanwhile.
     fn serve(mut self, mut waiting: mpsc::Receiver<Job>) {
-        let mut group = Vec::with_capacity(limits::GROUP_REPORTS_MAX);
+        let mut group = Vec::with_capacity(self.group_max);
         loop {
-            if self.reconciler.behind() && !self.catch_up() {
+            if self.ledger.behind() && !self.catch_up() {
                 // Requests must not wait for a sick disk to be well; they get their refusal.
-                std::thread::sleep(CATCH_UP_PAUSE);
-            } else if self.reconciler.pending() == 0
-                && waiting.blocking_recv_many(&mut group, limits::GROUP_REPORTS_MAX) == 0
-            {
-                return self.reconciler.close();
+                place::pause(CATCH_UP_PAUSE);
+            } else if self.ledger.pending() == 0 && place::receive(&mut waiting, &mut group, self.group_max) == 0 {
+                return self.ledger.close();
             }
-            let closed = take(&mut waiting, &mut group);
-            if closed && group.is_empty() && self.reconciler.behind() {
+            let closed = take(&mut waiting, &mut group, self.group_max);
+            if closed && group.is_empty() && self.ledger.behind() {
                 // Stopping with a sick disk: what is stored is digested at the next start.
                 return;
             }
@@ -170,7 +234,7 @@ impl Writing {
 
     fn catch_up(&mut self) -> bool {
         let (head, nudges) = (&self.head, &self.nudges);
-        let caught_up = self.reconciler.catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        let caught_up = self.ledger.catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
         caught_up.map_err(|error| failed(&error)).is_ok()
     }
 
@@ -188,7 +252,7 @@ impl Writing {
                     done.push(tell);
                 }
                 Job::Fleet { fleet, done } => {
-                    self.reconciler.set_fleet(fleet);
+                    self.ledger.set_fleet(fleet);
                     let _ = done.send(());
                 }
                 Job::Reverify { source, reply } => {
@@ -196,7 +260,7 @@ impl Writing {
                 }
             }
         }
-        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {
+        let turn = match self.ledger.turn(reports, work, (self.clock)()) {
             Ok(turn) => turn,
             Err(error) => {
                 let refusal = failed(&error);
@@ -210,8 +274,10 @@ impl Writing {
                 return;
             }
         };
+        place::step();
         for (tell, result) in done.into_iter().zip(turn.work) {
             let _ = tell.send(result);
+            place::step();
         }
         self.tell_digested(turn.digested);
         for (reply, id) in replies.into_iter().zip(turn.stored) {
@@ -219,8 +285,9 @@ impl Writing {
                 Reply::Recorded(tell) => drop(tell.send(Ok(id))),
                 Reply::Digested(tell) => self.unheard.push((id, tell)),
             }
+            place::step();
         }
-        if self.reconciler.behind() {
+        if self.ledger.behind() {
             // They are stored, and digested from disk when their turn comes.
             self.refuse_unheard(&Refusal::Busy);
         }
@@ -230,10 +297,12 @@ impl Writing {
         match digested {
             Ok(aftermath) => {
                 publish(&aftermath, &self.head, &self.nudges);
+                place::step();
                 let mut digests = aftermath.digests.into_iter();
                 for (id, tell) in self.unheard.drain(..) {
-                    let digest = digests.find(|digest| digest.report == id).unwrap_or_default();
-                    let _ = tell.send(Ok(digest));
+                    // A failure in between may have left it to the next catching up.
+                    let digest = digests.find(|digest| digest.report == id);
+                    let _ = tell.send(digest.ok_or(Refusal::Busy));
                 }
             }
             Err(error) => {
@@ -251,14 +320,15 @@ impl Writing {
 
     fn reverify(&mut self, source: i64) -> Result<Reverified, Refusal> {
         let (head, nudges) = (&self.head, &self.nudges);
-        let done = self.reconciler.reverify(source, (self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        let done = self.ledger.reverify(source, (self.clock)(), |aftermath| publish(aftermath, head, nudges));
         done.map_err(|error| failed(&error))
     }
 }
 
 /// Takes what waits without waiting for more; true when nobody is left to hand anything in.
-fn take(waiting: &mut mpsc::Receiver<Job>, group: &mut Vec<Job>) -> bool {
-    while group.len() < limits::GROUP_REPORTS_MAX {
+fn take(waiting: &mut mpsc::Receiver<Job>, group: &mut Vec<Job>, max: usize) -> bool {
+    while group.len() < max {
+        place::step();
         match waiting.try_recv() {
             Ok(job) => group.push(job),
             Err(error) => return error == TryRecvError::Disconnected,
@@ -286,6 +356,7 @@ impl Reply {
 fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
     if let Some(seq) = aftermath.head {
         head.send_replace(seq);
+        place::step();
     }
     if aftermath.urgent {
         nudge.send_modify(|count| *count += 1);

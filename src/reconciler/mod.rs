@@ -15,6 +15,9 @@
 mod conclude;
 mod fleet;
 mod handle;
+mod place;
+#[cfg(test)]
+mod schedules;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -127,9 +127,11 @@ impl Open {
         self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
     }
 
-    /// When that settles the run even if nothing more was to be had.
+    /// When that settles the run even if nothing more was to be had. A claim waits for an answer; once
+    /// it has one, what is waited for is the second, or the grace would end before it was over.
     fn held_until(&self, policy: &Policy) -> Option<At> {
-        let claim = self.claim.as_ref().map(|held| held.until);
+        let answered = |claim: &Claimed| self.seen.as_ref().is_some_and(|seen| seen.asked_at >= claim.voice.heard_at);
+        let claim = self.claim.as_ref().filter(|claim| !answered(claim)).map(|claim| claim.until);
         let seen = self.seen.as_ref().map(|seen| seen.heard_at.plus(policy.grace).plus(policy.confirm_timeout));
         claim.into_iter().chain(seen).min()
     }
@@ -500,7 +502,7 @@ fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumsta
     let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
     match (open.seen.clone(), open.claim.clone()) {
         (Some(seen), claim) => {
-            let confirmed = claim.is_some_and(|held| seen.allows(&held.voice));
+            let confirmed = claim.is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
             return run.settle(seen, confirmed, at);
         }
         (None, Some(held)) => return run.settle(held.voice, false, at),

@@ -5,7 +5,7 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Filter, Result, Transaction, View, from_json, stored, to_json};
+use super::{DamagedRow, Filter, Result, Transaction, View, from_json, stored, to_json};
 use crate::run::At;
 use crate::run::record::{self, RecordType};
 
@@ -212,7 +212,12 @@ impl View<'_> {
     /// Every consumer, by name.
     pub fn consumers(&self) -> Result<Vec<Consumer>> {
         let mut select = self.connection.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
-        select.query_and_then([], read)?.collect()
+        let mut rows = select.query([])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.extend(self.damages.step_over(read(row), || DamagedRow::consumer(row, 0))?);
+        }
+        Ok(found)
     }
 
     /// How many events a consumer has parked.

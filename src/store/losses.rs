@@ -64,13 +64,17 @@ impl Transaction<'_> {
 
     pub(super) fn write_settlements(&mut self) -> Result<()> {
         for ((source, minute), counts) in std::mem::take(&mut self.totals.settlements) {
-            self.tx
-                .prepare_cached(
-                    "INSERT INTO settlements (source, minute, completions, synthesized, late) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT DO UPDATE SET completions = completions + excluded.completions,
-                        synthesized = synthesized + excluded.synthesized, late = late + excluded.late",
-                )?
-                .execute((source, minute, counts.completions, counts.synthesized, counts.late))?;
+            // A minute that is forgotten stays forgotten, whatever comes late.
+            let sql = if counts.completions == 0 {
+                "UPDATE settlements SET completions = completions + ?3, synthesized = synthesized + ?4, late = late + ?5
+                 WHERE source = ?1 AND minute = ?2"
+            } else {
+                "INSERT INTO settlements (source, minute, completions, synthesized, late) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET completions = completions + excluded.completions,
+                    synthesized = synthesized + excluded.synthesized, late = late + excluded.late"
+            };
+            let values = (source, minute, counts.completions, counts.synthesized, counts.late);
+            self.tx.prepare_cached(sql)?.execute(values)?;
         }
         Ok(())
     }

@@ -4,7 +4,9 @@
 //! `synchronous=FULL` and WAL are set and then asked back at every start, because a build or a
 //! pragma that silently says otherwise would turn every 200 we give into a lie.
 
+mod check;
 mod consumers;
+mod damage;
 mod log;
 mod losses;
 mod records;
@@ -18,22 +20,25 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::limits;
 use crate::run::At;
+use damage::Damages;
 
+pub use check::{Examination, Finding, check, check_with_all_reports, examine};
 pub use consumers::{Consumer, Moved, ParkedRow, Parking};
+pub use damage::DamagedRow;
 pub use log::Checkpointer;
 pub use losses::{LOSS_SPANS, Loss, Losses};
 pub use records::{FeedBounds, Filter, StoredRecord};
 pub use reports::{DeliveryQuery, DeliveryRow, HeardRow, RingLimits};
-pub use runs::{Due, RunQuery, RunRow, SecretUse, SourceCounts};
+pub use runs::{Due, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
-pub use upkeep::{Finding, Removable, check, copy};
+pub use upkeep::{Removable, copy};
 
 /// The schema version this program writes. `PRAGMA user_version` of the file.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -164,16 +169,19 @@ pub struct Reader {
     shared: Arc<Readers>,
 }
 
+#[derive(Default)]
 struct Readers {
     path: PathBuf,
     epoch: String,
     idle: Mutex<Vec<Connection>>,
+    damages: Damages,
 }
 
 /// A read-only connection at work.
 pub struct View<'a> {
     connection: &'a Connection,
     epoch: &'a str,
+    damages: &'a Damages,
 }
 
 impl Writer {
@@ -192,7 +200,7 @@ impl Writer {
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| foreign(error, path))?;
         let version = version(&connection, path).map_err(|error| foreign(error, path))?;
         set_up(&connection)?;
-        migrate(&mut connection, path, version, now)?;
+        migrate(&mut connection, path, version, now, MIGRATIONS)?;
         let epoch = epoch(&connection, path)?;
         Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, log: None, _lock: lock })
     }
@@ -205,7 +213,7 @@ impl Writer {
     /// Readers of the same file.
     pub fn reader(&self) -> Reader {
         let (path, epoch) = (self.path.clone(), self.epoch.clone());
-        Reader { shared: Arc::new(Readers { path, epoch, idle: Mutex::new(Vec::new()) }) }
+        Reader { shared: Arc::new(Readers { path, epoch, ..Readers::default() }) }
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
@@ -234,10 +242,13 @@ impl Writer {
     }
 
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
-    /// people copy it after they have stopped the daemon. Best effort; the log is as good.
+    /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
+    /// reader that stays (replication beside us holds one always) must not hold up the stop.
     pub fn settle(&self) {
-        // The checkpointer may be at it just now.
-        for _ in 0..limits::SETTLE_TRIES {
+        let _ = self.connection.busy_timeout(limits::SETTLE_PATIENCE);
+        let begin = Instant::now();
+        // The checkpointer may be at it just now, for which SQLite does not wait.
+        while begin.elapsed() < limits::SETTLE_PATIENCE {
             match self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)) {
                 Ok(false) => return,
                 Ok(true) => std::thread::sleep(limits::SETTLE_PAUSE),
@@ -260,6 +271,17 @@ impl Writer {
 }
 
 impl Reader {
+    /// Readers of a ledger that another process may be writing. A file that is not there is not made.
+    pub fn open(path: &Path) -> Result<Reader> {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
+        if version(&connection, path).map_err(|error| foreign(error, path))? == 0 {
+            return Err(StoreError::Foreign(path.to_owned()));
+        }
+        let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
+        let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
+        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle, damages: Damages::default() }) })
+    }
+
     /// First half of every cursor.
     pub fn epoch(&self) -> &str {
         &self.shared.epoch
@@ -270,6 +292,11 @@ impl Reader {
         &self.shared.path
     }
 
+    /// The damaged rows that lookups have come upon.
+    pub fn damaged(&self) -> Vec<DamagedRow> {
+        self.shared.damages.met()
+    }
+
     /// Runs `look` on a read-only connection. Blocks; never call it while something waits that
     /// must not. No snapshot outlives the call.
     pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
@@ -278,7 +305,8 @@ impl Reader {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let value = look(&View { connection: &connection, epoch: &self.shared.epoch })?;
+        let Readers { epoch, damages, .. } = &*self.shared;
+        let value = look(&View { connection: &connection, epoch, damages })?;
         // A connection that failed is not put back.
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(value)
@@ -448,17 +476,14 @@ fn foreign(error: StoreError, path: &Path) -> StoreError {
     }
 }
 
-/// Brings an empty or older file to [`SCHEMA_VERSION`], each step in a transaction of its own.
-fn migrate(connection: &mut Connection, path: &Path, mut version: i64, now: At) -> Result<()> {
-    if version == 0 {
-        let wrong = |source| StoreError::Migration { from: 0, source };
-        create(connection, path, now).map_err(wrong)?;
-        version = SCHEMA_VERSION;
-    }
-    while version < SCHEMA_VERSION {
-        let wrong = |source| StoreError::Migration { from: version, source };
-        step(connection, MIGRATIONS[usize::try_from(version - 1).unwrap_or(0)], version + 1).map_err(wrong)?;
-        version += 1;
+/// Makes an empty file one of [`SCHEMA_VERSION`]; takes an older one there by `steps`, each in a
+/// transaction of its own.
+fn migrate(connection: &mut Connection, path: &Path, version: i64, now: At, steps: &[&str]) -> Result<()> {
+    let Ok(done) = usize::try_from(version - 1) else {
+        return create(connection, path, now).map_err(|source| StoreError::Migration { from: 0, source });
+    };
+    for (from, sql) in (1..).zip(steps).skip(done) {
+        step(connection, sql, from + 1).map_err(|source| StoreError::Migration { from, source })?;
     }
     Ok(())
 }
@@ -538,11 +563,49 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_fails_stops_the_start_and_leaves_what_was_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settled.db");
+        let mut connection = Writer::open(&path, At(0)).unwrap().connection;
+        let number = |connection: &Connection, sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let steps = [
+            "ALTER TABLE sources ADD COLUMN one INTEGER NOT NULL DEFAULT 7;",
+            "CREATE TABLE two (x); INSERT INTO two VALUES (1); INSERT INTO nowhere VALUES (1);",
+            "CREATE TABLE three (x);",
+        ];
+        let failed = migrate(&mut connection, &path, 1, At(0), &steps).unwrap_err();
+        assert!(matches!(failed, StoreError::Migration { from: 2, .. }), "{failed:?}");
+        assert!(failed.to_string().contains("could not be upgraded from schema version 2; it is unchanged"));
+        let version = "PRAGMA user_version";
+        assert_eq!(number(&connection, version), Ok(2), "the first step stays");
+        assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"), Ok(0));
+        // Mended, it goes on from there.
+        migrate(&mut connection, &path, 2, At(0), &[steps[0], "CREATE TABLE two (x);", steps[2]]).unwrap();
+        assert_eq!(number(&connection, version), Ok(4));
+        assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"), Ok(2));
+        drop(connection);
+        assert!(matches!(Writer::open(&path, At(0)), Err(StoreError::Newer { found: 4, .. })));
+    }
+
+    #[test]
     fn a_reader_cannot_write() {
         let folder = tempfile::tempdir().unwrap();
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
         assert!(written.is_err());
+    }
+
+    #[test]
+    fn a_reader_that_stays_does_not_hold_up_the_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settled.db");
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let reader = Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
+        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
+        let begun = std::time::Instant::now();
+        writer.settle();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]

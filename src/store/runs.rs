@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Result, Transaction, View, from_json, stored, to_json};
+use super::{DamagedRow, Result, Transaction, View, from_json, stored, to_json};
 use crate::run::decide::{Phase, Run};
 use crate::run::{At, RunId, RunKey, SourceName};
 
@@ -136,7 +136,7 @@ pub struct RunRow {
     pub completion: Option<i64>,
 }
 
-/// Which runs to list, in the order in which they became known.
+/// Which runs to list, in the order in which they became known or in the reverse of it.
 #[derive(Clone, Debug, Default)]
 pub struct RunQuery {
     /// `open` or `settled`.
@@ -145,10 +145,25 @@ pub struct RunQuery {
     pub source: Option<String>,
     /// Only overdue ones.
     pub overdue: bool,
+    /// The newest first.
+    pub newest: bool,
     /// Known after this row.
     pub after: i64,
+    /// Known before this row.
+    pub before: Option<i64>,
     /// At most so many.
     pub limit: u32,
+}
+
+/// A page of runs.
+#[derive(Clone, Debug, Default)]
+pub struct RunPage {
+    /// Those that can be read.
+    pub runs: Vec<RunRow>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedRow>,
+    /// The row after which the list goes on, if it may.
+    pub next: Option<i64>,
 }
 
 /// Numbers about one source's runs and traffic.
@@ -191,7 +206,7 @@ pub struct SecretUse {
 /// than it is worth after a long absence, and everyone's turn comes.
 const DUE_WINDOW: u32 = 256;
 
-const RUN_COLUMNS: &str =
+pub(super) const RUN_COLUMNS: &str =
     "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
@@ -207,19 +222,20 @@ impl View<'_> {
 
     fn due_by(&self, column: &str, source: i64, until: At, max: u32) -> Result<Vec<Due>> {
         let sql = format!(
-            "SELECT id, run_id, state FROM runs WHERE id IN (
+            "SELECT id, run_id, state, (SELECT name FROM sources WHERE id = ?1) FROM runs WHERE id IN (
                 SELECT id FROM runs WHERE source = ?1 AND {column} IS NOT NULL AND {column} <= ?2 ORDER BY {column} LIMIT {DUE_WINDOW})
-             ORDER BY opened_at LIMIT ?3"
+             ORDER BY opened_at"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let rows = select.query_and_then((source, until.0, max), |row| {
-            Ok(Due {
-                row: row.get(0)?,
-                run_id: stored(RunId::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?).ok(), "a run id")?,
-                run: from_json(row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?, "a run's state")?,
-            })
-        })?;
-        rows.collect()
+        let mut rows = select.query((source, until.0))?;
+        // A damaged row stays due for ever, and takes nobody's place.
+        let mut found = Vec::new();
+        while found.len() < max as usize
+            && let Some(row) = rows.next()?
+        {
+            found.extend(self.damages.step_over(due(row), || DamagedRow::run(row, Some(3), 1))?);
+        }
+        Ok(found)
     }
 
     /// When the next urgent question of `source` after `now` falls due.
@@ -236,16 +252,19 @@ impl View<'_> {
     pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<Alarms> {
         let sources = to_json(&sources);
         let mut select = self.connection.prepare_cached(
-            "SELECT source, run_id FROM runs WHERE wake_at IS NOT NULL AND wake_at <= ?1
-                AND source IN (SELECT value FROM json_each(?3)) ORDER BY wake_at LIMIT ?2",
+            "SELECT u.source, u.run_id, u.state, s.name FROM runs u JOIN sources s ON s.id = u.source
+             WHERE u.wake_at IS NOT NULL AND u.wake_at <= ?1
+                AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
         )?;
-        let rows = select.query_and_then((now.0, max, &sources), |row| {
-            Ok((
-                row.get(0)?,
-                stored(RunId::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?).ok(), "a run id")?,
-            ))
-        })?;
-        let due = rows.collect::<Result<Vec<_>>>()?;
+        let mut rows = select.query((now.0, &sources))?;
+        let mut due = Vec::new();
+        while due.len() < max as usize
+            && let Some(row) = rows.next()?
+        {
+            // Its alarm would only be set aside, and ring again.
+            let alarm = self.damages.step_over(alarm(row), || DamagedRow::run(row, Some(3), 1))?;
+            due.extend(alarm);
+        }
         let mut select = self.connection.prepare_cached(
             "SELECT wake_at FROM runs WHERE wake_at IS NOT NULL AND wake_at > ?1
                     AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
@@ -262,18 +281,29 @@ impl View<'_> {
         rows.next().transpose()
     }
 
-    /// Runs, in the order in which they became known.
-    pub fn runs(&self, query: &RunQuery) -> Result<Vec<RunRow>> {
+    /// Runs, in the order in which they became known or in the reverse of it.
+    pub fn runs(&self, query: &RunQuery) -> Result<RunPage> {
+        let RunQuery { phase, source, overdue, newest, after, before, limit } = query;
         // `wake_at IS NOT NULL` is "open" in the words of an index.
-        let open = if query.phase == Some("open") || query.overdue { "AND u.wake_at IS NOT NULL" } else { "" };
+        let open = if *phase == Some("open") || *overdue { "AND u.wake_at IS NOT NULL" } else { "" };
+        let order = if *newest { "DESC" } else { "ASC" };
         let sql = format!(
-            "{RUN_COLUMNS} WHERE u.id > ?1 AND (?2 IS NULL OR u.phase = ?2) AND (?3 IS NULL OR s.name = ?3)
-               AND (?4 = 0 OR u.overdue = 1) {open} ORDER BY u.id LIMIT ?5"
+            "{RUN_COLUMNS} WHERE u.id > ?1 AND u.id < ?2 AND (?3 IS NULL OR u.phase = ?3) AND (?4 IS NULL OR s.name = ?4)
+               AND (?5 = 0 OR u.overdue = 1) {open} ORDER BY u.id {order} LIMIT ?6"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let rows = select
-            .query_and_then(params![query.after, query.phase, query.source, query.overdue, query.limit], run_row)?;
-        rows.collect()
+        let mut rows = select.query(params![after, before.unwrap_or(i64::MAX), phase, source, overdue, limit])?;
+        let (mut page, mut left, mut last) = (RunPage::default(), *limit, None);
+        while let Some(row) = rows.next()? {
+            (left, last) = (left.saturating_sub(1), Some(row.get(0)?));
+            let named = || DamagedRow::run(row, Some(1), 3);
+            match self.damages.step_over(run_row(row), named)? {
+                Some(run) => page.runs.push(run),
+                None => page.damaged.push(named()),
+            }
+        }
+        page.next = last.filter(|_| left == 0);
+        Ok(page)
     }
 
     /// Settled runs of a source for which no webhook ever came, newest first.
@@ -282,7 +312,12 @@ impl View<'_> {
             "{RUN_COLUMNS} WHERE s.name = ?1 AND u.settled_at IS NOT NULL AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        select.query_and_then((source, limit), run_row)?.collect()
+        let mut rows = select.query((source, limit))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.extend(self.damages.step_over(run_row(row), || DamagedRow::run(row, Some(1), 3))?);
+        }
+        Ok(found)
     }
 
     /// When each secret last verified a delivery.
@@ -298,9 +333,10 @@ impl View<'_> {
     pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
         let mut select = self.connection.prepare_cached(
             "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at, s.unaccounted,
-                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL) AS open,
-                (SELECT count(*) FROM runs u WHERE u.source = s.id AND u.wake_at IS NOT NULL AND u.overdue = 1) AS overdue
-             FROM sources s ORDER BY s.name",
+                coalesce(o.open, 0) AS open, coalesce(o.overdue, 0) AS overdue
+             FROM sources s LEFT JOIN (SELECT source, count(*) AS open, sum(overdue) AS overdue
+                FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL GROUP BY source) o ON o.source = s.id
+             ORDER BY s.name",
         )?;
         let rows = select.query_map([], |row| {
             let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
@@ -320,16 +356,29 @@ impl View<'_> {
     }
 }
 
-fn run_row(row: &Row<'_>) -> Result<RunRow> {
-    let text = |index: usize| row.get_ref(index)?.as_str().map_err(rusqlite::Error::from);
+fn due(row: &Row<'_>) -> Result<Due> {
+    Ok(Due { row: row.get(0)?, run_id: run_id(row, 1)?, run: from_json(text(row, 2)?, "a run's state")? })
+}
+
+fn alarm(row: &Row<'_>) -> Result<(i64, RunId)> {
+    let _: Run = from_json(text(row, 2)?, "a run's state")?;
+    Ok((row.get(0)?, run_id(row, 1)?))
+}
+
+fn run_id(row: &Row<'_>, index: usize) -> Result<RunId> {
+    stored(RunId::new(text(row, index)?).ok(), "a run id")
+}
+
+fn text<'r>(row: &'r Row<'_>, index: usize) -> Result<&'r str> {
+    Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
+}
+
+pub(super) fn run_row(row: &Row<'_>) -> Result<RunRow> {
     Ok(RunRow {
         row: row.get(0)?,
-        key: RunKey {
-            source: stored(SourceName::new(text(1)?).ok(), "a source name")?,
-            run_id: stored(RunId::new(text(3)?).ok(), "a run id")?,
-        },
+        key: RunKey { source: stored(SourceName::new(text(row, 1)?).ok(), "a source name")?, run_id: run_id(row, 3)? },
         provider: row.get(2)?,
-        run: from_json(text(4)?, "a run's state")?,
+        run: from_json(text(row, 4)?, "a run's state")?,
         completion: row.get(5)?,
     })
 }

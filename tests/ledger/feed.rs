@@ -6,7 +6,7 @@ use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
 use settled::run::decide::Effect;
-use settled::run::record::{Cursor, RecordType};
+use settled::run::record::{Cursor, PAYLOAD_BYTES_MAX, RecordType};
 use settled::run::{At, Origin, Outcome};
 use settled::store::Filter;
 
@@ -178,6 +178,24 @@ fn a_payload_that_is_too_large_is_referred_to() {
     assert_eq!(record["data"]["payload_ref"], format!("/v1/deliveries/{}/body", digest.report));
     let stored = ledger.reader.read(|view| view.body(digest.report)).unwrap().unwrap();
     assert_eq!(stored, large.into_bytes(), "and there it is, to the byte");
+}
+
+#[test]
+fn a_payload_of_256_kib_travels_and_one_byte_more_does_not() {
+    let wrapping = r#"{"run_id":"wr_1","status":"completed","page":""}"#.len();
+    for (bytes, travels) in [(PAYLOAD_BYTES_MAX - 1, true), (PAYLOAD_BYTES_MAX, true), (PAYLOAD_BYTES_MAX + 1, false)] {
+        let page = "x".repeat(bytes - wrapping);
+        let body = format!(r#"{{"run_id":"wr_1","status":"completed","page":"{page}"}}"#);
+        assert_eq!(body.len(), bytes);
+        let mut ledger = Ledger::new();
+        ledger.hears(delivery(Verdict::Signed, body));
+        let data = &json(&ledger.feed()[0])["data"];
+        assert_eq!(
+            (data["payload"].is_object(), data["payload_ref"].is_string()),
+            (travels, !travels),
+            "{bytes} bytes"
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The ledger and the reconciler over it, without a process: reports go in, and what is on disk
 //! afterwards is what was promised.
 
+mod check;
+mod damage;
 mod digestion;
 mod feed;
 mod files;
@@ -8,3 +10,4 @@ mod numbers;
 mod promises;
 mod setting;
 mod turns;
+mod versions;

@@ -36,13 +36,13 @@ pub fn account(source: plan::Source, keys: &Keys) -> Source {
     if let Some(api) = source.api() {
         made.settings.api = Some(api.to_owned());
     }
-    let (api_key, hooks) = match source.cloud() {
-        plan::Cloud::Skyvern => (&keys.skyvern, None),
-        plan::Cloud::BrowserUse => (&keys.browser_use, Some(&keys.browser_use_hooks)),
-        plan::Cloud::SmartBrowse => (&keys.smartbrowse, None),
-        plan::Cloud::Firecrawl => (&keys.firecrawl, Some(&keys.firecrawl_hooks)),
+    let hooks = match source.cloud() {
+        plan::Cloud::BrowserUse => Some(&keys.browser_use_hooks),
+        plan::Cloud::Firecrawl => Some(&keys.firecrawl_hooks),
+        plan::Cloud::Skyvern | plan::Cloud::SmartBrowse => None,
     };
-    made = made.with_keys(Some(key("api_key", api_key)), hooks.map(|hooks| key("webhook_secrets[0]", hooks)));
+    let api_key = key("api_key", &keys.api_key(source));
+    made = made.with_keys(Some(api_key), hooks.map(|hooks| key("webhook_secrets[0]", hooks)));
     if source == plan::Source::Recipes {
         made.keyring.path_tokens = vec![key("path_token", &keys.smartbrowse_path)];
         let values = vec![key("require_headers.Authorization", &keys.smartbrowse_header)];

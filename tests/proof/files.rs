@@ -16,8 +16,8 @@ pub fn folder() -> TempDir {
 /// A ledger's files as they are at one moment, without what a clean end would still do to them.
 pub struct Remains {
     store: PathBuf,
-    bytes: Vec<u8>,
-    log: Option<Vec<u8>>,
+    pub bytes: Vec<u8>,
+    pub log: Option<Vec<u8>>,
 }
 
 impl Remains {

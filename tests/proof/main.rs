@@ -4,6 +4,7 @@
 //! what must hold then ([`check`]):
 //!
 //! * [`model`]: generated histories, compared step by step with plain maps;
+//! * [`simulation`]: seeded worlds of days, with four lying clouds, outages, storms and crashes;
 //! * [`crash`]: every write and every sync as the last one before the power went.
 //!
 //! `docs/reliability.md` has the long forms and what they found.
@@ -12,6 +13,6 @@ mod check;
 mod clouds;
 mod crash;
 mod files;
-mod full_disk;
 mod history;
 mod model;
+mod simulation;

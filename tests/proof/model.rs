@@ -291,7 +291,7 @@ impl Pair {
             .read(|view| {
                 let types = RecordType::ALL.to_vec();
                 let all = Filter { types, ..Filter::default() };
-                let rows = view.runs(&RunQuery { limit: 1000, ..RunQuery::default() })?;
+                let rows = view.runs(&RunQuery { limit: 1000, ..RunQuery::default() })?.runs;
                 Ok((rows, view.records(0, i64::MAX, &all, 10_000, i64::MAX)?.0))
             })
             .unwrap();
@@ -320,7 +320,7 @@ impl Pair {
             exists: &exists,
             // Whoever recovers trims nothing.
             ring_rows_max: RING.rows_max + 3 * 20,
-            digested: true,
+            at_rest: true,
         };
         if let Err(faults) = check::check(&world, &mut self.feed) {
             panic!("{faults}");

@@ -113,6 +113,27 @@ fn signed_b(body: &str, time: &str, secret: &str) -> String {
 }
 
 #[test]
+fn a_time_stamp_counts_for_300_seconds_either_way_and_not_a_moment_longer() {
+    let body = finished_task();
+    let sent: i64 = NOW.0 / 1000;
+    let (time, signature) = (sent.to_string(), signed_b(&body, &sent.to_string(), "k"));
+    let headers = [("x-browser-use-timestamp".to_owned(), time), ("x-browser-use-signature".to_owned(), signature)];
+    let delivery = Delivery { headers: &headers, body: body.as_bytes(), truncated: false, path_token: None };
+    for (millis, verdict) in [
+        (299_000, Verdict::Signed),
+        (299_999, Verdict::Signed),
+        (300_000, Verdict::Signed),
+        (300_001, Verdict::Stale),
+        (301_000, Verdict::Stale),
+    ] {
+        for now in [sent * 1000 + millis, sent * 1000 - millis] {
+            let proof = BrowserUse.verify(&delivery, &keyring(&["k"]), At(now));
+            assert_eq!(proof.verdict(), verdict, "{} ms after it was sent", now - sent * 1000);
+        }
+    }
+}
+
+#[test]
 fn when_both_signatures_come_only_the_timestamped_one_decides() {
     let body = finished_task();
     let (a, b) = (sign("k", &[body.as_bytes()]), signed_b(&body, "1789560000", "k"));

@@ -1,45 +1,59 @@
 //! What senders were promised, and what the database has of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
 
-/// Every acknowledged delivery: its row, the bytes that were sent, the run it ended if it did.
+use crate::check::{self, Acked, Feed, World};
+
+/// Every acknowledged delivery, and the runs that these ended.
 #[derive(Clone, Default)]
 pub struct Promises(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
 struct Kept {
-    bodies: BTreeMap<i64, Vec<u8>>,
+    acked: Vec<Acked>,
     ended: BTreeSet<String>,
+    /// What the feed said when it was last looked at.
+    feed: Feed,
 }
 
 impl Promises {
-    pub fn note(&self, id: i64, body: &[u8], ended: Option<&str>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bodies.insert(id, body.to_vec());
+    /// A signed delivery was answered 2xx.
+    pub fn note(&self, report: i64, body: &[u8], ended: Option<&str>) {
+        let acked = Acked { report, body: check::digest(body), verdict: "signed".to_owned() };
+        let mut kept = self.kept();
+        kept.acked.push(acked);
         kept.ended.extend(ended.map(str::to_owned));
     }
 
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).bodies.len()
+        self.kept().acked.len()
     }
 
     /// Runs whose end was acknowledged.
     pub fn ended(&self) -> BTreeSet<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
+        self.kept().ended.clone()
     }
 
-    /// The acknowledged deliveries that this database does not have, or has with other bytes.
-    pub fn broken(&self, store: &Path) -> Vec<i64> {
-        let connection = read(store);
-        let mut select = connection.prepare("SELECT body FROM reports WHERE id = ?1").expect("the table is there");
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = |id: &i64| select.query_row([id], |row| row.get::<_, Vec<u8>>(0)).ok();
-        let mut held = held;
-        kept.bodies.iter().filter(|(id, body)| held(id).as_ref() != Some(body)).map(|(id, _)| *id).collect()
+    /// What must hold of this ledger, whether or not a daemon is writing it, after these promises.
+    pub fn hold(&self, store: &Path) {
+        let kept = &mut *self.kept();
+        hold(store, &kept.acked, &mut kept.feed);
+    }
+}
+
+/// What must hold of a ledger, where nothing is known of the clouds and a daemon may be at work.
+pub fn hold(store: &Path, acked: &[Acked], before: &mut Feed) {
+    let world = World { store, acked, exists: &|_, _| true, ring_rows_max: i64::MAX / 2, at_rest: false };
+    if let Err(faults) = check::check(&world, before) {
+        panic!("{faults}");
     }
 }
 
@@ -54,9 +68,4 @@ pub fn read(store: &Path) -> Connection {
 /// One number out of a database.
 pub fn number(store: &Path, sql: &str) -> i64 {
     read(store).query_row(sql, [], |row| row.get(0)).expect("a number")
-}
-
-/// `ok`, or what SQLite finds wrong with the file.
-pub fn integrity(store: &Path) -> String {
-    read(store).query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("an answer")
 }

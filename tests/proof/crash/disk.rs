@@ -6,6 +6,8 @@ use std::path::Path;
 
 use settled::demo::dice::Dice;
 
+use crate::files::Remains;
+
 /// What becomes of what was written and not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -24,7 +26,7 @@ impl Fate {
 }
 
 /// What is written in one piece.
-pub const SECTOR: usize = 512;
+const SECTOR: usize = 512;
 
 /// A change of one file.
 #[derive(Clone, Debug)]
@@ -66,6 +68,28 @@ struct Name {
 }
 
 impl Disk {
+    /// A ledger's disk while a commit is under way: what the log has in `after` and not in `before`
+    /// is not synced yet. Nothing, if more than the log was written: a checkpoint, whose order of
+    /// writes cannot be told from the files.
+    pub fn committing(before: &Remains, after: &Remains) -> Option<Disk> {
+        if after.bytes != before.bytes {
+            return None;
+        }
+        let mut disk = Disk::default();
+        let none = Vec::new();
+        let (old, new) = (before.log.as_ref().unwrap_or(&none), after.log.as_ref().unwrap_or(&none));
+        for (name, bytes) in [("settled.db", &before.bytes), ("settled.db-wal", old)] {
+            disk.take(&Step::Create(name.to_owned()));
+            disk.take(&Step::Change(name.to_owned(), Change::Write(0, bytes.clone())));
+            disk.take(&Step::Sync(name.to_owned()));
+        }
+        disk.take(&Step::SyncFolder);
+        for change in written(old, new) {
+            disk.take(&Step::Change("settled.db-wal".to_owned(), change));
+        }
+        Some(disk)
+    }
+
     /// Does something to it.
     pub fn take(&mut self, step: &Step) {
         match step {
@@ -106,6 +130,13 @@ impl Disk {
             }
         }
     }
+}
+
+/// The sectors in which two states of a file differ, as writes.
+fn written(before: &[u8], after: &[u8]) -> Vec<Change> {
+    let sector = |bytes: &'_ [u8], at: usize| bytes.get(at..bytes.len().min(at + SECTOR)).map(<[u8]>::to_vec);
+    let differ = (0..after.len()).step_by(SECTOR).filter(|at| sector(before, *at) != sector(after, *at));
+    differ.map(|at| Change::Write(at, sector(after, at).unwrap())).collect()
 }
 
 impl File {

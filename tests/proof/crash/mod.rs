@@ -6,7 +6,7 @@
 //! `tests/proof/io-errors`). What runs everywhere needs no `strace`: there the writes between two
 //! commits are told from the files themselves.
 
-mod disk;
+pub mod disk;
 mod trace;
 mod workload;
 
@@ -22,9 +22,9 @@ use settled::store::{StoreError, Writer};
 
 use crate::check::{self, Feed};
 use crate::clouds;
-use crate::files::{self, folder};
+use crate::files::{Remains, folder};
 use crate::history::{Op, SEED, Scribe};
-use disk::{Change, Disk, Fate, SECTOR, Step};
+use disk::{Disk, Fate, Step};
 use trace::Event;
 use workload::{RING, Said, script, store};
 
@@ -49,7 +49,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
         acked: &said.acked,
         exists: &|source, id| scribe.exists(source, id),
         ring_rows_max: RING.rows_max + 60, // whoever recovers trims nothing
-        digested: true,
+        at_rest: true,
     };
     check::check(&world, &mut said.feed.clone())
 }
@@ -60,13 +60,6 @@ fn number(name: &str, usual: u64) -> u64 {
 
 // ── Without strace ──────────────────────────────────────────────────────────────────────────────
 
-/// The sectors in which two states of a file differ, as writes that were not synced yet.
-fn written(before: &[u8], after: &[u8]) -> Vec<Change> {
-    let sector = |bytes: &'_ [u8], at: usize| bytes.get(at..bytes.len().min(at + SECTOR)).map(<[u8]>::to_vec);
-    let differ = (0..after.len()).step_by(SECTOR).filter(|at| sector(before, *at) != sector(after, *at));
-    differ.map(|at| Change::Write(at, sector(after, at).unwrap())).collect()
-}
-
 #[test]
 fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let (from, to) = (folder(), folder());
@@ -75,25 +68,14 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
     scribe.members = fleet.members().cloned().collect();
     let mut reconciler = Reconciler::new(writer, fleet, RING);
-    let (base, log) = (std::fs::read(&path).unwrap(), files::log(&path));
     let (mut dice, mut said, mut points) = (Dice::new(1, 0), Said::default(), 0);
     for op in script(1, number("SETTLED_STEPS", 60).try_into().unwrap()) {
         let Op::Reach(what) = op else { continue };
-        let (reports, before) = (scribe.write(&what), std::fs::read(&log).unwrap());
+        let (reports, before) = (scribe.write(&what), Remains::of(&path));
         let digests = reconciler.step(reports.clone(), scribe.now).unwrap();
-        if std::fs::read(&path).unwrap() != base {
+        let Some(disk) = Disk::committing(&before, &Remains::of(&path)) else {
             break; // a checkpoint: its order of writes is for `strace` to tell
-        }
-        let mut disk = Disk::default();
-        for (name, bytes) in [("settled.db", &base), ("settled.db-wal", &before)] {
-            disk.take(&Step::Create(name.to_owned()));
-            disk.take(&Step::Change(name.to_owned(), Change::Write(0, bytes.clone())));
-            disk.take(&Step::Sync(name.to_owned()));
-        }
-        disk.take(&Step::SyncFolder);
-        for change in written(&before, &std::fs::read(&log).unwrap()) {
-            disk.take(&Step::Change("settled.db-wal".to_owned(), change));
-        }
+        };
         for fate in [Fate::Mixed, Fate::Torn] {
             cut(&disk, fate, &mut dice, to.path(), &said).unwrap_or_else(|fault| panic!("{fate:?}: {fault}"));
             points += 1;

@@ -1,0 +1,362 @@
+//! The hand-off under a scheduler that decides who goes on next: thousands of orders in which mouths
+//! hand in, the writer commits and fails, acknowledgements arrive and readers see the head.
+//!
+//! Everything but the ledger is what runs in the daemon: [`Handle`], the loop, its channels. Those
+//! are tokio's and taken as atomic (tokio explores their insides with loom); the scheduler changes
+//! hands before and after each use of them, and in the middle of a commit. The ledger is a
+//! [`Stand`]-in of the same manners as the reconciler: it promises in one turn, digests in the next,
+//! and loses what it had in mind when anything fails.
+//!
+//! `SETTLED_SEEDS` says how many schedules of each kind. What fails prints a schedule that shuttle
+//! plays again (`shuttle::replay`).
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use shuttle::rand::Rng as _;
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use tokio::sync::oneshot;
+
+use super::handle::{Job, Sizes, Turns, channel_of};
+use super::{Aftermath, Digest, Fleet, Handle, Refusal, Reverified, Turn, Work};
+use crate::report::{Head, Report};
+use crate::run::{At, RunId};
+use crate::store::StoreError;
+
+// ── What `place` asks of us ─────────────────────────────────────────────────────────────────────
+
+thread_local! {
+    static EXPLORING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a scheduler of ours decides on this thread.
+pub(super) fn exploring() -> bool {
+    EXPLORING.get()
+}
+
+pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+    shuttle::future::block_on(future)
+}
+
+/// Somebody else may go on.
+pub(super) fn step() {
+    shuttle::thread::yield_now();
+}
+
+/// Patience ends at some moment that nobody knows before.
+pub(super) async fn patiently<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    for _ in 0..PATIENCE {
+        let polled = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        if let Poll::Ready(output) = polled {
+            step();
+            return Some(output);
+        }
+        shuttle::future::yield_now().await;
+    }
+    None
+}
+
+/// Looks at a full queue before a mouth gives up.
+const PATIENCE: usize = 12;
+
+// ── The stand-in ────────────────────────────────────────────────────────────────────────────────
+
+/// What is on the disk. Nobody changes hands while it is looked at.
+#[derive(Default)]
+struct Disk {
+    /// Which mouth's report is stored under which id, and whether it is digested.
+    reports: BTreeMap<i64, (i64, bool)>,
+    work: usize,
+    head: i64,
+    /// Failures still to come.
+    failures: u32,
+    /// The last thing that was tried failed.
+    sick: bool,
+    /// The writer's thread has panicked.
+    broken: bool,
+    closed: bool,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Disk>>);
+
+impl Shared {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something fails now.
+    fn fails(&self) -> bool {
+        let mut disk = self.disk();
+        let fails = disk.failures > 0 && shuttle::rand::thread_rng().gen_bool(0.25);
+        disk.failures -= u32::from(fails);
+        disk.sick = fails;
+        fails
+    }
+
+    fn stored_of(&self, mouth: i64) -> Option<(i64, bool)> {
+        self.disk().reports.iter().find(|(_, (of, _))| *of == mouth).map(|(id, (_, digested))| (*id, *digested))
+    }
+}
+
+/// What can be wrong with a ledger: each must be noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mistake {
+    None,
+    /// A turn returns, and its commit comes with the next one.
+    TellsBeforeItCommits,
+    /// The number of a record is told before its commit.
+    HeadRunsAhead,
+    /// Having digested is told, and not done.
+    ForgetsToDigest,
+}
+
+/// In place of the reconciler.
+struct Stand {
+    shared: Shared,
+    mistake: Mistake,
+    /// What would be a failed turn is a panic.
+    panics: bool,
+    pending: Vec<(i64, i64)>,
+    behind: bool,
+    next: i64,
+    late: Vec<(i64, i64)>,
+}
+
+impl Stand {
+    fn failed(&mut self) -> StoreError {
+        self.behind = true;
+        self.pending.clear();
+        StoreError::Sqlite(rusqlite::Error::InvalidQuery)
+    }
+
+    fn opinion(&self, digested: &[(i64, i64)], head: i64) -> Aftermath {
+        let digests = digested.iter().map(|(id, _)| Digest::of(*id)).collect();
+        let ahead = i64::from(self.mistake == Mistake::HeadRunsAhead);
+        Aftermath { digests, head: (!digested.is_empty()).then_some(head + ahead), urgent: true }
+    }
+
+    fn digest(&self, reports: &[(i64, i64)]) -> i64 {
+        let mut disk = self.shared.disk();
+        for (id, _) in reports.iter().filter(|_| self.mistake != Mistake::ForgetsToDigest) {
+            disk.reports.get_mut(id).expect("what is digested is stored").1 = true;
+        }
+        disk.head += i64::try_from(reports.len()).unwrap();
+        disk.head
+    }
+}
+
+impl Turns for Stand {
+    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, _: At) -> Result<Turn, StoreError> {
+        let pending = std::mem::take(&mut self.pending);
+        step();
+        if self.shared.fails() {
+            if self.panics {
+                self.shared.disk().broken = true;
+                // Without the hook, which would print every one of them.
+                std::panic::resume_unwind(Box::new("the writer panicked"));
+            }
+            return Err(self.failed());
+        }
+        let poisoned = !pending.is_empty() && self.shared.fails();
+        let promised: Vec<(i64, i64)> = (self.next..).zip(reports.iter().map(|report| report.source)).collect();
+        self.next += i64::try_from(promised.len()).unwrap();
+        step();
+        let mut committed = std::mem::take(&mut self.late);
+        if self.mistake == Mistake::TellsBeforeItCommits {
+            self.late.clone_from(&promised);
+        } else {
+            committed.extend(&promised);
+        }
+        self.shared.disk().reports.extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
+        self.shared.disk().work += work.len();
+        let digested = if poisoned {
+            self.behind = true;
+            Err(StoreError::Panicked)
+        } else {
+            let head = self.digest(&pending);
+            Ok(self.opinion(&pending, head))
+        };
+        step();
+        if !self.behind {
+            self.pending.clone_from(&promised);
+        }
+        let stored = promised.into_iter().map(|(id, _)| id).collect();
+        Ok(Turn { stored, work: work.iter().map(|_| Ok(())).collect(), digested })
+    }
+
+    fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn behind(&self) -> bool {
+        self.behind
+    }
+
+    fn catch_up(&mut self, _: At, mut tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+        loop {
+            step();
+            let next =
+                self.shared.disk().reports.iter().find(|(_, (_, digested))| !digested).map(|(id, of)| (*id, of.0));
+            let Some(next) = next else { break };
+            if self.shared.fails() {
+                return Err(self.failed());
+            }
+            let head = self.digest(&[next]);
+            tell(&self.opinion(&[next], head));
+        }
+        self.behind = false;
+        Ok(())
+    }
+
+    fn reverify(&mut self, _: i64, _: At, _: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+        step();
+        if self.shared.fails() { Err(self.failed()) } else { Ok(Reverified::default()) }
+    }
+
+    fn set_fleet(&mut self, _: Fleet) {}
+
+    fn close(self) {
+        self.shared.disk().closed = true;
+    }
+}
+
+// ── Those who hand in, and the reader ───────────────────────────────────────────────────────────
+
+fn report(mouth: i64) -> Report {
+    let run_id = RunId::new("r").unwrap();
+    Report { source: mouth, at: At(0), head: Head::Clock { run_id }, body: Vec::new() }
+}
+
+/// A receiver: told "stored" means stored, told anything else means that nothing was.
+async fn record(ledger: Handle, shared: Shared, mouth: i64) {
+    match ledger.record(report(mouth)).await {
+        Ok(id) => assert_eq!(shared.stored_of(mouth).map(|(id, _)| id), Some(id), "acknowledged and not on disk"),
+        Err(Refusal::Busy | Refusal::Store(_)) => assert_eq!(shared.stored_of(mouth), None, "refused and on disk"),
+        Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
+    }
+}
+
+/// A poller: told "digested" means digested. Refused it may be stored all the same, and asks again.
+async fn digest(ledger: Handle, shared: Shared, mouth: i64) {
+    match ledger.digest(report(mouth)).await {
+        Ok(digest) => assert_eq!(shared.stored_of(mouth), Some((digest.report, true)), "told digested and is not"),
+        Err(Refusal::Busy | Refusal::Store(_)) => {}
+        Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
+    }
+}
+
+/// A consumer's acknowledgement.
+async fn write(ledger: Handle, shared: Shared, _: i64) {
+    let (done, told) = oneshot::channel();
+    if ledger.submit(Job::Write { work: Box::new(|_| Ok(())), done }).await.is_err() {
+        return;
+    }
+    match told.await {
+        Ok(Ok(())) => assert_eq!(shared.disk().work, 1, "acknowledged and not done"),
+        Ok(Err(Refusal::Store(_))) => assert_eq!(shared.disk().work, 0, "refused and done"),
+        told => assert!(shared.disk().broken, "{told:?}"),
+    }
+}
+
+/// A sender that goes away before it is answered.
+async fn vanish(ledger: Handle, _: Shared, mouth: i64) {
+    let mut waiting = pin!(ledger.digest(report(mouth)));
+    for _ in 0..2 {
+        let polled = std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready())).await;
+        if polled {
+            return;
+        }
+        shuttle::future::yield_now().await;
+    }
+}
+
+async fn reverify(ledger: Handle, _: Shared, source: i64) {
+    let _ = ledger.reverify(source).await;
+}
+
+/// A stream of the feed: wakes with the head.
+fn follow(mut head: tokio::sync::watch::Receiver<i64>, shared: &Shared) {
+    let mut before = 0;
+    while block_on(head.changed()).is_ok() {
+        let seen = *head.borrow_and_update();
+        assert!(seen >= before, "the head went back from {before} to {seen}");
+        assert!(seen <= shared.disk().head, "the head is told before its commit");
+        before = seen;
+    }
+}
+
+/// One daemon's life, from its start until every handle is gone.
+fn a_life(mistake: Mistake) {
+    let shared = Shared::default();
+    shared.disk().failures = shuttle::rand::thread_rng().gen_range(0..4);
+    let panics = shuttle::rand::thread_rng().gen_bool(0.2);
+    let (pending, late) = (Vec::new(), Vec::new());
+    let stand = Stand { shared: shared.clone(), mistake, panics, pending, behind: false, next: 1, late };
+    let (ledger, serve) = channel_of(Sizes { queue: 2, group: 2 }, stand, Arc::new(|| At(0)), 0);
+    let writer = shuttle::thread::spawn(|| drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve))));
+    let follower = {
+        let (head, shared) = (ledger.head(), shared.clone());
+        shuttle::thread::spawn(move || follow(head, &shared))
+    };
+    let mouths: Vec<_> = (1..)
+        .zip([0, 0, 0, 1, 1, 2, 3, 4])
+        .map(|(mouth, kind)| {
+            let (ledger, shared) = (ledger.clone(), shared.clone());
+            shuttle::thread::spawn(move || match kind {
+                0 => block_on(record(ledger, shared, mouth)),
+                1 => block_on(digest(ledger, shared, mouth)),
+                2 => block_on(write(ledger, shared, mouth)),
+                3 => block_on(vanish(ledger, shared, mouth)),
+                _ => block_on(reverify(ledger, shared, mouth)),
+            })
+        })
+        .collect();
+    drop(ledger);
+    for thread in mouths.into_iter().chain([writer, follower]) {
+        thread.join().unwrap();
+    }
+    let disk = shared.disk();
+    if disk.closed {
+        let owed = disk.reports.values().filter(|(_, digested)| !digested).count();
+        assert_eq!(owed, 0, "the writer said goodbye and owes an opinion");
+    }
+    assert!(disk.closed || disk.sick || disk.broken, "the writer went without a word");
+}
+
+fn explore(scheduler: impl Scheduler + 'static, mistake: Mistake) {
+    EXPLORING.set(true);
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(scheduler, config).run(move || a_life(mistake));
+    EXPLORING.set(false);
+}
+
+fn schedules() -> usize {
+    std::env::var("SETTLED_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1_000)
+}
+
+#[test]
+fn in_whatever_order_things_happen_everybody_is_told_the_truth() {
+    explore(RandomScheduler::new(schedules()), Mistake::None);
+}
+
+#[test]
+fn and_so_it_is_when_few_changes_of_hands_come_at_the_worst_moments() {
+    explore(PctScheduler::new(3, schedules()), Mistake::None);
+}
+
+/// The explorer is as good as what it finds.
+#[test]
+fn every_planted_mistake_is_found() {
+    for mistake in [Mistake::TellsBeforeItCommits, Mistake::HeadRunsAhead, Mistake::ForgetsToDigest] {
+        let found = std::panic::catch_unwind(|| explore(RandomScheduler::new(1_000), mistake));
+        EXPLORING.set(false);
+        assert!(found.is_err(), "{mistake:?} goes unnoticed");
+    }
+}

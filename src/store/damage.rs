@@ -1,0 +1,97 @@
+//! Rows that cannot be read: each is named in the log once, counted, and stepped over, so that one
+//! damaged row takes nothing from the others. Nothing here changes a row.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::Row;
+use rusqlite::types::ValueRef;
+use serde::{Deserialize, Serialize};
+
+use super::{Result, StoreError};
+
+/// How many are remembered; `settled check` finds all of them.
+const REMEMBERED_MAX: usize = 1_000;
+
+/// A row that says what this program never writes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DamagedRow {
+    /// Of which table.
+    pub table: String,
+    /// Its source, if it is a run and that much can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Its name: a run id, a consumer's name.
+    pub name: String,
+}
+
+/// The damaged rows that were come upon since the start, with what is wrong with each.
+#[derive(Default)]
+pub(super) struct Damages {
+    met: Mutex<BTreeMap<DamagedRow, String>>,
+}
+
+impl Damages {
+    /// A row that was read, or `None` for one that is damaged. What the disk is to blame for stays
+    /// an error: that is no matter of one row.
+    pub fn step_over<T>(&self, read: Result<T>, named: impl FnOnce() -> DamagedRow) -> Result<Option<T>> {
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.blames_the_disk() => Err(error),
+            Err(error) => {
+                self.note(named(), &error);
+                Ok(None)
+            }
+        }
+    }
+
+    fn note(&self, row: DamagedRow, error: &StoreError) {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if met.len() < REMEMBERED_MAX && !met.contains_key(&row) {
+            let (table, source, name, error) = (&row.table, row.source.as_deref(), &row.name, error.to_string());
+            if table == "runs" {
+                tracing::error!(source, run_id = name, error, "a damaged row is stepped over; run `settled check`");
+            } else {
+                tracing::error!(table, name, error, "a damaged row is stepped over; run `settled check`");
+            }
+            met.insert(row, error);
+        }
+    }
+
+    pub fn met(&self) -> Vec<DamagedRow> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+}
+
+impl DamagedRow {
+    /// A run by columns of a row.
+    pub(super) fn run(row: &Row<'_>, source: Option<usize>, run_id: usize) -> DamagedRow {
+        DamagedRow { table: "runs".to_owned(), source: source.map(|at| legible(row, at)), name: legible(row, run_id) }
+    }
+
+    /// What it is known by: `source:run_id`, or a name.
+    pub fn key(&self) -> String {
+        let source = self.source.as_ref().map(|source| format!("{source}:")).unwrap_or_default();
+        format!("{source}{}", self.name)
+    }
+
+    /// A consumer by the column of its name.
+    pub(super) fn consumer(row: &Row<'_>, name: usize) -> DamagedRow {
+        DamagedRow { table: "consumers".to_owned(), source: None, name: legible(row, name) }
+    }
+}
+
+impl std::fmt::Display for DamagedRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.key(), self.table)
+    }
+}
+
+/// What a column says, as far as it can be read.
+fn legible(row: &Row<'_>, index: usize) -> String {
+    match row.get_ref(index) {
+        Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        Ok(ValueRef::Integer(number)) => number.to_string(),
+        _ => "?".to_owned(),
+    }
+}

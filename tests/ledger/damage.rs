@@ -1,0 +1,163 @@
+//! A ledger in which something was damaged: what can be answered is answered, and the rest is named.
+
+use rusqlite::Connection;
+use settled::run::{At, RunId, RunKey, SourceName};
+use settled::store::{DamagedRow, Filter, RunPage, RunQuery, StoreError, Writer, examine};
+
+use crate::setting::{Ledger, forged, signed, track};
+
+/// Three open runs; the first of them is damaged.
+fn damaged() -> Ledger {
+    let mut ledger = Ledger::new();
+    for run_id in ["wr_bad", "wr_1", "wr_2"] {
+        ledger.hears(track(run_id));
+    }
+    let spoilt = ledger.sql().execute("UPDATE runs SET state = '{\"kind\":' WHERE run_id = 'wr_bad'", []).unwrap();
+    assert_eq!(spoilt, 1);
+    ledger
+}
+
+fn bad() -> DamagedRow {
+    DamagedRow { table: "runs".to_owned(), source: Some("sky".to_owned()), name: "wr_bad".to_owned() }
+}
+
+fn names(page: &RunPage) -> Vec<&str> {
+    page.runs.iter().map(|row| row.key.run_id.as_str()).collect()
+}
+
+#[test]
+fn a_damaged_run_is_left_out_of_the_list_and_named() {
+    let ledger = damaged();
+    let list = |query: RunQuery| ledger.reader.read(|view| view.runs(&query)).unwrap();
+    let all = list(RunQuery { limit: 10, ..RunQuery::default() });
+    assert_eq!((names(&all), &all.damaged, all.next), (vec!["wr_1", "wr_2"], &vec![bad()], None));
+    // A page that ends with the damaged row goes on behind it.
+    let first = list(RunQuery { limit: 1, ..RunQuery::default() });
+    assert_eq!((names(&first), first.next), (vec![], Some(1)));
+    let second = list(RunQuery { limit: 1, after: 1, ..RunQuery::default() });
+    assert_eq!((names(&second), second.next), (vec!["wr_1"], Some(2)));
+    assert_eq!(ledger.reader.damaged(), [bad()], "it is remembered once");
+}
+
+#[test]
+fn the_newest_come_first_page_by_page() {
+    let mut ledger = Ledger::new();
+    (1..=5).for_each(|number| drop(ledger.hears(track(&format!("wr_{number}")))));
+    let list = |before| {
+        let query = RunQuery { newest: true, before, limit: 2, ..RunQuery::default() };
+        ledger.reader.read(|view| view.runs(&query)).unwrap()
+    };
+    let (first, last) = (list(None), list(Some(2)));
+    assert_eq!((names(&first), first.next), (vec!["wr_5", "wr_4"], Some(4)));
+    assert_eq!(names(&list(Some(4))), ["wr_3", "wr_2"]);
+    assert_eq!((names(&last), last.next), (vec!["wr_1"], None));
+}
+
+#[test]
+fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
+    let ledger = damaged();
+    // As due as can be, in every queue there is.
+    ledger.sql().execute("UPDATE runs SET ask_at = id, urgent_at = NULL, wake_at = id", []).unwrap();
+    let now = ledger.now;
+    let due = ledger.reader.read(|view| view.due(1, now, now, 1)).unwrap();
+    assert_eq!(due.iter().map(|due| due.run_id.as_str()).collect::<Vec<_>>(), ["wr_1"]);
+    ledger.sql().execute("UPDATE runs SET urgent_at = ask_at, ask_at = NULL", []).unwrap();
+    let due = ledger.reader.read(|view| view.due(1, now, At(0), 2)).unwrap();
+    assert_eq!(due.iter().map(|due| due.run_id.as_str()).collect::<Vec<_>>(), ["wr_1", "wr_2"]);
+    let (alarms, _) = ledger.reader.read(|view| view.alarms(&[1], now, 1)).unwrap();
+    assert_eq!(alarms, [(1, RunId::new("wr_1").unwrap())]);
+    assert_eq!(ledger.reader.damaged(), [bad()]);
+}
+
+#[test]
+fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
+    let mut ledger = damaged();
+    ledger.hears(forged("wr_bad", "completed"));
+    assert_eq!(ledger.set_aside(), 0, "who is not entitled leaves nothing");
+    let digest = ledger.hears(signed("wr_bad", "completed"));
+    assert_eq!((digest.effects.len(), ledger.set_aside()), (0, 1));
+    let digest = ledger.hears(signed("wr_1", "completed"));
+    assert_eq!(digest.effects.len(), 1);
+    assert_eq!(ledger.feed().len(), 1);
+    // Asked for alone, it is an error that says so.
+    let key = RunKey { source: SourceName::new("sky").unwrap(), run_id: RunId::new("wr_bad").unwrap() };
+    let error = ledger.reader.read(|view| view.run(&key)).unwrap_err();
+    assert!(matches!(&error, StoreError::Unreadable(_)) && error.to_string().contains("settled check"), "{error}");
+}
+
+#[test]
+fn a_damaged_consumer_leaves_the_others_their_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("settled.db");
+    let mut writer = Writer::open(&path, At(0)).unwrap();
+    for name in ["a", "b"] {
+        writer.transaction(|tx| tx.create_consumer(name, 0, &Filter::default(), 0, At(0))).unwrap();
+    }
+    Connection::open(&path).unwrap().execute("UPDATE consumers SET filter = '{' WHERE name = 'a'", []).unwrap();
+    let reader = writer.reader();
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+    let consumers = reader.read(|view| view.consumers()).unwrap();
+    assert_eq!(consumers.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(reader.damaged().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a of consumers"]);
+}
+
+#[test]
+fn a_sound_ledger_has_no_findings_and_a_damaged_one_says_what() {
+    let mut ledger = Ledger::new();
+    ledger.hears(track("wr_1"));
+    ledger.hears(signed("wr_2", "completed"));
+    let found = |ledger: &Ledger| -> Vec<String> {
+        examine(&ledger.path()).unwrap().findings.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(found(&ledger), [""; 0]);
+    assert_eq!(examine(&ledger.path()).unwrap().rows["runs"], 2);
+
+    let spoil = |sql: &str| ledger.sql().execute_batch(sql).unwrap();
+    spoil("UPDATE runs SET state = '{' WHERE run_id = 'wr_1'; UPDATE runs SET wake_at = NULL WHERE phase = 'open'");
+    let told = found(&ledger);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("runs that cannot be read: 1: sky:wr_1 (a run's state: "), "{told:?}");
+    spoil(
+        "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET digested = 99",
+    );
+    let told = found(&ledger).join("\n");
+    for part in [
+        "settled runs whose completion is missing from the feed: 1",
+        "reports whose head cannot be read: 2",
+        "digestion",
+    ] {
+        assert!(told.contains(part), "{part} is not in\n{told}");
+    }
+}
+
+#[test]
+fn a_file_with_overwritten_pages_is_found_damaged_whatever_cannot_be_asked_any_more() {
+    let mut ledger = Ledger::new();
+    for number in 0..200 {
+        ledger.hears(signed(&format!("wr_{number}"), "completed"));
+    }
+    let path = ledger.path();
+    let copy = ledger.folder.path().join("copy.db");
+    settled::store::copy(&ledger.reader, &copy).unwrap();
+    assert_eq!(examine(&copy).unwrap().findings, []);
+    let mut bytes = std::fs::read(&copy).unwrap();
+    let pages = bytes.len() / 8192;
+    assert!(pages > 20, "{pages}");
+    for page in (2..pages).step_by(3) {
+        bytes[page * 8192..(page + 1) * 8192].fill(0x5a);
+    }
+    std::fs::write(&copy, &bytes).unwrap();
+    let findings = examine(&copy).unwrap().findings;
+    assert!(findings.iter().any(|finding| finding.what.contains("the file")), "{findings:?}");
+    // Not even a schema.
+    bytes[100..8192].fill(0x5a);
+    std::fs::write(&copy, &bytes).unwrap();
+    assert!(examine(&copy).is_err() || !examine(&copy).unwrap().findings.is_empty());
+    std::fs::write(
+        &copy,
+        "no database at all, but long enough to have a header of a hundred bytes in it, which this text has",
+    )
+    .unwrap();
+    assert!(matches!(examine(&copy), Err(StoreError::Foreign(_))));
+    assert_eq!(examine(&path).unwrap().findings, []);
+}
