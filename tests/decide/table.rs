@@ -25,6 +25,7 @@ a list that shows it open opens it                        | auto   |  | 0 list:o
 a list spares it its first question for a while           | lists  |  | 0 list:open           | opened  | - | +10m | ~
 a list that shows it over opens it and asks               | auto   |  | 0 list:over           | opened  | - | now! | ~
 what a list shows as over from before we came is history  | auto   |  | 0 list:history        | no run  | - | - | -
+a webhook that something ended opens it and asks          | auto   |  | 0 secret:history        | opened  | - | now! | ~
 a signed status opens it                                  | auto   |  | 0 signed:running      | status  | status 1 | +20s | ~
 a signed end settles it at once                           | auto   |  | 0 signed:succeeded!   | settled | succeeded by webhook | - | -
 an insufficient end is held and asked about               | auto   |  | 0 secret:failed       | held    | - | now! | +1m

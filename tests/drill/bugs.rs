@@ -22,7 +22,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "acknowledge before the commit",
         file: "src/reconciler/handle.rs",
-        old: "        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {",
+        old: "        let turn = match self.ledger.turn(reports, work, (self.clock)()) {",
         new: "        for reply in &mut replies {
             let early = match reply {
                 Reply::Recorded(tell) => std::mem::replace(tell, oneshot::channel().0),
@@ -30,7 +30,7 @@ pub const BUGS: &[Bug] = &[
             };
             let _ = early.send(Ok(0));
         }
-        let turn = match self.reconciler.turn(reports, work, (self.clock)()) {",
+        let turn = match self.ledger.turn(reports, work, (self.clock)()) {",
         target: "ledger",
         test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
     },
@@ -311,7 +311,7 @@ pub const BUGS: &[Bug] = &[
         old: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
         new: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
         target: "feed",
-        test: "events::a_read_gives_everything_in_order_and_ends",
+        test: "events::a_line_of_the_streams_own_stands_for_what_was_sent_before_it",
     },
     Bug {
         name: "an event is acknowledged before its command has succeeded",
@@ -322,7 +322,7 @@ pub const BUGS: &[Bug] = &[
             }
             let attempt = match &self.trying {",
         target: "feed",
-        test: "consume::it_outlives_the_daemon_and_gives_way_to_another_reader",
+        test: "consume::the_position_passes_no_event_whose_command_has_not_succeeded",
     },
     Bug {
         name: "the acknowledgement of a reader that was superseded counts",

@@ -132,7 +132,8 @@ impl Tree {
                 [] => false,
             }
         });
-        let modules: String = PART.iter().map(|module| format!("pub mod {module};\n")).collect();
+        let modules: Vec<String> = PART.iter().map(|module| format!("pub mod {module};\n")).collect();
+        let modules = modules.concat();
         fs::write(tree.folder.join("src/lib.rs"), format!("//! A part of settled.\n{modules}")).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
         let kept = manifest.split("\n\n").filter(|paragraph| !paragraph.starts_with("[[bench]]"));

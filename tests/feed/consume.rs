@@ -80,6 +80,24 @@ fn each_event_is_one_process_and_is_done_when_it_exits_with_0() {
 }
 
 #[test]
+fn the_position_passes_no_event_whose_command_has_not_succeeded() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.complete(1..=2);
+    home.completed(2);
+    let consumer = Consumer::start(&home, &[], "echo $SETTLED_ATTEMPT >> tried; test -e well");
+    until("it was tried twice", &home, || lines(&home.path("tried")).len() == 2);
+    assert_eq!(lag(&home), 2, "neither is done");
+    drop(consumer);
+    // Killed in the middle of it: the next one begins with the same event.
+    fs::write(home.path("well"), "").unwrap();
+    let consumer = Consumer::start(&home, &[], "echo $SETTLED_RUN_ID >> done");
+    until("both are done", &home, || lag(&home) == 0);
+    assert_eq!(lines(&home.path("done")), ["wr_1", "wr_2"]);
+    consumer.stop();
+}
+
+#[test]
 fn a_failing_event_is_tried_again_and_never_skipped() {
     let home = Home::new();
     let _daemon = home.serve();

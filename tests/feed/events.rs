@@ -35,6 +35,20 @@ fn a_read_gives_everything_in_order_and_ends() {
 }
 
 #[test]
+fn a_line_of_the_streams_own_stands_for_what_was_sent_before_it() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.complete(1..=4);
+    home.completed(4);
+    let lines = home.read("/v1/events?limit=2");
+    let (hello, end) = (cursor(&lines[0]), cursor(lines.last().unwrap()));
+    // Whoever keeps one of these and comes back misses nothing.
+    assert_eq!(subjects(&home.read(&format!("/v1/events?after={hello}"))), runs(1..=4));
+    assert_eq!(end, cursor(&lines[2]));
+    assert_eq!(subjects(&home.read(&format!("/v1/events?after={end}"))), runs(3..=4));
+}
+
+#[test]
 fn a_cursor_of_another_life_is_refused_and_says_where_to_begin() {
     let home = Home::new();
     let _daemon = home.serve();

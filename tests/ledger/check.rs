@@ -119,7 +119,7 @@ fn a_page_of_other_bytes_is_found() {
     let path = ledger.path();
     ledger.reconciler.close();
     let mut bytes = std::fs::read(&path).unwrap();
-    let (from, page) = (bytes.len() / 8192 / 2 * 8192, 8192);
+    let (from, page) = (bytes.len() / 4096 / 2 * 4096, 4096);
     bytes[from..from + page].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
     let reader = Reader::open(&path).unwrap();
