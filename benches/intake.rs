@@ -5,7 +5,10 @@
 //! means nothing. Prints requests a second and latencies as medians over the rounds, the ratio, and
 //! the median fdatasync of the disk in the same minute.
 //!
-//! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64]`
+//! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--beside NAME=ADDRESS]…`
+//!
+//! `--beside` puts another server, which is running already and accepts the same signed deliveries
+//! under `/hooks/sky`, into the same rounds; `benches/compare` starts some and does so.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -36,6 +39,7 @@ struct Options {
     rounds: usize,
     seconds: f64,
     connections: usize,
+    beside: Vec<(String, SocketAddr)>,
 }
 
 fn main() {
@@ -45,12 +49,16 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 5, seconds: 3.0, connections: 64 };
+    let mut options = Options { rounds: 5, seconds: 3.0, connections: 64, beside: Vec::new() };
     let arguments: Vec<String> = std::env::args().collect();
     for pair in arguments.windows(2) {
         match pair[0].as_str() {
             "--rounds" => options.rounds = pair[1].parse().expect("a number of rounds"),
             "--seconds" => options.seconds = pair[1].parse().expect("seconds"),
+            "--beside" => {
+                let (name, address) = pair[1].split_once('=').expect("NAME=ADDRESS");
+                options.beside.push((name.to_owned(), address.parse().expect("an address")));
+            }
             "--connections" => options.connections = pair[1].parse().expect("a number of connections"),
             _ => {}
         }
@@ -63,13 +71,16 @@ async fn run(options: Options) {
     let idle = do_nothing().await;
     let (mut daemon, hooks) = start(folder.path()).await;
     let mut serial = 0;
-    let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
+    let ours = [("do-nothing hyper".to_owned(), idle), ("settled".to_owned(), hooks)];
+    let servers: Vec<(String, SocketAddr)> = ours.into_iter().chain(options.beside.clone()).collect();
+    let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); servers.len()];
     let mut syncs = Vec::new();
     for _ in 0..options.rounds {
-        syncs.push(fdatasync_median(folder.path()));
-        for (server, address) in [idle, hooks].into_iter().enumerate() {
-            let requests = requests(&mut serial, (options.seconds * 60_000.0) as usize);
-            rounds[server].push(load(address, requests, &options).await);
+        for (rounds, (_, address)) in rounds.iter_mut().zip(&servers) {
+            // Beside every run: a disk that others use too has slow minutes.
+            syncs.push(fdatasync_median(folder.path()));
+            let requests = requests(&mut serial, (options.seconds * 100_000.0) as usize);
+            rounds.push(load(*address, requests, &options).await);
         }
     }
     let _ = daemon.kill();
@@ -81,10 +92,11 @@ async fn run(options: Options) {
         options.rounds,
         options.seconds
     );
-    let [nothing, settled] = rounds.map(|rounds| Round::median(&rounds));
-    println!("do-nothing hyper {nothing}");
-    println!("settled          {settled}");
-    println!("ratio            {:.2}", settled.per_second / nothing.per_second);
+    let nothing = Round::median(&rounds[0]);
+    for ((name, _), rounds) in servers.iter().zip(&rounds) {
+        let round = Round::median(rounds);
+        println!("{name:24} {round}   {:.3} of doing nothing", round.per_second / nothing.per_second);
+    }
 }
 
 /// A server that reads the request and answers what settled would.
@@ -206,8 +218,7 @@ async fn worker(address: SocketAddr, requests: Arc<Vec<Vec<u8>>>, next: Arc<Atom
         let sent = Instant::now();
         stream.write_all(request).await.expect("sent");
         let mut read = 0;
-        // Both servers answer with a body that ends in a newline.
-        while !answer[..read].ends_with(b"}\n") {
+        while !whole_answer(&answer[..read]) {
             let count = stream.read(&mut answer[read..]).await.expect("answered");
             assert!(count > 0, "the server closed: {}", String::from_utf8_lossy(&answer[..read]));
             read += count;
@@ -216,6 +227,17 @@ async fn worker(address: SocketAddr, requests: Arc<Vec<Vec<u8>>>, next: Arc<Atom
         times.push(sent.elapsed().as_secs_f64() * 1000.0);
     }
     times
+}
+
+/// Whether everything that a server says in answer has come.
+fn whole_answer(answer: &[u8]) -> bool {
+    let text = std::str::from_utf8(answer).expect("an answer in ASCII");
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().expect("a length"))
+    });
+    body.len() >= length.expect("every server here says how long its answer is")
 }
 
 fn fdatasync_median(folder: &Path) -> f64 {

@@ -80,11 +80,11 @@ pub const RETRY_AFTER_SECONDS: u64 = 5;
 
 // ── The ledger ──────────────────────────────────────────────────────────────────────────────────
 
-/// Pages (of 8 KiB) in the write-ahead log that are worth a round of moving them into the file.
-pub const CHECKPOINT_PAGES: i32 = 1024;
+/// Pages (of 4 KiB) in the write-ahead log that are worth a round of moving them into the file.
+pub const CHECKPOINT_PAGES: i32 = 4096;
 
 /// Pages in the log at which it must begin anew: 64 MiB.
-pub const LOG_PAGES_MAX: i32 = 8192;
+pub const LOG_PAGES_MAX: i32 = 16_384;
 
 /// So few pages, if the rest is moved already, the writer moves itself: two syncs and little more.
 pub const LOG_REST_PAGES: i32 = 256;

@@ -95,6 +95,11 @@ impl<'d> Section<'d> {
         self.entries().find(|entry| entry.name() == name)
     }
 
+    /// Whether anything is said under this name: a heading with nothing below it says nothing.
+    pub(super) fn says(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|entry| !matches!(entry.value, DeValue::Table(table) if table.is_empty()))
+    }
+
     /// The table of this name; if it is not there, one in which nothing is.
     pub(super) fn section(&self, name: &str, known: &'static [&'static str]) -> Section<'d> {
         let found = self.get(name);
@@ -273,6 +278,14 @@ mod tests {
         assert_eq!(distance("webhook_secret", "webhook_secrets"), 1);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn a_heading_alone_says_nothing() {
+        let doc = Document::new(Path::new("x.toml"), "[store]\n# path = \"x\"\n[sockets]\nfeed = \"f\"\n");
+        let table = doc.parse().unwrap();
+        let root = doc.root(&table, &["store", "sockets", "hooks"]);
+        assert_eq!(["store", "sockets", "hooks"].map(|name| root.says(name)), [false, true, false]);
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(super) fn client_sockets(file: &Path, text: &str, env: &Env) -> Result<Socke
     let sockets = {
         let root = doc.root(&table, ROOT);
         let store = root.get("store").is_some().then(|| store(&root, env)).or_else(|| default_store(env));
-        let configured = root.get("sockets").is_some() || root.get("store").is_some();
+        let configured = root.says("sockets") || root.says("store");
         let found = sockets(&root, env, &store.unwrap_or_default());
         if configured { found } else { reachable(found, env) }
     };

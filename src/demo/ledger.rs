@@ -15,6 +15,7 @@ use super::clouds::{Count, World};
 use super::plan::{Cloud, Life, Source};
 use crate::providers::json;
 use crate::run::{Origin, Outcome};
+use crate::store::Finding;
 
 /// What the feed has said of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub struct Ledger {
     pub crashes: u64,
     /// How often the feed's stream broke and was read on from the last cursor.
     pub streams_broken: u64,
+    /// What is wrong with the daemon's own ledger, by itself. Must be nothing.
+    pub findings: Vec<Finding>,
     /// How long all this took.
     pub elapsed_seconds: f64,
     /// The first few runs with which something is wrong.
@@ -122,6 +125,8 @@ pub struct Audit {
     pub elapsed: Duration,
     /// The feed read once more from its beginning.
     pub again: Option<Vec<(String, String)>>,
+    /// What is wrong with its ledger.
+    pub findings: Vec<Finding>,
     /// How many webhooks it has counted for each run.
     pub webhooks: Option<HashMap<(String, String), u64>>,
 }
@@ -290,6 +295,7 @@ impl Book {
             kills: audit.kills,
             crashes: audit.crashes,
             streams_broken: self.broken,
+            findings: audit.findings.clone(),
             elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
             offenders: self.offenders(faults, &strangers),
             unreadable: self.nonsense.iter().take(3).map(|line| json::shortened(line, 200)).collect(),
@@ -333,7 +339,7 @@ impl Ledger {
     /// Whether every number that must be 0 is.
     pub fn ok(&self) -> bool {
         let faults = [self.duplicates, self.lost, self.disagreements, self.unknown, self.forgotten, self.feed_faults];
-        faults == [0; 6] && self.crashes == 0
+        faults == [0; 6] && self.crashes == 0 && self.findings.is_empty()
     }
 
     fn counted(&self, what: Count) -> u64 {
@@ -378,6 +384,7 @@ impl Ledger {
             row("forgotten", self.forgotten, must_be_0(self.forgotten)),
             row("feed faults", self.feed_faults, must_be_0(self.feed_faults)),
         ];
+        rows.push(row("ledger faults", self.findings.len() as u64, must_be_0(self.findings.len() as u64)));
         if self.crashes > 0 {
             rows.push(row("crashes", self.crashes, must_be_0(self.crashes)));
         }
@@ -409,6 +416,9 @@ impl fmt::Display for Ledger {
             let known = offender.known.map_or("no such run", Outcome::word);
             let Offender { source, run_id, fault, story, .. } = offender;
             writeln!(f, "  {fault}: {source} {run_id} ({story}): its cloud knows: {known}; the feed said: {said}")?;
+        }
+        for finding in &self.findings {
+            writeln!(f, "  in the ledger: {finding}")?;
         }
         for line in &self.unreadable {
             writeln!(f, "  a line of the feed that cannot be read: {line}")?;
@@ -499,6 +509,14 @@ mod tests {
         let counted = HashMap::from([((life.source.word().to_owned(), life.id.clone()), 1)]);
         let audit = Audit { webhooks: Some(counted), ..Audit::default() };
         assert_eq!(honest(&world).close(&audit).forgotten, 1);
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_daemons_ledger_is_wrong_here() {
+        let audit = Audit { findings: vec![Finding::unreadable("a sector is gone")], ..Audit::default() };
+        let ledger = honest(&world()).close(&audit);
+        assert!(!ledger.ok());
+        assert!(ledger.to_string().contains("in the ledger: ledgers that cannot be read (1): a sector is gone"));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub use ledger::{Audit, Book, Ledger, Offender};
 pub use plan::{Plan, Rates};
 pub use stage::Stage;
 
+use crate::store::{self, Finding, Reader};
 use client::{Client, News};
 use clouds::World;
 use dice::Dice;
@@ -195,9 +196,20 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     screen.clear();
     let elapsed = began.elapsed();
     let (again, webhooks) = (client.reread().await, client.webhooks().await);
-    let ledger = book.close(&Audit { kills: killed as u64, crashes, elapsed, again, webhooks });
+    let findings = check(stage.place.store()).await;
+    let ledger = book.close(&Audit { kills: killed as u64, crashes, elapsed, again, findings, webhooks });
     write_evidence(stage, &client, &ledger).await;
     Ok(ledger)
+}
+
+/// What is wrong with the daemon's ledger. That it cannot be read is wrong too.
+async fn check(store: PathBuf) -> Vec<Finding> {
+    let look = move || Reader::open(&store).and_then(|reader| reader.read(store::check_with_all_reports));
+    let seen = tokio::task::spawn_blocking(look).await;
+    seen.map_or_else(
+        |_| vec![Finding::unreadable("the check panicked")],
+        |seen| seen.unwrap_or_else(|error| vec![Finding::unreadable(&error.to_string())]),
+    )
 }
 
 /// Whether nothing is missing any more, or nothing more is to be hoped for.

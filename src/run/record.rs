@@ -248,7 +248,7 @@ fn json(value: &impl Serialize) -> String {
 /// The whole line, without its newline.
 pub fn line(envelope: &str, cursor: &str, data: &str) -> String {
     let open = envelope.strip_suffix('}').unwrap_or(envelope);
-    format!("{open},\"cursor\":\"{cursor}\",\"data\":{data}}}")
+    [open, ",\"cursor\":\"", cursor, "\",\"data\":", data, "}"].concat()
 }
 
 /// How deep a payload may nest. Common parsers stop at 128, and a record puts it two levels down.

@@ -38,6 +38,13 @@ pub struct Examination {
     pub findings: Vec<Finding>,
 }
 
+impl Finding {
+    /// Of a ledger that cannot be looked at.
+    pub fn unreadable(why: &str) -> Finding {
+        Finding { what: "ledgers that cannot be read".to_owned(), rows: 1, named: vec![why.to_owned()] }
+    }
+}
+
 /// So many rows are named.
 const NAMED_MAX: usize = 5;
 
@@ -93,8 +100,8 @@ const INVARIANTS: [(&str, &str); 15] = [
          WHERE h.seq > (SELECT trimmed FROM meta) AND r.run IS NOT h.run",
     ),
     (
-        "marks of digestion beyond the last report, or reports beyond the last number given",
-        "SELECT digested FROM meta WHERE digested > reported OR reported < (SELECT max(id) FROM reports)",
+        "marks beyond the last report, or reports beyond the last number given",
+        "SELECT reported FROM meta WHERE reported < max(digested, coalesce((SELECT max(id) FROM reports), 0))",
     ),
     (
         "sizes of the feed that are wrong",
@@ -111,11 +118,11 @@ const INVARIANTS: [(&str, &str); 15] = [
     ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
     (
         "minutes whose losses are counted wrong",
-        "SELECT t.source || ':' || t.minute FROM settlements t JOIN
+        "SELECT t.source || ':' || t.minute FROM settlements t LEFT JOIN
             (SELECT source, settled_at / 60000 AS minute, count(*) AS completions, sum(origin <> 'webhook') AS synthesized,
                 sum(CASE WHEN json_valid(state) THEN origin <> 'webhook' AND coalesce(json_extract(state, '$.webhooks.last') > settled_at, 0) ELSE 0 END) AS late
              FROM runs WHERE settled_at IS NOT NULL GROUP BY 1, 2) r USING (source, minute)
-         WHERE (t.completions, t.synthesized, t.late) <> (r.completions, r.synthesized, r.late)",
+         WHERE (t.completions, t.synthesized, t.late) IS NOT (r.completions, r.synthesized, r.late)",
     ),
 ];
 

@@ -427,7 +427,7 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
 /// What the writing connection needs beside that, asked back.
 fn set_up(connection: &Connection) -> Result<()> {
     // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
-    connection.execute_batch("PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;")?;
+    connection.execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;

@@ -46,11 +46,13 @@ fn whatever_is_broken_is_named() {
     let no_trigger = "DROP TRIGGER a_completion_is_for_ever; DROP INDEX one_completion_per_run;";
     let completion = "type = 'settled.run.completion'";
     for (damage, expected) in [
+        ("UPDATE meta SET digested = 1000", "marks beyond the last report, or reports beyond the last number given"),
         (
-            "UPDATE meta SET digested = 1000",
-            "marks of digestion beyond the last report, or reports beyond the last number given",
+            "UPDATE meta SET reported = digested - 1",
+            "marks beyond the last report, or reports beyond the last number given",
         ),
-        ("UPDATE settlements SET late = late + 1", "minutes whose losses are counted wrong"),
+        ("UPDATE meta SET recorded = recorded + 1", "ends of the feed that are not the last number given"),
+        ("UPDATE settlements SET completions = 7", "minutes whose losses are counted wrong"),
         ("UPDATE meta SET fed_bytes = fed_bytes + 1", "sizes of the feed that are wrong"),
         ("DELETE FROM records WHERE type = 'settled.run.status'", "gaps in the feed"),
         (
@@ -67,8 +69,8 @@ fn whatever_is_broken_is_named() {
         ),
         (
             &format!(
-                "{no_trigger} INSERT INTO records (run, type, at, source, envelope, data) SELECT run, type, at, source, \
-                 envelope, data FROM records WHERE {completion}"
+                "{no_trigger} INSERT INTO records (seq, run, type, at, source, envelope, data) SELECT seq + 100, run, type, at, \
+                 source, envelope, data FROM records WHERE {completion}"
             ),
             "runs with more than one completion",
         ),
@@ -117,7 +119,7 @@ fn a_page_of_other_bytes_is_found() {
     let path = ledger.path();
     ledger.reconciler.close();
     let mut bytes = std::fs::read(&path).unwrap();
-    let (from, page) = (bytes.len() / 8192 / 2 * 8192, 8192);
+    let (from, page) = (bytes.len() / 4096 / 2 * 4096, 4096);
     bytes[from..from + page].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
     let reader = Reader::open(&path).unwrap();

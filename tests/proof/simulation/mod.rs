@@ -796,7 +796,11 @@ fn days_in_which_everything_goes_wrong_end_well() {
             if seed >= first + count {
                 return done;
             }
-            done.push((seed, play(seed, None)));
+            let result = play(seed, None);
+            if let Err(fault) = &result {
+                eprintln!("seed {seed} ends badly:\n{fault}"); // at once: there may be hours to go
+            }
+            done.push((seed, result));
         }
     };
     let results: Vec<_> = std::thread::scope(|scope| {
