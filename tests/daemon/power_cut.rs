@@ -5,7 +5,7 @@
 //! second instance, and compared with what had been acknowledged before. kill -9 shows none of these
 //! losses, since the page cache survives the process. Not shown: torn sectors, disks that lie.
 //!
-//! The same is done to what people use today, for the table in docs/reliability-daemon.md:
+//! The same is done to what people use today, for the table in docs/reliability.md:
 //! `SETTLED_PYTHON` names a Python with fastapi and uvicorn, `redis-server` must be installed; what
 //! is not there is left out.
 

@@ -132,9 +132,9 @@ impl Tree {
                 [] => false,
             }
         });
-        let modules: Vec<String> = PART.iter().map(|module| format!("pub mod {module};\n")).collect();
-        let modules = modules.concat();
-        fs::write(tree.folder.join("src/lib.rs"), format!("//! A part of settled.\n{modules}")).unwrap();
+        let modules: Vec<_> = PART.iter().map(|module| format!("pub mod {module};")).collect();
+        let part = format!("//! A part of settled.\n{}\n", modules.join("\n"));
+        fs::write(tree.folder.join("src/lib.rs"), part).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
         let kept = manifest.split("\n\n").filter(|paragraph| !paragraph.starts_with("[[bench]]"));
         fs::write(tree.folder.join("Cargo.toml"), kept.collect::<Vec<_>>().join("\n\n")).unwrap();
