@@ -587,14 +587,15 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         return (None, Effect::Exhausted);
     }
     let previous = belief.ending.outcome;
+    let overtaken = voice.overtaken_by(belief);
     // A refinement keeps the authority of what it refines.
     let (trust, asked_at) = if outranks { (voice.trust, voice.asked_at) } else { (belief.trust, belief.asked_at) };
     settled.belief = Voice { trust, asked_at, ..voice };
     settled.amendments += 1;
     let publication = Publication::Amendment { number: settled.amendments, previous };
-    if authoritative {
+    if authoritative && !overtaken {
         settled.confirm();
-    } else if settled.belief.trust < Trust::Authoritative {
+    } else if overtaken || settled.belief.trust < Trust::Authoritative {
         run.dispute(at);
     }
     (Some(publication), Effect::Amended)
@@ -758,12 +759,16 @@ impl Run {
             (_, Via::Replay) => Origin::Replay,
             _ => Origin::Poll,
         };
+        let overtaken = claim.is_some_and(|claim| voice.overtaken_by(claim));
         let belief = self.refined(voice);
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
         let settled =
             Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };
         self.ask = next_look(&settled, at);
         self.phase = Phase::Settled(settled);
+        if overtaken {
+            self.dispute(at);
+        }
         (Some(Publication::Completion), Effect::Settled)
     }
 

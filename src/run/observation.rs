@@ -225,6 +225,13 @@ impl Voice {
         self.rank(latch) > other.rank(latch)
     }
 
+    /// Whether this is an answer to a question that was asked before a webhook told another end: it
+    /// is believed, being an answer, but only a new one decides.
+    pub fn overtaken_by(&self, told: &Voice) -> bool {
+        let (answer, webhook) = (self.trust == Trust::Authoritative, told.trust < Trust::Authoritative);
+        answer && webhook && told.trust > Trust::Hint && self.asked_at < told.heard_at && !self.allows(told)
+    }
+
     /// Whether both say the same end: the material projection of an ending is its outcome.
     /// Everything else (signed addresses, credits, texts) differs benignly between two tellings
     /// of one fact.

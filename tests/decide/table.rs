@@ -194,6 +194,10 @@ a provider that forgets is not believed later             | first  | 0 get:cance
 the last answer is believed though it comes first         | auto   | 9 get@9:succeeded | 10 get@8:cancelled | ignored | - | - | -
 the look of today is not spent by an answer on its way    | auto   | 0 secret:failed; 60 clock:alarm | 61 get@59:running | unchanged | - | +10m | -
 nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 49h get:5xx | unchanged | - | - | -
+an answer that a webhook has overtaken is asked for again  | auto   | 0 client:track; 4 signed:failed! | 5 get@3:succeeded | amended | amendment 1: failed was wrong, succeeded | +1s! | -
+and the new answer decides                                | auto   | 0 client:track; 4 signed:failed!; 5 get@3:succeeded | 7 get@6:failed | amended | amendment 2: succeeded was wrong, failed | - | -
+so it is where the webhook was only held                  | auto   | 0 client:track; 4 secret:failed | 5 get@3:succeeded | settled | succeeded by webhook | now! | -
+not where the question was asked after it                 | auto   | 0 client:track; 4 secret:failed | 5 get@4:succeeded | settled | succeeded by webhook | - | -
 a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +1s! | -
 an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +1s! | -
 and the longer a dispute lasts, the more rarely           | auto   | 0 get:failed; 5 signed:succeeded!; 6 get:5xx | 65 get:5xx | unchanged | - | +1m! | -
