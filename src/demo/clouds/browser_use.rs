@@ -121,7 +121,6 @@ fn task_status(world: &World, life: &Life, state: &State) -> Value {
 }
 
 fn task(world: &World, life: &Life, state: &State) -> Value {
-    world.note_listed(life);
     let (created, _) = world.times(life, state);
     let mut view = task_status(world, life, state);
     view["sessionId"] = json!(life.group);
@@ -145,13 +144,15 @@ fn tasks(world: &World, ask: &Ask) -> Reply {
     let rows: Vec<_> =
         world.listed(Source::Tasks).filter(|(_, state)| wanted.is_none_or(|word| word == state.word)).collect();
     let total = rows.len();
-    let items: Vec<Value> =
-        page(rows.into_iter(), number, size).into_iter().map(|(life, state)| task(world, life, state)).collect();
+    let items: Vec<Value> = world
+        .shown(page(rows.into_iter(), number, size), size)
+        .into_iter()
+        .map(|(life, state)| task(world, life, state))
+        .collect();
     Reply::ok(&json!({ "items": items, "totalItems": total, "pageNumber": number, "pageSize": size }))
 }
 
 fn session(world: &World, life: &Life, state: &State) -> Value {
-    world.note_listed(life);
     let (created, since) = world.times(life, state);
     let worked = !matches!(state.word, "created" | "idle");
     json!({
@@ -178,13 +179,15 @@ fn sessions(world: &World, ask: &Ask) -> Reply {
     let (number, size) = (ask.number("page", 1), ask.number("page_size", 20).min(100));
     let rows: Vec<_> = world.listed(Source::Sessions).collect();
     let total = rows.len();
-    let rows: Vec<Value> =
-        page(rows.into_iter(), number, size).into_iter().map(|(life, state)| session(world, life, state)).collect();
+    let rows: Vec<Value> = world
+        .shown(page(rows.into_iter(), number, size), size)
+        .into_iter()
+        .map(|(life, state)| session(world, life, state))
+        .collect();
     Reply::ok(&json!({ "sessions": rows, "total": total, "page": number, "pageSize": size }))
 }
 
 fn run(world: &World, life: &Life, state: &State) -> Value {
-    world.note_listed(life);
     let (created, since) = world.times(life, state);
     json!({
         "id": life.id,
@@ -218,7 +221,7 @@ fn after_cursor<'a>(world: &'a World, ask: &Ask, default: usize) -> (Vec<(&'a Li
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|(life, _)| life.id.clone());
-    (rows, next)
+    (world.shown(rows, limit), next)
 }
 
 fn runs(world: &World, ask: &Ask) -> Reply {
@@ -230,7 +233,6 @@ fn runs(world: &World, ask: &Ask) -> Reply {
 fn slim_sessions(world: &World, ask: &Ask) -> Reply {
     let (rows, next) = after_cursor(world, ask, 50);
     let slim = |(life, state): (&Life, &State)| {
-        world.note_listed(life);
         let (created, since) = world.times(life, state);
         json!({ "sessionId": life.group, "workspaceId": null, "latestRunId": life.id, "task": "a demo", "title": null,
             "status": state.word, "createdAt": created.rfc3339(), "updatedAt": since.rfc3339() })

@@ -194,9 +194,10 @@ fn agent(world: &World, _ask: &Ask, life: &Life, state: &State) -> Value {
 /// Open crawls only, without a status and without pages.
 fn active(world: &World) -> Reply {
     let open = world.listed(Source::Jobs).filter(|(life, state)| life.kind == Kind::Crawl && !state.over);
-    let crawls: Vec<Value> = open
+    let crawls: Vec<Value> = world
+        .shown(open.collect(), usize::MAX)
+        .into_iter()
         .map(|(life, state)| {
-            world.note_listed(life);
             let (created, _) = world.times(life, state);
             json!({ "id": life.id, "teamId": "team-demo", "url": "https://example.com/",
                 "created_at": created.rfc3339(), "options": { "scrapeOptions": {} } })
@@ -210,18 +211,18 @@ fn activity(world: &World, ask: &Ask) -> Reply {
     let wanted = ask.param("endpoint");
     let limit = ask.number("limit", 50).clamp(1, 100);
     let skip = ask.number("cursor", 0);
-    let rows: Vec<(&Life, &State)> = world
+    let mut rows: Vec<(&Life, &State)> = world
         .listed(Source::Jobs)
         .filter(|(life, _)| wanted.is_none_or(|endpoint| endpoint == life.kind.word()))
         .skip(skip)
         .take(limit + 1)
         .collect();
     let more = rows.len() > limit;
-    let data: Vec<Value> = rows
-        .iter()
-        .take(limit)
+    rows.truncate(limit);
+    let data: Vec<Value> = world
+        .shown(rows, limit)
+        .into_iter()
         .map(|(life, state)| {
-            world.note_listed(life);
             let (created, _) = world.times(life, state);
             json!({ "id": life.id, "endpoint": life.kind.word(), "api_version": "v2",
                 "created_at": created.rfc3339(), "target": "https://example.com/" })

@@ -326,6 +326,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_run_that_only_a_list_shows_lasts_until_one_has_shown_it() {
+        let mut plan = Plan::new(1, 60, &Rates::HONEST);
+        let mut chosen = plan.runs.remove(plan.runs.iter().position(|life| life.source == Source::Runs).unwrap());
+        chosen.only_listed = true;
+        chosen.begins = Duration::ZERO;
+        plan.runs = vec![chosen.clone()];
+        let mut clouds = Clouds::start(plan, "http://127.0.0.1:9").await.unwrap();
+        clouds.begin();
+        clouds.world().until(chosen.ends() + Duration::from_millis(50)).await;
+        let open = |body: &Value| body["sessions"][0]["status"] == "running";
+        let (_, canary) = get(&clouds, Cloud::BrowserUse, "/api/v4/sessions?limit=1").await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let (_, list) = get(&clouds, Cloud::BrowserUse, "/api/v4/sessions?limit=100").await;
+        assert!(open(&canary) && open(&list), "{canary} {list}");
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let (_, list) = get(&clouds, Cloud::BrowserUse, "/api/v4/sessions?limit=100").await;
+        assert!(!open(&list), "{list}");
+    }
+
     fn header<'a>(letter: &'a Letter, name: &str) -> Option<&'a str> {
         letter.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }

@@ -241,12 +241,12 @@ fn list(world: &World, ask: &Ask) -> Reply {
         return Reply::json(422, &json!({ "detail": why }));
     }
     let rows = world.listed(Source::Skyvern).filter(|(_, state)| wanted.is_empty() || wanted.contains(&state.word));
-    let rows: Vec<Value> = page(rows, number, size).into_iter().map(|(life, state)| row(world, life, state)).collect();
+    let rows = world.shown(page(rows, number, size), size);
+    let rows: Vec<Value> = rows.into_iter().map(|(life, state)| row(world, life, state)).collect();
     Reply::ok(&Value::Array(rows))
 }
 
 fn row(world: &World, life: &Life, state: &State) -> Value {
-    world.note_listed(life);
     let (created, since) = world.times(life, state);
     json!({
         "task_run_id": format!("tr_{}", life.id.trim_start_matches(|c: char| !c.is_ascii_digit())),

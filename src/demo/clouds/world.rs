@@ -320,12 +320,17 @@ impl World {
             .filter(move |(life, state)| !state.over || now < life.begins + LISTS_REACH_BACK)
     }
 
-    /// Notes that a list showed a run.
-    pub(super) fn note_listed(&self, life: &Life) {
-        let number = self.index.get(&(life.source, life.id.clone()));
-        if let Some(number) = number.filter(|_| self.plan.kills.is_empty()) {
-            self.first_seen[*number].get_or_init(|| self.now());
+    /// Notes that a page of a list showed these runs. A page with room for one is no list: that is
+    /// how somebody asks whether the key still works, and then looks at nothing on it.
+    pub(super) fn shown<'a>(&self, rows: Vec<(&'a Life, &'a State)>, room: usize) -> Vec<(&'a Life, &'a State)> {
+        if room > 1 && self.plan.kills.is_empty() {
+            for (life, _) in rows.iter().filter(|(life, _)| life.only_listed) {
+                if let Some(number) = self.index.get(&(life.source, life.id.clone())) {
+                    self.first_seen[*number].get_or_init(|| self.now());
+                }
+            }
         }
+        rows
     }
 
     /// The letter of an item, by the cloud concerned.
