@@ -516,7 +516,7 @@ mod tests {
         let audit = Audit { findings: vec![Finding::unreadable("a sector is gone")], ..Audit::default() };
         let ledger = honest(&world()).close(&audit);
         assert!(!ledger.ok());
-        assert!(ledger.to_string().contains("in the ledger: ledgers that cannot be read (1): a sector is gone"));
+        assert!(ledger.to_string().contains("in the ledger: ledgers that cannot be read: 1: a sector is gone"));
     }
 
     #[test]
