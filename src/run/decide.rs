@@ -644,7 +644,7 @@ impl Run {
             Via::Webhook if heard.entitled() => {
                 self.webhooks.count = self.webhooks.count.saturating_add(1);
                 self.webhooks.first.get_or_insert(now);
-                self.webhooks.last = Some(now);
+                self.webhooks.last = self.webhooks.last.max(Some(now));
             }
             Via::Poll => {
                 self.asks = self.asks.saturating_add(1);

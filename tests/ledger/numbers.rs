@@ -35,6 +35,12 @@ fn losses_are_counted_as_runs_settle_and_as_webhooks_come_too_late() {
     let late = Loss { late: 1, ..lost };
     assert_eq!(losses(&ledger, Duration::ZERO).0, late, "late once, however often it comes");
     assert_eq!(losses(&ledger, Duration::from_secs(7_200)), (Loss::default(), late));
+    let now = ledger.now;
+    for clock in [At(START.0 - 3_600_000), now] {
+        ledger.now = clock;
+        ledger.hears(signed("wr_asked", "completed"));
+    }
+    assert_eq!(losses(&ledger, Duration::ZERO).0, late, "nor by a clock that is set back and forth");
     let month = At(ledger.now.0 + 31 * 86_400_000);
     assert_eq!(ledger.count("SELECT count(*) > 0 FROM settlements"), 1);
     let path = ledger.path();
