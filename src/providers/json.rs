@@ -159,13 +159,12 @@ pub fn time(object: &Map<String, Value>, key: &str) -> Option<At> {
 
 /// See [`time`].
 pub fn parse_time(text: &str) -> Option<At> {
-    let zoned = || text.parse::<jiff::Timestamp>().ok();
-    let naive =
-        || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp());
     // A civil time is read out of a zoned one too, so those that name a zone must be tried as such.
     let named = text.get(10..).is_some_and(|clock| clock.contains(['Z', 'z', '+', '-', '[']));
-    let at = if named { zoned() } else { naive() };
-    at.or_else(naive).map(|at| At(at.as_millisecond()))
+    let zoned = if named { text.parse::<jiff::Timestamp>().ok() } else { None };
+    let naive =
+        || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp());
+    zoned.or_else(naive).map(|at| At(at.as_millisecond()))
 }
 
 /// The first characters of a text, for errors and reasons that must stay small.

@@ -212,12 +212,7 @@ impl View<'_> {
     /// Every consumer, by name.
     pub fn consumers(&self) -> Result<Vec<Consumer>> {
         let mut select = self.connection.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
-        let mut rows = select.query([])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            found.extend(self.damages.step_over(read(row), || DamagedRow::consumer(row, 0))?);
-        }
-        Ok(found)
+        self.damages.pick(select.query([])?, usize::MAX, read, |row| DamagedRow::consumer(row, 0))
     }
 
     /// How many events a consumer has parked.

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use rusqlite::Row;
 use rusqlite::types::ValueRef;
+use rusqlite::{Row, Rows};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
@@ -43,6 +43,23 @@ impl Damages {
                 Ok(None)
             }
         }
+    }
+
+    /// Up to `max` of `rows`, without the damaged ones: they take nobody's place.
+    pub fn pick<T>(
+        &self,
+        mut rows: Rows<'_>,
+        max: usize,
+        read: impl Fn(&Row<'_>) -> Result<T>,
+        named: impl Fn(&Row<'_>) -> DamagedRow,
+    ) -> Result<Vec<T>> {
+        let mut found = Vec::new();
+        while found.len() < max
+            && let Some(row) = rows.next()?
+        {
+            found.extend(self.step_over(read(row), || named(row))?);
+        }
+        Ok(found)
     }
 
     fn note(&self, row: DamagedRow, error: &StoreError) {

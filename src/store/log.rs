@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use rusqlite::Connection;
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, OpenFlags};
 
-use super::{Result, connect, set_up};
+use super::{Result, connect_to_write};
 use crate::limits;
 
 /// Moves the log into the file, on a thread of its own.
@@ -74,7 +74,7 @@ impl Checkpointer {
         while self.wanted.recv().is_ok() {
             let pass = match connection.take() {
                 Some(connection) => Ok(connection),
-                None => self.connect(),
+                None => connect_to_write(&self.path),
             };
             // A connection that failed is not used again.
             connection = match pass.and_then(|connection| self.pass(connection)) {
@@ -85,12 +85,6 @@ impl Checkpointer {
                 }
             };
         }
-    }
-
-    fn connect(&self) -> Result<Connection> {
-        let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        set_up(&connection)?;
-        Ok(connection)
     }
 
     fn pass(&self, connection: Connection) -> Result<Connection> {

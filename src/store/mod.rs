@@ -259,8 +259,7 @@ impl Writer {
 
     /// Replaces the connection by a fresh one.
     pub fn reopen(&mut self) -> Result<()> {
-        let mut connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        set_up(&connection)?;
+        let mut connection = connect_to_write(&self.path)?;
         if let Some(log) = &self.log {
             log.watch(&mut connection)?;
         }
@@ -279,7 +278,7 @@ impl Reader {
         }
         let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
         let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
-        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle, damages: Damages::default() }) })
+        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle, ..Readers::default() }) })
     }
 
     /// First half of every cursor.
@@ -421,6 +420,13 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
     // that is bound to them: two fifths of the time that the reconciler and the poller spend here.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA cache_size = -8192;")?;
+    Ok(connection)
+}
+
+/// Opens a connection that may write to a ledger that is there.
+fn connect_to_write(path: &Path) -> Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    set_up(&connection)?;
     Ok(connection)
 }
 

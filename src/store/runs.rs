@@ -206,7 +206,7 @@ pub struct SecretUse {
 /// than it is worth after a long absence, and everyone's turn comes.
 const DUE_WINDOW: u32 = 256;
 
-pub(super) const RUN_COLUMNS: &str =
+const RUN_COLUMNS: &str =
     "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
@@ -227,15 +227,7 @@ impl View<'_> {
              ORDER BY opened_at"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let mut rows = select.query((source, until.0))?;
-        // A damaged row stays due for ever, and takes nobody's place.
-        let mut found = Vec::new();
-        while found.len() < max as usize
-            && let Some(row) = rows.next()?
-        {
-            found.extend(self.damages.step_over(due(row), || DamagedRow::run(row, Some(3), 1))?);
-        }
-        Ok(found)
+        self.damages.pick(select.query((source, until.0))?, max as usize, due, |row| DamagedRow::run(row, Some(3), 1))
     }
 
     /// When the next urgent question of `source` after `now` falls due.
@@ -258,15 +250,9 @@ impl View<'_> {
              WHERE u.wake_at IS NOT NULL AND u.wake_at <= ?1
                 AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
         )?;
-        let mut rows = select.query((now.0, &sources))?;
-        let mut due = Vec::new();
-        while due.len() < max as usize
-            && let Some(row) = rows.next()?
-        {
-            // Its alarm would only be set aside, and ring again.
-            let alarm = self.damages.step_over(alarm(row), || DamagedRow::run(row, Some(3), 1))?;
-            due.extend(alarm);
-        }
+        let rows = select.query((now.0, &sources))?;
+        // The alarm of a damaged run would only be set aside, and ring again.
+        let due = self.damages.pick(rows, max as usize, alarm, |row| DamagedRow::run(row, Some(3), 1))?;
         let mut select = self.connection.prepare_cached(
             "SELECT wake_at FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL AND wake_at > ?1
                     AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
@@ -314,12 +300,8 @@ impl View<'_> {
             "{RUN_COLUMNS} WHERE s.name = ?1 AND u.settled_at IS NOT NULL AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let mut rows = select.query((source, limit))?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            found.extend(self.damages.step_over(run_row(row), || DamagedRow::run(row, Some(1), 3))?);
-        }
-        Ok(found)
+        let rows = select.query((source, limit))?;
+        self.damages.pick(rows, limit as usize, run_row, |row| DamagedRow::run(row, Some(1), 3))
     }
 
     /// When each secret last verified a delivery.
@@ -375,7 +357,7 @@ fn text<'r>(row: &'r Row<'_>, index: usize) -> Result<&'r str> {
     Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
 }
 
-pub(super) fn run_row(row: &Row<'_>) -> Result<RunRow> {
+fn run_row(row: &Row<'_>) -> Result<RunRow> {
     Ok(RunRow {
         row: row.get(0)?,
         key: RunKey { source: stored(SourceName::new(text(row, 1)?).ok(), "a source name")?, run_id: run_id(row, 3)? },

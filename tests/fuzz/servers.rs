@@ -193,8 +193,18 @@ fn says(request: &[u8], answers: &[u8]) -> String {
 
 /// Any bytes on a connection of the webhook endpoint.
 pub fn hooks(data: &[u8]) {
+    on_a_connection("hooks", data, Duration::from_secs(20));
+}
+
+/// Any bytes on a connection of the control socket, which serves all that the feed's serves. Streams
+/// that go on are left after a moment.
+pub fn control(data: &[u8]) {
+    on_a_connection("control", data, Duration::from_millis(50));
+}
+
+fn on_a_connection(socket: &str, data: &[u8], wait: Duration) {
     at_the_place(|place| {
-        let answers = talk(&place.path("hooks"), data, Duration::from_secs(20));
+        let answers = talk(&place.path(socket), data, wait);
         let status = status(&answers);
         assert!(status.is_some() || answers.is_empty(), "{}", says(data, &answers));
         assert!(status.is_none_or(|status| status < 500), "{}", says(data, &answers));
@@ -241,18 +251,6 @@ pub fn delivery(data: &[u8]) {
             Some(401 | 429) => assert_eq!(provider, "browser-use", "{}", says(&request, &answers)),
             _ => panic!("{}", says(&request, &answers)),
         }
-        place.check();
-    });
-}
-
-/// Any bytes on a connection of the control socket, which serves all that the feed's serves. Streams
-/// that go on are left after a moment.
-pub fn control(data: &[u8]) {
-    at_the_place(|place| {
-        let answers = talk(&place.path("control"), data, Duration::from_millis(50));
-        let status = status(&answers);
-        assert!(status.is_some() || answers.is_empty(), "{}", says(data, &answers));
-        assert!(status.is_none_or(|status| status < 500), "{}", says(data, &answers));
         place.check();
     });
 }
