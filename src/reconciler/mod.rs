@@ -1,10 +1,10 @@
 //! The place where everything meets: one thread, one write connection.
 //!
-//! A [`Reconciler::turn`] is one transaction with two halves. The promise: all reports that wait are
-//! stored; when the commit is done they are acknowledged. The opinion: the reports promised in the
+//! A [`Reconciler::turn`] is one transaction with two halves. The opinion: the reports promised in the
 //! turn before are read by their providers' dialects, decided upon, and their consequences (the
-//! run's new state, the record, the mark that they are digested) written. So under load there is
-//! one commit per group, and a report is always on disk before anybody tries to understand it.
+//! run's new state, the record, the mark that they are digested) written. The promise: all reports
+//! that wait are stored; when the commit is done they are acknowledged. So under load there is one
+//! commit per group, and a report is always on disk before anybody tries to understand it.
 //! Invariants 1, 3 and 4 are kept here and nowhere else.
 //!
 //! A body that kills the parser was promised all the same. An opinion that fails undoes only itself;
@@ -207,24 +207,33 @@ impl Reconciler {
         })
     }
 
-    /// One transaction: stores `reports`, runs `work`, digests the reports of the turn before. Work
-    /// that fails, and an opinion that fails, undo only themselves. On an error nothing happened.
-    pub fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
+    /// One transaction: digests the reports of the turn before, stores `reports`, runs `work`. Work
+    /// that fails undoes only itself. An opinion that fails undoes the transaction, in which nothing
+    /// else was done yet, and the rest goes into another: a savepoint for it would copy every page
+    /// that it writes, for the rare case. On an error nothing happened.
+    pub fn turn(&mut self, reports: Vec<Report>, mut work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         if reports.is_empty() && work.is_empty() && pending.is_empty() {
             return Ok(Turn { stored: Vec::new(), work: Vec::new(), digested: Ok(Aftermath::default()) });
         }
         let (ring, ring_added, fleet) = (self.ring, &mut self.ring_added, &self.fleet);
-        let result = self.writer.transaction(|tx| {
+        let mut rest = |tx: &mut Transaction<'_>, digested| {
             let stored = promise(tx, &reports, ring, ring_added)?;
-            let work = work.into_iter().map(|work| tx.apart(work).map_err(|error| Refusal::from(&error))).collect();
-            let digested = if pending.is_empty() {
-                Ok(Aftermath::default())
-            } else {
-                tx.apart(|tx| opinion(tx, fleet, &pending, now))
-            };
+            let work = work.drain(..).map(|work| tx.apart(work).map_err(|error| Refusal::from(&error))).collect();
             Ok(Turn { stored, work, digested })
+        };
+        let mut undone = false;
+        let whole = self.writer.transaction(|tx| match opinion(tx, fleet, &pending, now) {
+            Ok(aftermath) => rest(tx, Ok(aftermath)),
+            Err(error) => {
+                undone = true;
+                Err(error)
+            }
         });
+        let result = match whole {
+            Err(error) if undone => self.writer.transaction(|tx| rest(tx, Err(error))),
+            whole => whole,
+        };
         let turn = result.map_err(|error| self.fail(error))?;
         self.behind |= turn.digested.is_err();
         if !self.behind {

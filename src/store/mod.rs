@@ -27,6 +27,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::limits;
 use crate::run::At;
+use crate::run::record::json as to_json;
 use damage::Damages;
 
 pub use check::{Examination, Finding, check, check_with_all_reports, examine};
@@ -541,11 +542,6 @@ fn stored<T>(value: Option<T>, what: &str) -> Result<T> {
 /// Turns stored JSON back into a value.
 fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| StoreError::Unreadable(format!("{what}: {error}")))
-}
-
-/// JSON of a value of ours.
-fn to_json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("our own types have string keys and cannot fail to render")
 }
 
 #[cfg(test)]
