@@ -1,12 +1,16 @@
-//! Durable intake beside a do-nothing server: the same load, in turns, in one run.
+//! Durable intake beside servers that do less: the same load, in turns, in one run.
 //!
-//! Every request is a signed Skyvern webhook of a new run, made before the clock starts. Both
-//! servers answer the same bytes; settled's answer means that the delivery is on disk, the other's
-//! means nothing. Prints requests a second and latencies as medians over the rounds, the ratio, and
-//! the median fdatasync of the disk in the same minute.
+//! Every request is a signed Skyvern webhook of a new run, made before the clock starts. All servers
+//! answer the same bytes. The answer of settled means that the delivery is on disk, and every run is
+//! settled and in the feed a moment later; that of `bare SQLite` means that the delivery's bytes are
+//! in a table of their own, one row each, a commit for all that wait, and nothing else ever happens;
+//! that of `do-nothing` means nothing. Prints requests a second and latencies as medians over the
+//! rounds, the ratio, and the median fdatasync of the disk in the same minutes.
 //!
-//! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--beside NAME=ADDRESS]…`
+//! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--rate N] [--beside NAME=ADDRESS]…`
 //!
+//! Without `--rate` each connection sends as soon as it is answered. With it a request is due every
+//! 1/N s, whether or not the one before was answered, and latency counts from when it was due.
 //! `--beside` puts another server, which is running already and accepts the same signed deliveries
 //! under `/hooks/sky`, into the same rounds; `benches/compare` starts some and does so.
 
@@ -17,80 +21,75 @@
     reason = "figures for people"
 )]
 
-use std::fs::File;
-use std::io::Write;
+mod support;
+
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
+use rusqlite::Connection;
 use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
-use settled::providers::signature::sign;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use support::{Daemon, Sender, due, fdatasync_median, median, option, options, request, share};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
 
-const KEY: &str = "bench-key-that-signs-every-webhook";
-
+#[derive(Clone, Copy)]
 struct Options {
     rounds: usize,
     seconds: f64,
     connections: usize,
-    beside: Vec<(String, SocketAddr)>,
+    /// Requests a second; 0: as fast as they are answered.
+    rate: f64,
 }
 
 fn main() {
-    let options = options();
+    let options = Options {
+        rounds: option("--rounds", 5),
+        seconds: option("--seconds", 3.0),
+        connections: option("--connections", 64),
+        rate: option("--rate", 0.0),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(run(options));
 }
 
-fn options() -> Options {
-    let mut options = Options { rounds: 5, seconds: 3.0, connections: 64, beside: Vec::new() };
-    let arguments: Vec<String> = std::env::args().collect();
-    for pair in arguments.windows(2) {
-        match pair[0].as_str() {
-            "--rounds" => options.rounds = pair[1].parse().expect("a number of rounds"),
-            "--seconds" => options.seconds = pair[1].parse().expect("seconds"),
-            "--beside" => {
-                let (name, address) = pair[1].split_once('=').expect("NAME=ADDRESS");
-                options.beside.push((name.to_owned(), address.parse().expect("an address")));
-            }
-            "--connections" => options.connections = pair[1].parse().expect("a number of connections"),
-            _ => {}
-        }
-    }
-    options
-}
-
 async fn run(options: Options) {
     let folder = tempfile::tempdir().expect("a folder");
-    let idle = do_nothing().await;
-    let (mut daemon, hooks) = start(folder.path()).await;
-    let mut serial = 0;
-    let ours = [("do-nothing hyper".to_owned(), idle), ("settled".to_owned(), hooks)];
-    let servers: Vec<(String, SocketAddr)> = ours.into_iter().chain(options.beside.clone()).collect();
+    let daemon = Daemon::start(folder.path()).await;
+    let mut servers = vec![
+        ("do-nothing hyper".to_owned(), beside(None).await),
+        ("bare SQLite".to_owned(), beside(Some(bare(folder.path().join("bare.db")))).await),
+        ("settled".to_owned(), daemon.hooks),
+    ];
+    servers.extend(self::options("--beside").into_iter().map(|server| {
+        let (name, address) = server.split_once('=').expect("NAME=ADDRESS");
+        (name.to_owned(), address.parse().expect("an address"))
+    }));
     let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); servers.len()];
-    let mut syncs = Vec::new();
+    let (mut syncs, mut serial) = (Vec::new(), 0);
     for _ in 0..options.rounds {
         for (rounds, (_, address)) in rounds.iter_mut().zip(&servers) {
             // Beside every run: a disk that others use too has slow minutes.
             syncs.push(fdatasync_median(folder.path()));
-            let requests = requests(&mut serial, (options.seconds * 100_000.0) as usize);
-            rounds.push(load(*address, requests, &options).await);
+            let rate = if options.rate > 0.0 { options.rate } else { 100_000.0 };
+            let requests = (0..(options.seconds * rate) as usize).map(|_| {
+                serial += 1;
+                request(&format!("wr_{serial:018}"))
+            });
+            rounds.push(load(*address, requests.collect(), options).await);
         }
     }
-    let _ = daemon.kill();
-    let _ = daemon.wait();
     println!(
-        "fdatasync median {:.2} ms; {} connections, {} rounds of {} s",
+        "fdatasync median {:.2} ms; {} connections, {} rounds of {} s{}",
         median(syncs),
         options.connections,
         options.rounds,
-        options.seconds
+        options.seconds,
+        if options.rate > 0.0 { format!(", {} /s wanted", options.rate) } else { String::new() }
     );
     let nothing = Round::median(&rounds[0]);
     for ((name, _), rounds) in servers.iter().zip(&rounds) {
@@ -99,8 +98,10 @@ async fn run(options: Options) {
     }
 }
 
-/// A server that reads the request and answers what settled would.
-async fn do_nothing() -> SocketAddr {
+type Bare = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
+
+/// A server that reads the request and answers what settled would; with a store, when it is there.
+async fn beside(store: Option<Bare>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = watch::channel(false);
@@ -109,12 +110,20 @@ async fn do_nothing() -> SocketAddr {
         header_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(60),
     };
-    let service = |_| {
-        Function(|request: Request<Incoming>| async move {
-            use http_body_util::BodyExt;
-            let _ = request.into_body().collect().await;
-            let response: Response<AnyBody> = Response::new(whole("{\"stored\":1}\n"));
-            response
+    let service = move |_| {
+        let store = store.clone();
+        Function(move |request: Request<Incoming>| {
+            let store = store.clone();
+            async move {
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                if let Some(store) = store {
+                    let (tell, stored) = oneshot::channel();
+                    store.send((body.to_vec(), tell)).await.expect("the writer lives");
+                    stored.await.expect("stored");
+                }
+                let response: Response<AnyBody> = Response::new(whole("{\"stored\":1}\n"));
+                response
+            }
         })
     };
     tokio::spawn(async move {
@@ -124,55 +133,37 @@ async fn do_nothing() -> SocketAddr {
     address
 }
 
-async fn start(folder: &Path) -> (Child, SocketAddr) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let path = |name: &str| folder.join(name).display().to_string();
-    let config = format!(
-        "[hooks]\nlisten = \"{port}\"\n[store]\npath = \"{}\"\n[sockets]\nfeed = \"{}\"\ncontrol = \"{}\"\n[sources.sky]\nprovider = \"skyvern\"\nbase_url = \"http://127.0.0.1:9\"\napi_key = {{ file = \"{}\" }}\n",
-        path("settled.db"),
-        path("feed.sock"),
-        path("control.sock"),
-        path("key")
-    );
-    std::fs::write(folder.join("key"), KEY).expect("a key");
-    std::fs::write(folder.join("settled.toml"), config).expect("a configuration");
-    let daemon = Command::new(env!("CARGO_BIN_EXE_settled"))
-        .args(["--config", &path("settled.toml"), "serve", "--log", "warn"])
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("the daemon starts");
-    for _ in 0..200 {
-        if TcpStream::connect(port).await.is_ok() {
-            break;
+/// The least that durable intake into SQLite can be: one thread, one insert each, one commit for all
+/// that wait, synced as settled's are.
+fn bare(path: PathBuf) -> Bare {
+    let (store, mut waiting) = mpsc::channel::<(Vec<u8>, oneshot::Sender<()>)>(4096);
+    std::thread::spawn(move || {
+        let connection = Connection::open(path).expect("a database");
+        connection.execute_batch(PRAGMAS).expect("a table");
+        let mut group = Vec::new();
+        while waiting.blocking_recv_many(&mut group, 512) > 0 {
+            connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
+            let mut insert = connection.prepare_cached("INSERT INTO events (body) VALUES (?1)").expect("a statement");
+            for (body, _) in &group {
+                insert.execute([body]).expect("inserted");
+            }
+            connection.execute_batch("COMMIT").expect("committed");
+            for (_, tell) in group.drain(..) {
+                let _ = tell.send(());
+            }
         }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    (daemon, port)
+    });
+    store
 }
 
-/// Whole requests, each a signed delivery of a run of its own, about 600 bytes of body.
-fn requests(serial: &mut usize, count: usize) -> Vec<Vec<u8>> {
-    let request = |_| {
-        *serial += 1;
-        let body = format!(
-            r#"{{"run_id":"wr_{:018}","status":"completed","run_type":"workflow_run","created_at":"2026-11-21T07:48:22.144163","finished_at":"2026-11-21T07:49:22.144163","workflow_permanent_id":"wpid_1234567890","failure_reason":null,"output":{{"text":"{}"}},"step_count":7}}"#,
-            *serial,
-            "x".repeat(330)
-        );
-        let signature = sign(KEY, &[body.as_bytes()]);
-        let head = format!(
-            "POST /hooks/sky HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nuser-agent: python-httpx/0.28.1\r\nx-skyvern-timestamp: 1795248987\r\nx-skyvern-signature: {signature}\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        [head.into_bytes(), body.into_bytes()].concat()
-    };
-    (0..count).map(request).collect()
-}
+const PRAGMAS: &str = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+    CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
 
 /// One server under load once.
 #[derive(Clone, Copy)]
 struct Round {
     per_second: f64,
+    refused: f64,
     p50_ms: f64,
     p99_ms: f64,
 }
@@ -180,78 +171,59 @@ struct Round {
 impl Round {
     fn median(rounds: &[Round]) -> Round {
         let of = |field: fn(&Round) -> f64| median(rounds.iter().map(field).collect());
-        Round { per_second: of(|r| r.per_second), p50_ms: of(|r| r.p50_ms), p99_ms: of(|r| r.p99_ms) }
+        let (per_second, refused) = (of(|r| r.per_second), of(|r| r.refused));
+        Round { per_second, refused, p50_ms: of(|r| r.p50_ms), p99_ms: of(|r| r.p99_ms) }
     }
 }
 
 impl std::fmt::Display for Round {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:8.0} /s   p50 {:6.2} ms   p99 {:6.2} ms", self.per_second, self.p50_ms, self.p99_ms)
+        write!(f, "{:8.0} /s   p50 {:6.2} ms   p99 {:6.2} ms", self.per_second, self.p50_ms, self.p99_ms)?;
+        if self.refused > 0.0 { write!(f, "   {:.0} /s answered 503", self.refused) } else { Ok(()) }
     }
 }
 
 /// Sends requests over so many connections, each waiting for its answer, for so long.
-async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: &Options) -> Round {
+async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> Round {
     let (requests, next) = (Arc::new(requests), Arc::new(AtomicUsize::new(0)));
-    let begin = Instant::now();
-    let until = begin + Duration::from_secs_f64(options.seconds);
+    // Time for everybody to connect.
+    let begin = Instant::now() + Duration::from_millis(200);
     let workers: Vec<_> = (0..options.connections)
-        .map(|_| tokio::spawn(worker(address, requests.clone(), next.clone(), until)))
+        .map(|_| tokio::spawn(worker(address, requests.clone(), next.clone(), begin, options)))
         .collect();
-    let mut times = Vec::new();
+    let (mut times, mut refused) = (Vec::new(), 0);
     for worker in workers {
-        times.extend(worker.await.expect("a worker"));
+        let (served, not) = worker.await.expect("a worker");
+        times.extend(served);
+        refused += not;
     }
-    let per_second = times.len() as f64 / begin.elapsed().as_secs_f64();
+    let spent = begin.elapsed().as_secs_f64();
+    let per_second = times.len() as f64 / spent;
     times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    Round { per_second, p50_ms: at(0.5), p99_ms: at(0.99) }
+    Round { per_second, refused: f64::from(refused) / spent, p50_ms: share(&times, 0.5), p99_ms: share(&times, 0.99) }
 }
 
-async fn worker(address: SocketAddr, requests: Arc<Vec<Vec<u8>>>, next: Arc<AtomicUsize>, until: Instant) -> Vec<f64> {
-    let mut stream = TcpStream::connect(address).await.expect("a connection");
-    stream.set_nodelay(true).expect("nodelay");
-    let mut times = Vec::new();
-    let mut answer = vec![0; 4096];
+/// One connection: the milliseconds of what was stored, and how many were answered 503.
+async fn worker(
+    address: SocketAddr,
+    requests: Arc<Vec<Vec<u8>>>,
+    next: Arc<AtomicUsize>,
+    begin: Instant,
+    options: Options,
+) -> (Vec<f64>, u32) {
+    let mut sender = Sender::connect(address).await;
+    tokio::time::sleep_until(begin.into()).await;
+    let until = begin + Duration::from_secs_f64(options.seconds);
+    let (mut times, mut refused) = (Vec::new(), 0);
     while Instant::now() < until {
-        let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-        let sent = Instant::now();
-        stream.write_all(request).await.expect("sent");
-        let mut read = 0;
-        while !whole_answer(&answer[..read]) {
-            let count = stream.read(&mut answer[read..]).await.expect("answered");
-            assert!(count > 0, "the server closed: {}", String::from_utf8_lossy(&answer[..read]));
-            read += count;
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(request) = requests.get(number) else { break };
+        let since = if options.rate > 0.0 { due(begin, number, options.rate).await } else { Instant::now() };
+        match sender.send(request, || ()).await {
+            200 => times.push(since.elapsed().as_secs_f64() * 1000.0),
+            503 => refused += 1,
+            status => panic!("answered {status}"),
         }
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..read]));
-        times.push(sent.elapsed().as_secs_f64() * 1000.0);
     }
-    times
-}
-
-/// Whether everything that a server says in answer has come.
-fn whole_answer(answer: &[u8]) -> bool {
-    let text = std::str::from_utf8(answer).expect("an answer in ASCII");
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().expect("a length"))
-    });
-    body.len() >= length.expect("every server here says how long its answer is")
-}
-
-fn fdatasync_median(folder: &Path) -> f64 {
-    let mut file = File::create(folder.join("probe")).expect("a probe");
-    let one = |_| {
-        file.write_all(&[0; 4096]).expect("written");
-        let begin = Instant::now();
-        file.sync_data().expect("synced");
-        begin.elapsed().as_secs_f64() * 1000.0
-    };
-    median((0..200).map(one).collect())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    (times, refused)
 }

@@ -4,84 +4,93 @@
 //! that form under load. Prints webhooks a second, the time of one, and the bytes that it leaves in
 //! the write-ahead log and in the file. Counted in instructions the same run repeats exactly:
 //!
-//! `cargo bench --bench ledger -- [--webhooks 100000] [--group 64] [--stored 0]`
+//! `cargo bench --bench ledger -- [--webhooks 100000] [--group 64] [--stored 0] [--ids random|ordered]`
 //! `valgrind --tool=callgrind target/release/deps/ledger-* --webhooks 6400`
+//!
+//! `--stored` runs are there already: copies, made by SQL, of the rows that one webhook left, with
+//! the deliveries and records of the last million of them.
 
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+mod support;
 
-use settled::config::Source;
-use settled::providers::{REGISTRY, Verdict};
-use settled::reconciler::{Fleet, Reconciler};
+use rusqlite::Connection;
+use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
-use settled::run::{At, SourceName};
-use settled::secret::{Key, Secret, SecretLabel};
-use settled::store::{RingLimits, Writer};
+use settled::run::At;
+use settled::secret::SecretLabel;
+use support::{Ledger, body, file_bytes, option, timed};
 
 const START: i64 = 1_795_248_987_000;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let option = |name: &str, otherwise: usize| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.map_or(otherwise, |at| arguments[at + 1].parse().expect("a number"))
-    };
-    let (webhooks, group, stored) = (option("--webhooks", 100_000), option("--group", 64), option("--stored", 0));
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("settled.db");
-    let mut writer = Writer::open(&path, At(START)).expect("a ledger");
-    let provider = REGISTRY.iter().find(|provider| provider.name() == "skyvern").expect("skyvern");
-    let name = SourceName::new("sky").expect("a name");
-    let key =
-        || Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new("bench-key-that-signs-every-webhook") };
-    let source = Source::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
-    let fleet = Fleet::enlist(&mut writer, &BTreeMap::from([(name, Arc::new(source))]), At(START)).expect("a source");
-    let row = fleet.rows()[0];
-    let ring = RingLimits { rows_max: 10_000, bytes_max: 64 << 20 };
-    let mut reconciler = Reconciler::new(writer, fleet, ring);
-    reconciler.recover(At(START), |_| ()).expect("nothing to recover");
-    let checkpointer = reconciler.checkpointer().expect("a checkpointer");
-    std::thread::spawn(move || checkpointer.run());
-    let mut serial = 0;
-    feed(&mut reconciler, row, &mut serial, stored, group);
-    let before = file_bytes(&path);
-    let begin = Instant::now();
-    let logged = feed(&mut reconciler, row, &mut serial, webhooks, group);
-    let spent = begin.elapsed();
-    let each = |bytes: u64| bytes as f64 / webhooks as f64;
+    let (webhooks, group) = (option("--webhooks", 100_000_u64), option("--group", 64));
+    let (stored, ids) = (option("--stored", 0_u64), option("--ids", "random".to_owned()));
+    let mut ledger = Ledger::new(At(START));
+    if stored > 1 {
+        let source = ledger.source;
+        ledger.hear([report(source, &run_id(&ids, 0), At(START))], 1, At(START));
+        clone_runs(&ledger, &ids, stored);
+    }
+    let before = file_bytes(&ledger.path());
+    let source = ledger.source;
+    let spent = timed(|| {
+        let reports = (stored..stored + webhooks).map(|serial| report(source, &run_id(&ids, serial), At(START)));
+        ledger.hear(reports, group, At(START));
+    });
     println!(
-        "{webhooks} webhooks in groups of {group} onto {stored}: {:.0} /s, {:.1} µs each; {:.0} bytes in the file each, {} bytes of log",
+        "{webhooks} webhooks in groups of {group} onto {stored}, {ids} ids: {:.0} /s, {:.1} µs each; {:.0} bytes in the file each, {} bytes of log",
         webhooks as f64 / spent.as_secs_f64(),
         spent.as_secs_f64() * 1e6 / webhooks as f64,
-        each(file_bytes(&path) - before),
-        logged,
+        (file_bytes(&ledger.path()) - before) as f64 / webhooks as f64,
+        file_bytes(&ledger.path().with_extension("db-wal")),
     );
 }
 
-/// Takes in so many webhooks; gives the size of the log at the end.
-fn feed(reconciler: &mut Reconciler, source: i64, serial: &mut u64, count: usize, group: usize) -> u64 {
-    for _ in 0..count.div_ceil(group) {
-        let now = At(START + i64::try_from(*serial / 20).expect("small"));
-        let reports = (0..group).map(|_| report(source, serial, now)).collect();
-        reconciler.turn(reports, Vec::new(), now).expect("a turn");
+/// Ordered, as Skyvern gives them, or as good as random, as those of the others are.
+fn run_id(ids: &str, serial: u64) -> String {
+    match ids {
+        "ordered" => format!("wr_{serial:020}"),
+        "random" => format!("wr_{:020}", serial.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        other => panic!("--ids {other}"),
     }
-    reconciler.turn(Vec::new(), Vec::new(), At(START)).expect("the last opinion");
-    let path = reconciler.reader().path().with_extension("db-wal");
-    std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// A delivery of a run whose id is as good as random, about 600 bytes of body.
-fn report(source: i64, serial: &mut u64, at: At) -> Report {
-    *serial += 1;
-    let id = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let body = format!(
-        r#"{{"run_id":"wr_{id:020}","status":"completed","run_type":"workflow_run","created_at":"2026-11-21T07:48:22.144163","finished_at":"2026-11-21T07:49:22.144163","workflow_permanent_id":"wpid_1234567890","failure_reason":null,"output":{{"text":"{}"}},"step_count":7}}"#,
-        "x".repeat(330)
+/// As many runs as there would be after so many webhooks.
+fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
+    let mut sql = Connection::open(ledger.path()).expect("the same file");
+    sql.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -2097152;").expect("settings");
+    let tx = sql.transaction().expect("begun");
+    let copy = |table: &str, columns: &str, key: &str| {
+        tx.prepare(&format!("INSERT INTO {table} SELECT {columns} FROM {table} WHERE {key} = 1")).expect("a statement")
+    };
+    let mut run = copy(
+        "runs",
+        "?1, source, ?2, phase, overdue, opened_at, outcome, origin, settled_at, first_webhook_at, ask_at, urgent_at,
+         wake_at, ?1, state",
+        "id",
     );
+    let mut report = copy("reports", "?1, source, via, at, verdict, secret, ring, head, body, note, attempts", "id");
+    let mut heard = copy("heard", "?1, ?1, at, via, trust, claim, status, effect, ?1", "run");
+    let mut record = copy("records", "?1, ?1, type, at, source, group_id, outcome, origin, envelope, data", "seq");
+    for serial in 1..count {
+        let row = i64::try_from(serial + 1).expect("small");
+        run.execute((row, run_id(ids, serial))).expect("a run");
+        if serial + 1_000_000 >= count {
+            for statement in [&mut report, &mut heard, &mut record] {
+                statement.execute([row]).expect("a row");
+            }
+        }
+    }
+    drop((run, report, heard, record));
+    tx.execute("UPDATE meta SET reported = ?1, digested = ?1, recorded = ?1", [count.cast_signed()])
+        .expect("the marks");
+    tx.commit().expect("committed");
+    sql.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);").expect("moved");
+}
+
+fn report(source: i64, run_id: &str, at: At) -> Report {
+    let body = body(run_id);
     let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let head = WebhookHead {
         headers: vec![
@@ -89,7 +98,7 @@ fn report(source: i64, serial: &mut u64, at: At) -> Report {
             header("content-type", "application/json"),
             header("user-agent", "python-httpx/0.28.1"),
             header("x-skyvern-timestamp", "1795248987"),
-            header("x-skyvern-signature", &format!("{id:064x}")),
+            header("x-skyvern-signature", &format!("{run_id:0>64}")),
             header("content-length", &body.len().to_string()),
         ],
         path_token: None,
@@ -99,8 +108,4 @@ fn report(source: i64, serial: &mut u64, at: At) -> Report {
         peer: Some("127.0.0.1".to_owned()),
     };
     Report { source, at, head: Head::Webhook(head), body: body.into_bytes() }
-}
-
-fn file_bytes(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |file| file.len())
 }

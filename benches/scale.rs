@@ -5,81 +5,30 @@
 
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::hint::black_box;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use settled::config::Source;
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
-use settled::providers::{REGISTRY, Verdict};
-use settled::reconciler::{Fleet, Reconciler};
+use settled::providers::Verdict;
 use settled::report::{Head, Report, TrackHead, WebhookHead};
-use settled::run::{At, Kind, RunId, SourceName};
-use settled::secret::{Key, Secret, SecretLabel};
-use settled::store::{Filter, Reader, RingLimits, Writer};
+use settled::run::{At, Kind, RunId};
+use settled::store::{Filter, Reader};
+use support::{Ledger, file_bytes, median, option, resident, timed};
 
 const START: At = At(1_795_248_987_000);
 const GROUP: usize = 512;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let option = |name: &str, otherwise: usize| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.map_or(otherwise, |at| arguments[at + 1].parse().expect("a number"))
-    };
-    let (settled, open, rounds) = (option("--settled", 100_000), option("--open", 100_000), option("--rounds", 5));
-    catch_up(settled, rounds);
-    choose(open, rounds);
-}
-
-/// A ledger in a folder of its own, with one Skyvern account.
-struct Ledger {
-    folder: tempfile::TempDir,
-    reconciler: Reconciler,
-    source: i64,
-}
-
-impl Ledger {
-    fn new() -> Ledger {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = Writer::open(&folder.path().join("settled.db"), START).expect("a ledger");
-        let provider = REGISTRY.iter().find(|provider| provider.name() == "skyvern").expect("skyvern");
-        let name = SourceName::new("sky").expect("a name");
-        let secret = Secret::new("bench-key-that-signs-every-webhook");
-        let source = Source::new(name.clone(), *provider).with_keys(Some(secret_key(&secret)), [secret_key(&secret)]);
-        let fleet = Fleet::enlist(&mut writer, &BTreeMap::from([(name, Arc::new(source))]), START).expect("a source");
-        let source = fleet.rows()[0];
-        let ring = RingLimits { rows_max: 10_000, bytes_max: 64 << 20 };
-        let mut reconciler = Reconciler::new(writer, fleet, ring);
-        reconciler.recover(START, |_| ()).expect("nothing to recover");
-        Ledger { folder, reconciler, source }
-    }
-
-    fn hears(&mut self, count: usize, report: impl Fn(usize) -> Head, body: impl Fn(usize) -> Vec<u8>) {
-        for first in (0..count).step_by(GROUP) {
-            let numbers = first..count.min(first + GROUP);
-            let group = numbers.map(|number| Report {
-                source: self.source,
-                at: START,
-                head: report(number),
-                body: body(number),
-            });
-            self.reconciler.turn(group.collect(), Vec::new(), START).expect("a turn");
-        }
-        self.reconciler.turn(Vec::new(), Vec::new(), START).expect("the last opinion");
-    }
-}
-
-fn secret_key(secret: &Secret) -> Key {
-    Key { label: SecretLabel("api_key".to_owned()), secret: secret.clone() }
+    let rounds = option("--rounds", 5);
+    catch_up(option("--settled", 100_000), rounds);
+    choose(option("--open", 100_000), rounds);
 }
 
 /// Reads the whole feed as a follower does, and the same rows as SQLite gives them.
 fn catch_up(count: usize, rounds: usize) {
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(START);
     let head = WebhookHead {
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         path_token: None,
@@ -89,13 +38,16 @@ fn catch_up(count: usize, rounds: usize) {
         peer: None,
     };
     let text = "x".repeat(500);
-    ledger.hears(
-        count,
-        |_| Head::Webhook(head.clone()),
-        |number| format!(r#"{{"run_id":"wr_{number:018}","status":"completed","output":{{"text":"{text}"}}}}"#).into(),
-    );
+    let source = ledger.source;
+    let reports = (0..count).map(|number| Report {
+        source,
+        at: START,
+        head: Head::Webhook(head.clone()),
+        body: format!(r#"{{"run_id":"wr_{number:018}","status":"completed","output":{{"text":"{text}"}}}}"#).into(),
+    });
+    ledger.hear(reports, GROUP, START);
     let reader = ledger.reconciler.reader();
-    let bare = Connection::open(ledger.folder.path().join("settled.db")).expect("the same file");
+    let bare = Connection::open(ledger.path()).expect("the same file");
     let mut ratios = Vec::new();
     let mut rates = Vec::new();
     for _ in 0..rounds {
@@ -136,16 +88,18 @@ fn follow(reader: &Reader) {
 
 /// Asks for what is due among so many open runs, none of which is, and then all of which are.
 fn choose(count: usize, rounds: usize) {
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(START);
+    let source = ledger.source;
     let track = |number: usize| {
         let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
-        Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None })
+        let head = Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None });
+        Report { source, at: START, head, body: Vec::new() }
     };
     for part in [count / 100, count - count / 100] {
         let before = ledger.reconciler.reader().read(|view| view.source_counts()).expect("counts")[0].open;
         let first = usize::try_from(before).expect("small");
-        ledger.hears(part, |number| track(first + number), |_| Vec::new());
-        let (reader, source) = (ledger.reconciler.reader(), ledger.source);
+        ledger.hear((first..first + part).map(track), GROUP, START);
+        let reader = ledger.reconciler.reader();
         let later = At(START.0 + 86_400_000);
         let mut times: [Vec<f64>; 3] = Default::default();
         for _ in 0..rounds {
@@ -161,30 +115,8 @@ fn choose(count: usize, rounds: usize) {
         println!(
             "{} open runs: nothing due {none:.0} µs, 64 chosen of all due {all:.0} µs, no alarm {alarms:.0} µs; {} MiB resident, {:.0} bytes a run",
             first + part,
-            resident() >> 20,
-            file_bytes(&ledger.folder.path().join("settled.db")) as f64 / (first + part) as f64,
+            resident(std::process::id()) >> 20,
+            file_bytes(&ledger.path()) as f64 / (first + part) as f64,
         );
     }
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let begin = Instant::now();
-    work();
-    begin.elapsed()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Bytes of memory that this process really has.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
-}
-
-fn file_bytes(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |file| file.len())
 }

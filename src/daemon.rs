@@ -128,6 +128,7 @@ impl Daemon {
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
+            tail: feed::Tail::default(),
         });
         let pulse = Pulse {
             ledger: ledger.clone(),

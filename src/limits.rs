@@ -136,6 +136,9 @@ pub const SOCKET_CONNECTIONS_MAX: usize = 1_200;
 /// through when every stream is taken.
 pub const STREAMS_MAX: usize = 1_100;
 
+/// Who is at most so many rows behind the head reads them together with others who are.
+pub const TAIL_ROWS: i64 = 256;
+
 /// Lookups for the sockets at once, each with a connection and its cache of the database.
 pub const LOOKUPS_MAX: usize = 8;
 

@@ -10,6 +10,7 @@ mod events;
 mod metrics;
 pub mod retention;
 mod stream;
+mod tail;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use crate::run::At;
 use crate::store::{FeedBounds, Reader, StoreError, View};
 
 pub use consumers::{ConsumerView, Readers};
+pub use tail::Tail;
 
 /// What the sockets' handlers work with.
 pub struct Desk {
@@ -55,6 +57,8 @@ pub struct Desk {
     pub lookups: Semaphore,
     /// The consumers that are being read.
     pub consumers: Readers,
+    /// What those who follow read together.
+    pub tail: Tail,
 }
 
 type Shared = State<Arc<Desk>>;

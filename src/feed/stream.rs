@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::consumers::{Cause, Stir};
 use super::events::cursor_expired;
+use super::tail::{Page, Want};
 use super::{Desk, flag};
 use crate::http::Problem;
 use crate::limits;
@@ -259,16 +260,12 @@ impl Stream {
     async fn page(&mut self, head: i64, room: u64) -> Result<Bytes, Problem> {
         let (after, filter) = (self.position, self.filter.clone());
         let rows = usize::try_from(self.left.min(room)).unwrap_or(usize::MAX).min(limits::PAGE_ROWS);
-        let look = move |view: &crate::store::View<'_>| {
-            let page = view.records(after, head, &filter, rows, limits::PAGE_SCAN_ROWS)?;
-            // Looked at after the rows: what had not been removed by now was there before.
-            Ok((page, view.bounds()?))
-        };
-        let ((records, position), bounds) = self.desk.look(look).await?;
+        let page = self.desk.page(Want { after, head, filter, rows }).await?;
+        let Page { records, position, bounds, .. } = &*page;
         if after < bounds.trimmed {
-            return Err(cursor_expired(self.desk.reader.epoch(), bounds));
+            return Err(cursor_expired(self.desk.reader.epoch(), *bounds));
         }
-        self.position = position;
+        self.position = *position;
         self.left -= records.len() as u64;
         self.sent += records.len() as u64;
         if let Some(last) = records.last() {
@@ -277,8 +274,11 @@ impl Stream {
         if let Some(claim) = self.claim.as_mut().filter(|claim| claim.window > 0) {
             claim.out.extend(records.iter().map(|record| record.seq));
         }
-        let mut lines = String::with_capacity(records.iter().map(|record| record.line.len() + 1).sum());
-        for record in &records {
+        if !self.manner.sse {
+            return Ok(page.lines());
+        }
+        let mut lines = String::new();
+        for record in records {
             self.write(&mut lines, record.record_type.word(), Some(&self.cursor(record.seq)), &record.line);
         }
         Ok(lines.into())

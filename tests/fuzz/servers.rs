@@ -98,6 +98,7 @@ impl Place {
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
+            tail: feed::Tail::default(),
         };
         runtime.block_on(async {
             // A fuzzer's main function is not Rust's, so a connection that breaks would end the process.

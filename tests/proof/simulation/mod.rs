@@ -7,6 +7,7 @@
 //! misfortunes after which it still fails.
 
 mod daemon;
+mod rounds;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,6 +109,8 @@ struct Simulation {
     believed: BTreeSet<(usize, usize)>,
     tracked: BTreeSet<usize>,
     meters: BTreeMap<usize, Meter>,
+    /// Pages of lists and other questions sent, by source.
+    asked: BTreeMap<String, (u64, u64)>,
     feed: Feed,
     tally: Tally,
 }
@@ -143,6 +146,7 @@ impl Simulation {
             believed: BTreeSet::new(),
             tracked: BTreeSet::new(),
             meters: BTreeMap::new(),
+            asked: BTreeMap::new(),
             feed: Feed::new(),
             tally: Tally::default(),
             script,
@@ -510,6 +514,11 @@ impl Simulation {
         let (cloud, member) = (daemon.desks[desk].cloud, daemon.desks[desk].member.clone());
         self.tally.questions += 1;
         let name = member.source.name.as_str();
+        let asked = self.asked.entry(name.to_owned()).or_default();
+        match errand {
+            Errand::Sweep(_) => asked.0 += 1,
+            Errand::Run(_) | Errand::Probe => asked.1 += 1,
+        }
         let meter = self.meters.get_mut(&desk).unwrap();
         meter.count(self.now, member.source.rate).map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
         let (answer, took) = match self.script.sky(cloud, self.now) {

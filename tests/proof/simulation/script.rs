@@ -95,6 +95,13 @@ impl Script {
         Script { plan, inputs }
     }
 
+    /// The script in which a plan is all that happens.
+    pub fn of(plan: Plan) -> Script {
+        let mut inputs = outside(&plan);
+        inputs.sort_by_key(|(at, _)| *at);
+        Script { plan, inputs }
+    }
+
     /// The same world in which nothing further happens after so many inputs.
     #[must_use]
     pub fn cut(mut self, inputs: usize) -> Script {

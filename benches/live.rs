@@ -1,0 +1,206 @@
+//! From a webhook to the consumer: the time from the last byte of a request to the line of its
+//! completion at a follower of the feed, at fixed rates, and what a thousand followers cost.
+//!
+//! `cargo bench --bench live -- [--rates 1,100,2000] [--seconds 10] [--followers 1000] [--lines 2000]`
+//!
+//! A webhook is due every 1/rate s on one of 64 connections, and every one is of a new run. Its way
+//! has two commits: what was sent is on disk before anybody reads it, and what it leads to is on disk
+//! before anybody sees it. What a sync takes on the same disk at the same pace stands beside it.
+//!
+//! Followers are compared with the bytes alone: what the same lines cost somebody who has them in
+//! memory and writes them, one by one, to as many sockets.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for people"
+)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use support::{Daemon, Sender, computed, due, fdatasync_paced, option, request, share};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+const CONNECTIONS: usize = 64;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let seconds = option("--seconds", 10.0);
+        for rate in option("--rates", "1,100,2000".to_owned()).split(',') {
+            latency(rate.parse().expect("a rate"), seconds).await;
+        }
+        followers(option("--followers", 1000), option("--lines", 2000)).await;
+    });
+}
+
+/// When the last byte of a run's webhook was out, by its id.
+type Sent = Arc<Mutex<HashMap<String, Instant>>>;
+
+async fn latency(rate: f64, seconds: f64) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let daemon = Daemon::start(folder.path()).await;
+    // One second of it is not counted: the first of everything is slower.
+    let (warm, count) = (rate as usize, (rate * (seconds + 1.0)) as usize);
+    let (sent, mut took) = (Sent::default(), Vec::new());
+    let mut lines = BufReader::new(follow(&daemon.feed).await).lines();
+    let pause = Duration::from_secs_f64(1.0 / rate);
+    let sync = fdatasync_paced(folder.path(), 10.max(rate as usize), pause);
+    let sending = tokio::spawn(send(daemon.hooks, count, rate, sent.clone()));
+    let mut seen = 0;
+    while seen < count {
+        let line = lines.next_line().await.expect("a feed").expect("it goes on");
+        let Some(run_id) = run_id(&line) else { continue };
+        let now = Instant::now();
+        seen += 1;
+        if let Some(sent) = sent.lock().expect("no panic").remove(run_id).filter(|_| seen > warm) {
+            took.push((now - sent).as_secs_f64() * 1000.0);
+        }
+    }
+    sending.await.expect("sent");
+    took.sort_by(f64::total_cmp);
+    println!(
+        "{rate} webhooks a second: p50 {:.2} ms, p99 {:.2} ms of {} to the follower; two syncs at this pace {:.2} ms",
+        share(&took, 0.5),
+        share(&took, 0.99),
+        took.len(),
+        2.0 * sync,
+    );
+}
+
+/// Follows the feed from now on; the head of the answer and the first line are behind us.
+async fn follow(feed: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(feed).await.expect("a feed");
+    stream.write_all(b"GET /v1/events?follow=1&after=latest HTTP/1.0\r\n\r\n").await.expect("asked");
+    let (mut seen, mut byte) = (String::new(), [0]);
+    while !seen.contains("settled.feed.hello") || !seen.ends_with('\n') {
+        stream.read_exact(&mut byte).await.expect("an answer");
+        seen.push(char::from(byte[0]));
+    }
+    stream
+}
+
+/// Of which run a line is, if it is of one.
+fn run_id(line: &str) -> Option<&str> {
+    line.split_once("\"subject\":\"")?.1.split_once('"').map(|(run_id, _)| run_id)
+}
+
+/// Sends so many webhooks, each when it is due.
+async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) {
+    let requests: Arc<Vec<_>> =
+        Arc::new((0..count).map(|number| format!("wr_{number:018}")).map(|id| (request(&id), id)).collect());
+    let (next, begin) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    let worker = || {
+        let (requests, next, sent) = (requests.clone(), next.clone(), sent.clone());
+        async move {
+            let mut sender = Sender::connect(hooks).await;
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some((request, run_id)) = requests.get(number) else { return };
+                due(begin, number, rate).await;
+                let out = || {
+                    sent.lock().expect("no panic").insert(run_id.clone(), Instant::now());
+                };
+                assert_eq!(sender.send(request, out).await, 200);
+            }
+        }
+    };
+    let workers: Vec<_> = (0..CONNECTIONS).map(|_| tokio::spawn(worker())).collect();
+    for worker in workers {
+        worker.await.expect("a worker");
+    }
+}
+
+/// What lines cost the daemon with one follower and with so many, and what writing them costs alone.
+async fn followers(count: usize, lines: usize) {
+    let alone = followed(1, lines).await;
+    let (many, bytes) = (followed(count, lines).await, written(count, lines).await);
+    let each = |seconds: f64| seconds * 1e6 / (lines * count) as f64;
+    println!(
+        "{count} followers of {lines} lines: {:.1} µs of computing a line and follower beside what one follower costs; writing the bytes alone {:.1} µs; {:.1} times",
+        each(many - alone),
+        each(bytes),
+        (many - alone) / bytes,
+    );
+}
+
+/// Seconds that the daemon computes while `lines` runs settle, fifty a second, before `count`
+/// followers who have all seen the last of them.
+async fn followed(count: usize, lines: usize) -> f64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let daemon = Daemon::start(folder.path()).await;
+    let last = format!("wr_{:018}", lines - 1);
+    let mut readers = Vec::new();
+    for _ in 0..count {
+        readers.push(tokio::spawn(drain(follow(&daemon.feed).await, last.clone())));
+    }
+    let before = computed(daemon.process());
+    send(daemon.hooks, lines, 50.0, Sent::default()).await;
+    for reader in readers {
+        reader.await.expect("a reader");
+    }
+    computed(daemon.process()) - before
+}
+
+/// Reads until the line of a run has come.
+async fn drain(mut stream: UnixStream, last: String) {
+    let (mut buffer, mut tail) = (vec![0; 64 << 10], Vec::new());
+    while !String::from_utf8_lossy(&tail).contains(&last) {
+        let read = stream.read(&mut buffer).await.expect("the feed");
+        assert!(read > 0, "the feed ended");
+        tail.drain(..tail.len().saturating_sub(4096));
+        tail.extend_from_slice(&buffer[..read]);
+    }
+}
+
+/// Seconds that a thread computes which writes as many lines to as many sockets and does nothing else.
+async fn written(count: usize, lines: usize) -> f64 {
+    let (stop, stopped) = watch::channel(false);
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair()
+            .map(|(ours, theirs)| {
+                theirs.set_nonblocking(true).expect("a socket");
+                (ours, UnixStream::from_std(theirs).expect("a socket"))
+            })
+            .expect("a pair");
+        let mut stopped = stopped.clone();
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 64 << 10];
+            tokio::select! {
+                () = async { while theirs.read(&mut buffer).await.is_ok_and(|read| read > 0) {} } => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        });
+        sockets.push(ours);
+    }
+    let writing = move || {
+        use std::io::Write;
+        let line = vec![b'x'; 1_400];
+        let begin = thread_seconds();
+        for _ in 0..lines {
+            for mut socket in &sockets {
+                socket.write_all(&line).expect("written");
+            }
+        }
+        thread_seconds() - begin
+    };
+    let spent = tokio::task::spawn_blocking(writing).await.expect("written");
+    drop(stop);
+    spent
+}
+
+/// Seconds that this thread has computed for.
+fn thread_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+    stat.split_whitespace().next().and_then(|nanos| nanos.parse::<f64>().ok()).expect("nanoseconds") / 1e9
+}

@@ -1,0 +1,275 @@
+//! What the benchmarks share: options, figures, a ledger, a daemon of their own, and signed webhooks.
+
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "figures")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use settled::config::Source;
+use settled::providers::REGISTRY;
+use settled::providers::signature::sign;
+use settled::reconciler::{Fleet, Reconciler};
+use settled::report::Report;
+use settled::run::{At, SourceName};
+use settled::secret::{Key, Secret, SecretLabel};
+use settled::store::{RingLimits, Writer};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// The key that every webhook is signed with.
+pub const KEY: &str = "bench-key-that-signs-every-webhook";
+
+const FIRST_POLL: Duration = Duration::from_secs(3600);
+
+/// The value after `name` on the command line.
+pub fn option<T: FromStr>(name: &str, otherwise: T) -> T {
+    options(name).pop().map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} {text}")))
+}
+
+/// Every value after `name`.
+pub fn options(name: &str) -> Vec<String> {
+    let arguments: Vec<String> = std::env::args().collect();
+    arguments.windows(2).filter(|pair| pair[0] == name).map(|pair| pair[1].clone()).collect()
+}
+
+/// The middle one.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    share(&values, 0.5)
+}
+
+/// The value below which so large a share of them lies.
+pub fn share(sorted: &[f64], share: f64) -> f64 {
+    sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// The time that `work` takes.
+pub fn timed(work: impl FnOnce()) -> Duration {
+    let begin = Instant::now();
+    work();
+    begin.elapsed()
+}
+
+/// Size of a file, 0 if there is none.
+pub fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
+}
+
+/// Bytes of memory that a process really has.
+pub fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
+}
+
+/// Seconds that a process has computed for, itself and the system for it. The clock of the system
+/// ticks a hundred times a second on Linux.
+pub fn computed(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// What a sync of a page of its own takes on the disk of `folder` just now, in milliseconds.
+pub fn fdatasync_median(folder: &Path) -> f64 {
+    fdatasync_paced(folder, 200, Duration::ZERO)
+}
+
+/// The same where one is wanted now and then: a machine that has dozed off takes longer.
+pub fn fdatasync_paced(folder: &Path, count: usize, pause: Duration) -> f64 {
+    let mut file = File::create(folder.join("probe")).expect("a probe");
+    let one = |_| {
+        std::thread::sleep(pause);
+        file.write_all(&[0; 4096]).expect("written");
+        timed(|| file.sync_data().expect("synced")).as_secs_f64() * 1000.0
+    };
+    median((0..count).map(one).collect())
+}
+
+/// Waits until request `number` of so many a second is due, and gives the moment from which its
+/// latency counts: when it was due if it was sent late, and else when it is sent. The lateness of
+/// our own alarm clock is nobody's fault.
+pub async fn due(begin: Instant, number: usize, rate: f64) -> Instant {
+    let due = begin + Duration::from_secs_f64(number as f64 / rate);
+    if due < Instant::now() {
+        return due;
+    }
+    tokio::time::sleep_until(due.into()).await;
+    Instant::now()
+}
+
+/// The body of a webhook that says that a run has completed, about 600 bytes.
+pub fn body(run_id: &str) -> String {
+    format!(
+        r#"{{"run_id":"{run_id}","status":"completed","run_type":"workflow_run","created_at":"2026-11-21T07:48:22.144163","finished_at":"2026-11-21T07:49:22.144163","workflow_permanent_id":"wpid_1234567890","failure_reason":null,"output":{{"text":"{}"}},"step_count":7}}"#,
+        "x".repeat(330)
+    )
+}
+
+/// A whole request with it, signed.
+pub fn request(run_id: &str) -> Vec<u8> {
+    let body = body(run_id);
+    let signature = sign(KEY, &[body.as_bytes()]);
+    let head = format!(
+        "POST /hooks/sky HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nuser-agent: python-httpx/0.28.1\r\nx-skyvern-timestamp: 1795248987\r\nx-skyvern-signature: {signature}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.into_bytes(), body.into_bytes()].concat()
+}
+
+/// A ledger in a folder of its own, with one Skyvern account.
+pub struct Ledger {
+    /// Where it is.
+    pub folder: TempDir,
+    /// Its writer.
+    pub reconciler: Reconciler,
+    /// The account's row.
+    pub source: i64,
+}
+
+impl Ledger {
+    /// An empty one.
+    pub fn new(now: At) -> Ledger {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut writer = Writer::open(&folder.path().join("settled.db"), now).expect("a ledger");
+        let provider = REGISTRY.iter().find(|provider| provider.name() == "skyvern").expect("skyvern");
+        let name = SourceName::new("sky").expect("a name");
+        let key = || Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new(KEY) };
+        let mut source = Source::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
+        // As in the daemon's configuration below: what is open is not due while it is looked at.
+        source.overrides.first_poll = Some(FIRST_POLL);
+        source.overrides.max_interval = Some(FIRST_POLL * 2);
+        let fleet = Fleet::enlist(&mut writer, &BTreeMap::from([(name, Arc::new(source))]), now).expect("a source");
+        let source = fleet.rows()[0];
+        let ring = RingLimits { rows_max: 10_000, bytes_max: 64 << 20 };
+        let mut reconciler = Reconciler::new(writer, fleet, ring);
+        reconciler.recover(now, |_| ()).expect("nothing to recover");
+        let checkpointer = reconciler.checkpointer().expect("a checkpointer");
+        std::thread::spawn(move || checkpointer.run());
+        Ledger { folder, reconciler, source }
+    }
+
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("settled.db")
+    }
+
+    /// Takes in reports in groups, and digests them.
+    pub fn hear(&mut self, reports: impl IntoIterator<Item = Report>, group: usize, now: At) {
+        let mut reports = reports.into_iter().peekable();
+        while reports.peek().is_some() {
+            let group = reports.by_ref().take(group).collect();
+            self.reconciler.turn(group, Vec::new(), now).expect("a turn");
+        }
+        self.reconciler.turn(Vec::new(), Vec::new(), now).expect("the last opinion");
+    }
+}
+
+/// A daemon of our own with one Skyvern account. Ends with it.
+pub struct Daemon {
+    child: Child,
+    /// Where webhooks go.
+    pub hooks: SocketAddr,
+    /// Where the feed is read.
+    pub feed: PathBuf,
+    /// How long it took from its start until it listened.
+    pub started_in: Duration,
+}
+
+impl Daemon {
+    /// Starts it on the ledger in `folder`, or on a new one.
+    pub async fn start(folder: &Path) -> Daemon {
+        let hooks =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+        let path = |name: &str| folder.join(name).display().to_string();
+        let config = format!(
+            "[hooks]\nlisten = \"{hooks}\"\n[store]\npath = \"{}\"\n[sockets]\nfeed = \"{}\"\ncontrol = \"{}\"\n[sources.sky]\nprovider = \"skyvern\"\nbase_url = \"http://127.0.0.1:9\"\napi_key = {{ file = \"{}\" }}\nfirst_poll = \"{}s\"\nmax_interval = \"{}s\"\n",
+            path("settled.db"),
+            path("feed.sock"),
+            path("control.sock"),
+            path("key"),
+            FIRST_POLL.as_secs(),
+            2 * FIRST_POLL.as_secs(),
+        );
+        std::fs::write(folder.join("key"), KEY).expect("a key");
+        std::fs::write(folder.join("settled.toml"), config).expect("a configuration");
+        let begin = Instant::now();
+        let child = Command::new(env!("CARGO_BIN_EXE_settled"))
+            .args(["--config", &path("settled.toml"), "serve", "--log", "error"])
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the daemon starts");
+        let feed = folder.join("feed.sock");
+        while TcpStream::connect(hooks).await.is_err() || UnixStream::connect(&feed).await.is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "the daemon does not listen");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Daemon { child, hooks, feed, started_in: begin.elapsed() }
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A sender that waits for each answer.
+pub struct Sender {
+    address: SocketAddr,
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+impl Sender {
+    /// Connects.
+    pub async fn connect(address: SocketAddr) -> Sender {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        stream.set_nodelay(true).expect("nodelay");
+        Sender { address, stream, answer: vec![0; 4096] }
+    }
+
+    /// Sends a request; gives the status of its answer. `sent` hears that the last byte is out.
+    pub async fn send(&mut self, request: &[u8], sent: impl FnOnce()) -> u16 {
+        self.stream.write_all(request).await.expect("sent");
+        sent();
+        let mut read = 0;
+        while !whole_answer(&self.answer[..read]) {
+            let count = self.stream.read(&mut self.answer[read..]).await.expect("answered");
+            assert!(count > 0, "the server closed: {}", String::from_utf8_lossy(&self.answer[..read]));
+            read += count;
+        }
+        let text = std::str::from_utf8(&self.answer[..read]).expect("ASCII").to_owned();
+        if text.to_ascii_lowercase().contains("connection: close") {
+            *self = Sender::connect(self.address).await;
+        }
+        text.get(9..12).and_then(|status| status.parse().ok()).expect("a status")
+    }
+}
+
+/// Whether everything that a server says in answer has come.
+fn whole_answer(answer: &[u8]) -> bool {
+    let text = std::str::from_utf8(answer).expect("an answer in ASCII");
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().expect("a length"))
+    });
+    body.len() >= length.expect("every server here says how long its answer is")
+}
