@@ -23,6 +23,8 @@ CREATE TABLE sources (
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours
+    open          INTEGER NOT NULL DEFAULT 0, -- runs that are open now
+    overdue       INTEGER NOT NULL DEFAULT 0, -- … of which past their deadline
     counted       INTEGER,                    -- runs the provider's own counter last showed
     counted_known INTEGER,                    -- runs we knew of then
     unaccounted   INTEGER NOT NULL DEFAULT 0  -- rises of that counter that no known run explains
@@ -84,8 +86,8 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
 CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
--- Exactly the open runs. Source and overdue are in it to be counted without reading the runs.
-CREATE INDEX runs_wake ON runs (wake_at, source, overdue) WHERE wake_at IS NOT NULL;
+-- Exactly the open runs. Source is in it to be told apart without reading the runs.
+CREATE INDEX runs_wake ON runs (wake_at, source) WHERE wake_at IS NOT NULL;
 
 -- Settled runs whose webhook never came: few, and asked for on demand.
 CREATE INDEX runs_missing ON runs (source) WHERE settled_at IS NOT NULL AND first_webhook_at IS NULL;

@@ -56,7 +56,7 @@ impl fmt::Display for Finding {
 }
 
 /// What must hold, as questions for rows in which it does not. Each gives a name for the row.
-const INVARIANTS: [(&str, &str); 15] = [
+const INVARIANTS: [(&str, &str); 16] = [
     (
         "settled runs whose completion is missing from the feed",
         "SELECT u.run_id FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
@@ -116,6 +116,12 @@ const INVARIANTS: [(&str, &str); 15] = [
     ("records in the feed whose data cannot be read", "SELECT seq FROM records WHERE NOT json_valid(data)"),
     ("reports whose head cannot be read", "SELECT id FROM reports WHERE NOT json_valid(head)"),
     ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
+    (
+        "sources whose open runs are counted wrong",
+        "SELECT name FROM sources s LEFT JOIN (SELECT source, count(*) AS open, sum(overdue) AS overdue FROM runs
+            WHERE phase = 'open' GROUP BY source) u ON u.source = s.id
+         WHERE s.open <> coalesce(u.open, 0) OR s.overdue <> coalesce(u.overdue, 0)",
+    ),
     (
         "minutes whose losses are counted wrong",
         // Late is what came after the end by a clock that may have been set back in between.

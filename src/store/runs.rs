@@ -32,6 +32,7 @@ impl Transaction<'_> {
             return Ok(row);
         }
         self.note_settlement(source, before, run);
+        self.note_open_run(source, before, run);
         let (phase, outcome, origin, settled_at) = match &run.phase {
             Phase::Open(_) => ("open", None, None, None),
             Phase::Settled(settled) => {
@@ -76,6 +77,24 @@ impl Transaction<'_> {
         Ok(known.map_or_else(|| self.tx.last_insert_rowid(), |(row, _)| row))
     }
 
+    fn note_open_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
+        let (was, is) = (OpenRuns::of(before), OpenRuns::of(Some(after)));
+        if was != is {
+            let change = self.totals.open.entry(source).or_default();
+            change.open += is.open - was.open;
+            change.overdue += is.overdue - was.overdue;
+        }
+    }
+
+    pub(super) fn write_open_runs(&mut self) -> Result<()> {
+        for (source, change) in std::mem::take(&mut self.totals.open) {
+            self.tx
+                .prepare_cached("UPDATE sources SET open = open + ?2, overdue = overdue + ?3 WHERE id = ?1")?
+                .execute((source, change.open, change.overdue))?;
+        }
+        Ok(())
+    }
+
     /// Compares a provider's counter of runs with the runs known of `source`. Gives by how many more
     /// the counter has risen since it was last looked at than runs became known. A counter over a
     /// sliding window also falls, so only a rise means anything.
@@ -104,6 +123,23 @@ impl Transaction<'_> {
         Ok(self
             .tx
             .execute("UPDATE runs SET ask_at = ?1 WHERE ask_at IS NOT NULL AND ask_at > ?2", (now.0, latest.0))?)
+    }
+}
+
+/// Open runs of a source, or by how many they have become more.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct OpenRuns {
+    open: i64,
+    overdue: i64,
+}
+
+impl OpenRuns {
+    /// What one run is among them.
+    fn of(run: Option<&Run>) -> OpenRuns {
+        match run {
+            Some(Run { phase: Phase::Open(_), overdue, .. }) => OpenRuns { open: 1, overdue: i64::from(*overdue) },
+            _ => OpenRuns::default(),
+        }
     }
 }
 
@@ -316,11 +352,8 @@ impl View<'_> {
     /// Every source that has or ever had a row, with its numbers.
     pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
         let mut select = self.connection.prepare_cached(
-            "SELECT s.id, s.name, s.provider, s.webhook_at, s.unverified_at, s.answer_at, s.unaccounted,
-                coalesce(o.open, 0) AS open, coalesce(o.overdue, 0) AS overdue
-             FROM sources s LEFT JOIN (SELECT source, count(*) AS open, sum(overdue) AS overdue
-                FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL GROUP BY source) o ON o.source = s.id
-             ORDER BY s.name",
+            "SELECT id, name, provider, open, overdue, webhook_at, unverified_at, answer_at, unaccounted
+             FROM sources ORDER BY name",
         )?;
         let rows = select.query_map([], |row| {
             let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));

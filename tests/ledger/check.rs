@@ -52,6 +52,8 @@ fn whatever_is_broken_is_named() {
             "marks beyond the last report, or reports beyond the last number given",
         ),
         ("UPDATE meta SET recorded = recorded + 1", "ends of the feed that are not the last number given"),
+        ("UPDATE sources SET open = open + 1", "sources whose open runs are counted wrong"),
+        ("UPDATE sources SET overdue = overdue + 1", "sources whose open runs are counted wrong"),
         ("UPDATE settlements SET completions = 7", "minutes whose losses are counted wrong"),
         ("UPDATE meta SET fed_bytes = fed_bytes + 1", "sizes of the feed that are wrong"),
         ("DELETE FROM records WHERE type = 'settled.run.status'", "gaps in the feed"),
