@@ -79,6 +79,33 @@ fn another_programs_database_is_refused_and_left_as_it_was() {
 }
 
 #[test]
+fn a_database_is_ours_by_its_mark_and_an_empty_one_may_become_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("some.db");
+    for (mark, ours) in [
+        ("PRAGMA application_id = 7", false),
+        ("PRAGMA user_version = 1", false),
+        ("CREATE TABLE theirs (x)", false),
+        ("PRAGMA page_size = 4096", true),
+    ] {
+        let _ = fs::remove_file(&path);
+        Connection::open(&path).unwrap().execute_batch(mark).unwrap();
+        let opened = open(&path);
+        assert_eq!(opened.is_ok(), ours, "{mark}: {:?}", opened.err());
+    }
+}
+
+#[test]
+fn a_ledger_is_private_to_its_user_and_group() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deeper/settled.db");
+    let _writer = open(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o027, 0, "{mode:o}");
+}
+
+#[test]
 fn a_file_that_is_no_database_is_refused_and_left_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
