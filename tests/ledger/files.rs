@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
-use settled::store::{SCHEMA_VERSION, StoreError, Writer};
+use settled::store::{Reader, SCHEMA_VERSION, StoreError, Writer};
 
 use super::setting::{Ledger, START, bounds, signed};
 
@@ -16,8 +16,13 @@ fn open(path: &Path) -> Result<Writer, StoreError> {
 fn a_ledger_keeps_its_epoch_when_it_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
-    let first = open(&path).unwrap().epoch().to_owned();
+    let writer = open(&path).unwrap();
+    let first = writer.epoch().to_owned();
+    assert!(first.len() == 8 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
+    assert_eq!(writer.reader().epoch(), first);
+    drop(writer);
     assert_eq!(open(&path).unwrap().epoch(), first);
+    assert_eq!(Reader::open(&path).unwrap().epoch(), first);
 }
 
 #[test]

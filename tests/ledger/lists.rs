@@ -12,21 +12,10 @@ use settled::run::At;
 use settled::secret::SecretLabel;
 use settled::store::{
     DeliveryQuery, Filter, LOSS_SPANS, Loss, RunQuery, SecretUse, SourceCounts, SourceRow, StoreError, StoredRecord,
-    Traffic, Writer, check, examine,
+    Traffic, check, examine,
 };
 
-use super::setting::{Ledger, ROOMY, START, answer, delivery, forged, signed, source, state, track};
-
-/// Another writer of a ledger whose reconciler is gone.
-fn writer(ledger: Ledger) -> (Ledger, Writer) {
-    let path = ledger.path();
-    let Ledger { folder, reader, reconciler, now } = ledger;
-    drop(reconciler);
-    let writer = Writer::open(&path, START).unwrap();
-    // For the folder and the reader; what it would hear goes nowhere.
-    let idle = Ledger::new();
-    (Ledger { folder, reader, now, reconciler: idle.reconciler }, writer)
-}
+use super::setting::{Bare, Ledger, ROOMY, START, answer, delivery, forged, signed, source, state, track};
 
 /// So many seconds after the beginning.
 fn at(seconds: i64) -> At {
@@ -76,18 +65,18 @@ fn every_source_is_listed_with_its_numbers() {
 
 #[test]
 fn a_source_keeps_its_row_and_what_was_noted_of_it() {
-    let (ledger, mut writer) = writer(Ledger::new());
+    let mut bare = Ledger::new().bare();
     let named = [("new", "skyvern"), ("sky", "firecrawl")];
-    let rows = writer.transaction(|tx| tx.sources(named.into_iter(), at(9))).unwrap();
+    let rows = bare.writer.transaction(|tx| tx.sources(named.into_iter(), at(9))).unwrap();
     let sky = SourceRow { id: 1, since: START };
     assert_eq!(rows["sky"], sky, "whatever its provider is now");
     assert_eq!((rows.len(), rows["new"].since), (2, at(9)));
-    let note = |writer: &mut Writer, traffic: &Traffic| writer.transaction(|tx| tx.note_traffic(1, traffic)).unwrap();
-    note(&mut writer, &Traffic { webhook_at: Some(at(1)), ..Traffic::default() });
-    note(&mut writer, &Traffic { answer_at: Some(at(2)), secrets: BTreeMap::new(), ..Traffic::default() });
-    assert_eq!(ledger.count("SELECT webhook_at FROM sources WHERE id = 1"), at(1).0);
-    assert_eq!(ledger.count("SELECT answer_at FROM sources WHERE id = 1"), at(2).0);
-    assert_eq!(ledger.count("SELECT count(*) FROM sources WHERE provider = 'firecrawl'"), 1);
+    let mut note = |traffic: Traffic| bare.writer.transaction(|tx| tx.note_traffic(1, &traffic)).unwrap();
+    note(Traffic { webhook_at: Some(at(1)), ..Traffic::default() });
+    note(Traffic { answer_at: Some(at(2)), secrets: BTreeMap::new(), ..Traffic::default() });
+    assert_eq!(bare.count("SELECT webhook_at FROM sources WHERE id = 1"), at(1).0);
+    assert_eq!(bare.count("SELECT answer_at FROM sources WHERE id = 1"), at(2).0);
+    assert_eq!(bare.count("SELECT count(*) FROM sources WHERE provider = 'firecrawl'"), 1);
 }
 
 #[test]
@@ -96,18 +85,18 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
     for run in 1..=2 {
         ledger.hears(track(&format!("wr_{run}")));
     }
-    let (ledger, mut writer) = writer(ledger);
-    let count = |writer: &mut Writer, counted| writer.transaction(|tx| tx.count_runs(1, counted)).unwrap();
-    assert_eq!(count(&mut writer, 10), 0, "nothing to compare it with");
-    assert_eq!(count(&mut writer, 13), 3);
+    let mut bare = ledger.bare();
+    let count = |bare: &mut Bare, counted| bare.writer.transaction(|tx| tx.count_runs(1, counted)).unwrap();
+    assert_eq!(count(&mut bare, 10), 0, "nothing to compare it with");
+    assert_eq!(count(&mut bare, 13), 3);
     let more = "INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) VALUES (1, ?1, 'open', 0, 1, '{}')";
     for run in 3..=6 {
-        ledger.sql().execute(more, [format!("wr_{run}")]).unwrap();
+        bare.sql().execute(more, [format!("wr_{run}")]).unwrap();
     }
-    assert_eq!(count(&mut writer, 30), 13, "of seventeen more we know four");
-    assert_eq!(count(&mut writer, 20), 0, "its window has moved on");
-    assert_eq!(count(&mut writer, 21), 1);
-    assert_eq!(ledger.count("SELECT unaccounted FROM sources"), 17);
+    assert_eq!(count(&mut bare, 30), 13, "of seventeen more we know four");
+    assert_eq!(count(&mut bare, 20), 0, "its window has moved on");
+    assert_eq!(count(&mut bare, 21), 1);
+    assert_eq!(bare.count("SELECT unaccounted FROM sources"), 17);
 }
 
 #[test]
@@ -117,11 +106,11 @@ fn a_clock_that_was_set_back_freezes_no_question() {
         ledger.hears(track(&format!("wr_{run}")));
     }
     ledger.sql().execute("UPDATE runs SET ask_at = id * 1000, urgent_at = NULL", []).unwrap();
-    let (ledger, mut writer) = writer(ledger);
-    assert_eq!(writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 2);
-    assert_eq!(ledger.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 2);
-    assert_eq!(ledger.count("SELECT ask_at FROM runs WHERE id = 1"), 1_000);
-    assert_eq!(writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 0);
+    let mut bare = ledger.bare();
+    assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 2);
+    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 2);
+    assert_eq!(bare.count("SELECT ask_at FROM runs WHERE id = 1"), 1_000);
+    assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 0);
 }
 
 #[test]
