@@ -154,7 +154,12 @@ mod tests {
     fn a_secret_cannot_be_printed() {
         let secret = Secret::new(" hunter2-hunter2\n");
         assert_eq!(secret.expose(), "hunter2-hunter2");
-        assert!(!format!("{secret:?}").contains("hunter2"));
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+
+    #[test]
+    fn a_label_is_shown_as_wide_as_it_is_asked_for() {
+        assert_eq!(format!("{:<8}|", SecretLabel("api_key".to_owned())), "api_key |");
     }
 
     #[test]

@@ -465,7 +465,6 @@ fn read_state(kind: Kind, response: &Response) -> Option<(Claim, Detail)> {
     let time = state.time("completedAt").or_else(|| state.time("finishedAt"));
     let detail = Detail {
         provider_status: Some(word),
-        group_id: None,
         reason: reason.map(str::to_owned),
         error: state.error(),
         counters: state_counters(kind, &state),

@@ -249,3 +249,47 @@ impl Voice {
         self.ending.covers == Some(other.ending.outcome)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    fn metadata(value: Value) -> Map<String, Value> {
+        Map::from_iter([("k".to_owned(), value)])
+    }
+
+    #[test]
+    fn metadata_nests_less_than_64_deep() {
+        let around: [fn(Value) -> Value; 2] = [|inner| json!([1, inner, 1]), |inner| json!({"a": 1, "b": inner})];
+        for around in around {
+            let nested = |depth| metadata((0..depth).fold(json!(1), |inner, _| around(inner)));
+            assert!(portable(&nested(0)) && portable(&nested(63)));
+            assert!(!portable(&nested(64)) && !portable(&nested(100)));
+        }
+    }
+
+    #[test]
+    fn metadata_has_64_kib_at_most() {
+        let of = |bytes: usize| metadata(Value::from("x".repeat(bytes - r#"{"k":""}"#.len())));
+        assert!(portable(&of(65_536)));
+        assert!(!portable(&of(65_537)));
+    }
+
+    #[test]
+    fn every_text_from_outside_is_rewritten() {
+        let mut detail = Detail {
+            provider_status: Some("a".to_owned()),
+            group_id: Some("b".to_owned()),
+            reason: Some("c".to_owned()),
+            error: Some("d".to_owned()),
+            metadata: Some(Map::from_iter([("e".to_owned(), json!("f")), ("g".to_owned(), json!(1))])),
+            ..Detail::default()
+        };
+        detail.rewrite(|text| text.to_uppercase());
+        let texts = [&detail.provider_status, &detail.group_id, &detail.reason, &detail.error];
+        assert_eq!(texts.map(|text| text.as_deref().unwrap()), ["A", "B", "C", "D"]);
+        assert_eq!(Value::Object(detail.metadata.unwrap()), json!({"e": "F", "g": 1}));
+    }
+}

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use settled::run::At;
-use settled::run::decide::{Effect, Publication};
+use settled::run::decide::{Arrivals, Effect, Publication};
 
 use super::speech::{DAY, HOUR, MINUTE, START, Subject, policy, span};
 
@@ -51,7 +51,7 @@ nobody is asked without a key                             | mute   | 0 client:tr
 a hint brings the next question forward                   | auto   | 0 client:track | 5 hint:succeeded! | hinted | - | now! | ~
 a hint settles nothing and withdraws nothing              | auto   | 0 secret:failed; 1 get:running; 2 get:running | 3 hint:running | hinted | - | now! | +57s
 a second hint within half a minute does nothing           | auto   | 0 client:track; 5 hint:failed; 6 get:running | 30 hint:failed | ignored | - | curve | ~
-a hint after half a minute counts again                   | auto   | 0 client:track; 5 hint:failed; 6 get:running | 36 hint:failed | hinted | - | now! | ~
+half a minute after it the next one counts                | auto   | 0 client:track; 5 hint:failed; 6 get:running | 35 hint:failed | hinted | - | now! | ~
 a hint for a run that is about to be asked is ignored     | auto   | 0 list:over | 5 hint:failed | ignored | - | -5s! | ~
 a hint without a key is ignored                           | mute   | 0 client:track | 5 hint:failed | ignored | - | - | ~
 a hint does nothing to a settled run                      | auto   | 0 signed:failed! | 5 hint:succeeded! | ignored | - | - | -
@@ -86,6 +86,7 @@ though an answer said running                             | auto   | 0 secret:fa
 though an answer said 404                                 | auto   | 0 secret:failed; 1 get:404 | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
 though the questions failed                               | auto   | 0 secret:failed; 1 get:5xx | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
 the strongest of those held is believed                   | auto   | 0 signed:succeeded; 1 secret:failed; 2 signed:cancelled | 60 clock:alarm | settled | succeeded by webhook unconfirmed | +10m | -
+also when it came after a weaker one                      | auto   | 0 secret:failed; 1 signed:succeeded | 60 clock:alarm | settled | succeeded by webhook unconfirmed | +10m | -
 
 # ── Grace ───────────────────────────────────────────────────────────────────────────────────────
 the same answer after it settles                          | grace  | 0 client:track; 20 get:failed | 80 get:failed | settled | failed by poll | - | -
@@ -150,6 +151,7 @@ the answer decides for what was published                 | auto   | 0 signed:fa
 or against it                                             | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 the fourth dispute is not asked about                     | auto   | 0 signed:failed!; 1 signed:succeeded!; 2 get:failed; 3 signed:succeeded!; 4 get:failed; 5 signed:succeeded!; 6 get:failed | 7 signed:succeeded! | disputed | - | - | -
 what was inferred is corrected by any entitled voice      | auto   | 0 client:track; 8d clock:alarm | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
+what was inferred overtakes no answer                     | auto   | 0 client:track; 8d clock:alarm | 9d get@7d:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
 three amendments and no more                              | auto   | 0 get:failed; 1 get:succeeded; 2 get:failed; 3 get:succeeded | 4 get:failed | exhausted | - | - | -
 
 # ── A word that covers two outcomes ─────────────────────────────────────────────────────────────
@@ -196,13 +198,15 @@ the look of today is not spent by an answer on its way    | auto   | 0 secret:fa
 nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 49h get:5xx | unchanged | - | - | -
 an answer that a webhook has overtaken is asked for again  | auto   | 0 client:track; 4 signed:failed! | 5 get@3:succeeded | amended | amendment 1: failed was wrong, succeeded | +1s! | -
 and the new answer decides                                | auto   | 0 client:track; 4 signed:failed!; 5 get@3:succeeded | 7 get@6:failed | amended | amendment 2: succeeded was wrong, failed | - | -
+not where it was another answer that came in between      | auto   | 0 client:track; 10 get@1:failed | 11 get@5:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 so it is where the webhook was only held                  | auto   | 0 client:track; 4 secret:failed | 5 get@3:succeeded | settled | succeeded by webhook | now! | -
 not where the question was asked after it                 | auto   | 0 client:track; 4 secret:failed | 5 get@4:succeeded | settled | succeeded by webhook | - | -
 a dispute is asked about until it is answered             | auto   | 0 get:failed; 5 signed:succeeded! | 6 get:5xx | unchanged | - | +1s! | -
 an answer to an older question does not end it            | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@4:failed | confirmed | - | +1s! | -
+one to a question of that very moment does                | auto   | 0 get:failed; 5 signed:succeeded! | 6 get@5:failed | confirmed | - | - | -
 and the longer a dispute lasts, the more rarely           | auto   | 0 get:failed; 5 signed:succeeded!; 6 get:5xx | 65 get:5xx | unchanged | - | +1m! | -
 after almost two days it is asked about still             | auto   | 0 get:failed; 5 signed:succeeded! | 47h get:5xx | unchanged | - | +5m! | -
-but not for ever                                          | auto   | 0 get:failed; 5 signed:succeeded! | 49h get:5xx | unchanged | - | - | -
+after two days no more                                    | auto   | 0 get:failed; 5 signed:succeeded! | 48h5s get:5xx | unchanged | - | - | -
 nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
 
 # ── A finer word refines whenever it came ────────────────────────────────────────────────────────
@@ -305,6 +309,33 @@ fn text(span: Duration) -> String {
 
 fn found_span(found: &str) -> Duration {
     span(found.trim_start_matches('+').trim_end_matches('!'))
+}
+
+#[test]
+fn authentic_webhooks_are_counted_and_hints_are_not() {
+    let policy = policy("auto");
+    let mut subject = Subject::under(&policy);
+    subject.lives("0 signed:running; 5 secret:failed; 6 hint:failed; 9 signed:failed; 10 get:failed; 12 hint:failed");
+    let last = Some(START.plus(span("9")));
+    assert_eq!(subject.run.unwrap().webhooks, Arrivals { count: 3, first: Some(START), last });
+}
+
+#[test]
+fn of_the_same_webhook_twice_the_first_is_published() {
+    let policy = policy("auto");
+    let mut subject = Subject::under(&policy);
+    subject.lives("0 secret:failed; 5 secret:failed; 60 clock:alarm");
+    assert_eq!(subject.settled().unwrap().belief.report, 1);
+}
+
+#[test]
+fn an_inferred_end_keeps_the_last_word_of_the_provider() {
+    let policy = policy("auto");
+    let mut subject = Subject::under(&policy);
+    subject.lives("0 signed:running; 1m get:404; 6m get:404; 11m get:404");
+    let detail = &subject.settled().unwrap().belief.detail;
+    assert_eq!(detail.reason.as_deref(), Some("provider_gone"));
+    assert_eq!(detail.provider_status.as_deref(), Some("running"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Every invariant of the ledger, broken: what `check` must find and name.
 
 use settled::providers::Verdict;
-use settled::store::{Reader, check, check_with_all_reports};
+use settled::store::{Reader, StoreError, check, check_with_all_reports};
 
 use super::setting::{Ledger, answer, delivery, forged, signed, state, track};
 
@@ -133,7 +133,8 @@ fn a_page_of_other_bytes_is_found() {
 fn only_a_ledger_can_be_opened_for_reading_and_none_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
-    assert!(Reader::open(&path).is_err());
+    let missing = Reader::open(&path).err().unwrap();
+    assert!(matches!(missing, StoreError::Sqlite(_)), "it is nobody's: {missing}");
     assert!(!path.exists());
     std::fs::write(&path, b"").unwrap();
     assert!(Reader::open(&path).err().unwrap().to_string().contains("is not a database of settled"));

@@ -70,6 +70,17 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
 }
 
 #[test]
+fn no_more_damaged_rows_are_remembered_than_a_thousand() {
+    let ledger = Ledger::new();
+    let many = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1001)
+        INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) SELECT 1, 'wr_' || x, 'open', 0, 1, '{' FROM n";
+    ledger.sql().execute(many, []).unwrap();
+    let query = RunQuery { limit: 2_000, ..RunQuery::default() };
+    assert_eq!(ledger.reader.read(|view| view.runs(&query)).unwrap().damaged.len(), 1_001, "all are told");
+    assert_eq!(ledger.reader.damaged().len(), 1_000);
+}
+
+#[test]
 fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
     let mut ledger = damaged();
     ledger.hears(forged("wr_bad", "completed"));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
-use settled::store::{SCHEMA_VERSION, StoreError, Writer};
+use settled::store::{Reader, SCHEMA_VERSION, StoreError, Writer};
 
 use super::setting::{Ledger, START, bounds, signed};
 
@@ -16,8 +16,13 @@ fn open(path: &Path) -> Result<Writer, StoreError> {
 fn a_ledger_keeps_its_epoch_when_it_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
-    let first = open(&path).unwrap().epoch().to_owned();
+    let writer = open(&path).unwrap();
+    let first = writer.epoch().to_owned();
+    assert!(first.len() == 8 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
+    assert_eq!(writer.reader().epoch(), first);
+    drop(writer);
     assert_eq!(open(&path).unwrap().epoch(), first);
+    assert_eq!(Reader::open(&path).unwrap().epoch(), first);
 }
 
 #[test]
@@ -76,6 +81,33 @@ fn another_programs_database_is_refused_and_left_as_it_was() {
     let before = fs::read(&path).unwrap();
     assert!(matches!(open(&path).err().unwrap(), StoreError::Foreign(_)));
     assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_database_is_ours_by_its_mark_and_an_empty_one_may_become_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("some.db");
+    for (mark, ours) in [
+        ("PRAGMA application_id = 7", false),
+        ("PRAGMA user_version = 1", false),
+        ("CREATE TABLE theirs (x)", false),
+        ("PRAGMA page_size = 4096", true),
+    ] {
+        let _ = fs::remove_file(&path);
+        Connection::open(&path).unwrap().execute_batch(mark).unwrap();
+        let opened = open(&path);
+        assert_eq!(opened.is_ok(), ours, "{mark}: {:?}", opened.err());
+    }
+}
+
+#[test]
+fn a_ledger_is_private_to_its_user_and_group() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deeper/settled.db");
+    let _writer = open(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o027, 0, "{mode:o}");
 }
 
 #[test]

@@ -2,12 +2,15 @@
 //! afterwards is what was promised.
 
 mod check;
+mod consumers;
 mod damage;
 mod digestion;
 mod feed;
 mod files;
+mod lists;
 mod numbers;
 mod promises;
+mod retention;
 mod setting;
 mod turns;
 mod versions;

@@ -29,6 +29,24 @@ pub struct Ledger {
     pub now: At,
 }
 
+/// A ledger whose reconciler is gone: the test writes.
+pub struct Bare {
+    pub folder: TempDir,
+    pub reader: Reader,
+    pub writer: Writer,
+}
+
+impl Bare {
+    /// A second connection, that asks SQLite for whatever it likes.
+    pub fn sql(&self) -> Connection {
+        Connection::open(self.folder.path().join("settled.db")).unwrap()
+    }
+
+    pub fn count(&self, sql: &str) -> i64 {
+        self.sql().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
 /// A source of the name, that asks with [`API_KEY`].
 pub fn source(name: &str, provider: &'static dyn Provider) -> Source {
     let key = Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new(API_KEY) };
@@ -56,6 +74,12 @@ impl Ledger {
         let mut reconciler = Reconciler::new(writer, fleet, ring);
         assert_eq!(reconciler.recover(START, |_| ()).unwrap(), 0);
         Ledger { folder, reader, reconciler, now: START }
+    }
+
+    pub fn bare(self) -> Bare {
+        let (path, Ledger { folder, reader, reconciler, .. }) = (self.path(), self);
+        drop(reconciler);
+        Bare { folder, reader, writer: Writer::open(&path, START).unwrap() }
     }
 
     pub fn path(&self) -> PathBuf {

@@ -233,6 +233,19 @@ fn the_credits_of_the_run_are_inside_and_those_of_the_call_outside() {
 }
 
 #[test]
+fn an_answer_tells_the_word_and_the_last_time_there_is() {
+    let detail = |data: Value| status_of(&[http(200, json!({"data": data}).to_string())]).detail;
+    let over = detail(
+        json!({"run_status": "completed", "started_at": "2026-11-21T08:00:01Z", "completed_at": "2026-11-21T08:05:00Z"}),
+    );
+    assert_eq!(over.provider_status.as_deref(), Some("completed"));
+    assert_eq!(over.provider_time.unwrap().rfc3339(), "2026-11-21T08:05:00.000Z");
+    let running = detail(json!({"run_status": "running", "started_at": "2026-11-21T08:00:01Z"}));
+    assert_eq!(running.provider_status.as_deref(), Some("running"));
+    assert_eq!(running.provider_time.unwrap().rfc3339(), "2026-11-21T08:00:01.000Z");
+}
+
+#[test]
 fn the_state_is_found_behind_a_huge_result_and_before_a_cut() {
     let items = "{\"a\":\"b\"},".repeat(550_000);
     let late = format!(r#"{{"status":"completed","data":{{"result":{{"pages":[{items}0]}},"run_status":"failed"}}}}"#);
