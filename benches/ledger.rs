@@ -14,6 +14,8 @@
 
 mod support;
 
+use std::fs::File;
+
 use rusqlite::Connection;
 use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
@@ -87,6 +89,8 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
         .expect("the marks");
     tx.commit().expect("committed");
     sql.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);").expect("moved");
+    // Else the system would still be writing all this while we look at the clock.
+    File::open(ledger.path()).and_then(|file| file.sync_all()).expect("on the disk");
 }
 
 fn report(source: i64, run_id: &str, at: At) -> Report {

@@ -122,7 +122,10 @@ impl Transaction<'_> {
     pub fn clamp_asks(&mut self, now: At, latest: At) -> Result<usize> {
         Ok(self
             .tx
-            .execute("UPDATE runs SET ask_at = ?1 WHERE ask_at IS NOT NULL AND ask_at > ?2", (now.0, latest.0))?)
+            .execute(
+                "UPDATE runs SET ask_at = ?1, state = json_set(state, '$.ask.at', ?1) WHERE ask_at IS NOT NULL AND ask_at > ?2",
+                (now.0, latest.0),
+            )?)
     }
 }
 

@@ -11,8 +11,8 @@ use settled::report::{Head, Report};
 use settled::run::At;
 use settled::secret::SecretLabel;
 use settled::store::{
-    DeliveryQuery, Filter, LOSS_SPANS, Loss, RunQuery, SecretUse, SourceCounts, SourceRow, StoreError, StoredRecord,
-    Traffic, check, examine,
+    DeliveryQuery, Filter, LOSS_SPANS, Loss, RunQuery, RunRow, SecretUse, SourceCounts, SourceRow, StoreError,
+    StoredRecord, Traffic, check, examine,
 };
 
 use super::setting::{Bare, Ledger, ROOMY, START, answer, delivery, forged, signed, source, state, track};
@@ -43,7 +43,10 @@ fn every_source_is_listed_with_its_numbers() {
     ledger.hears(sky(signed_with("api_key", "wr_3", "completed")));
     ledger.hears(sky(forged("wr_9", "completed")));
     ledger.hears(sky(answer("wr_1", at(6), &state("wr_1", "running"))));
-    ledger.sql().execute("UPDATE runs SET overdue = 1 WHERE run_id = 'wr_2'", []).unwrap();
+    let RunRow { key, run, .. } = ledger.run("wr_2").unwrap();
+    let deadline = run.wake_at.unwrap();
+    let alarm = Report { source: 2, at: deadline, head: Head::Clock { run_id: key.run_id }, body: Vec::new() };
+    ledger.reconciler.step(vec![alarm], deadline).unwrap();
     let silent =
         SourceCounts { id: 1, name: "bees".to_owned(), provider: "smartbrowse".to_owned(), ..SourceCounts::default() };
     let busy = SourceCounts {
@@ -57,10 +60,14 @@ fn every_source_is_listed_with_its_numbers() {
         answer_at: Some(at(7)),
         unaccounted: 0,
     };
-    assert_eq!(ledger.reader.read(|view| view.source_counts()).unwrap(), [silent, busy]);
+    assert_eq!(ledger.reader.read(|view| view.source_counts()).unwrap(), [silent.clone(), busy.clone()]);
     let used =
         |label: &str, seconds, uses| SecretUse { source: 2, label: label.to_owned(), last_at: at(seconds), uses };
     assert_eq!(ledger.reader.read(|view| view.secret_uses()).unwrap(), [used("api_key", 5, 2), used("old_key", 4, 1)]);
+    // An overdue run that settles is neither any more.
+    ledger.hears(sky(signed_with("api_key", "wr_2", "completed")));
+    let less = SourceCounts { open: 1, overdue: 0, webhook_at: Some(at(8)), ..busy };
+    assert_eq!(ledger.reader.read(|view| view.source_counts()).unwrap(), [silent, less]);
 }
 
 #[test]
@@ -111,6 +118,17 @@ fn a_clock_that_was_set_back_freezes_no_question() {
     assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 2);
     assert_eq!(bare.count("SELECT ask_at FROM runs WHERE id = 1"), 1_000);
     assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 0);
+}
+
+#[test]
+fn a_question_that_was_put_forward_is_so_in_the_run_too() {
+    let mut ledger = Ledger::new();
+    ledger.hears(track("wr_1"));
+    let mut bare = ledger.bare();
+    assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 1);
+    assert_eq!(bare.reader.read(check).unwrap(), []);
+    let due = bare.reader.read(|view| view.due(1, START, START, 9)).unwrap();
+    assert_eq!(due[0].run.ask.unwrap().at, At(7));
 }
 
 #[test]
@@ -299,7 +317,7 @@ fn a_finding_counts_all_its_rows_and_names_the_first_five() {
         ledger.hears(track(&format!("wr_{run}")));
     }
     assert_eq!(ledger.reader.read(check).unwrap(), []);
-    ledger.sql().execute("UPDATE runs SET overdue = 1", []).unwrap();
+    ledger.sql().execute("UPDATE runs SET opened_at = 1", []).unwrap();
     let examined = examine(&ledger.path()).unwrap();
     let [finding] = &examined.findings[..] else { panic!("{:?}", examined.findings) };
     let named = ["sky:wr_1", "sky:wr_2", "sky:wr_3", "sky:wr_4", "sky:wr_5"];
