@@ -12,7 +12,7 @@ use crate::http::Problem;
 use crate::limits;
 use crate::store::{FeedBounds, Filter, StoredRecord};
 
-/// Different filters and slightly different heads at once; beyond that, everybody reads alone.
+/// Different filters and slightly different heads at once; beyond that the oldest is forgotten.
 const PAGES: usize = 8;
 
 /// What a reader wants to see next.

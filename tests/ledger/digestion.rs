@@ -7,14 +7,14 @@ use settled::providers::{
     Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject, Verdict,
     Webhook,
 };
-use settled::reconciler::Reconciler;
+use settled::reconciler::{Reconciler, Work};
 use settled::report::{AnswerHead, Head, Report, SweepHead};
 use settled::run::asking::Policy;
 use settled::run::decide::Effect;
 use settled::run::observation::Observation;
 use settled::run::{At, Kind, RunId};
 use settled::secret::Keyring;
-use settled::store::{RingLimits, StoreError, Writer};
+use settled::store::{Filter, RingLimits, StoreError, Writer};
 
 use super::setting::{Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track};
 
@@ -128,6 +128,20 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
     assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0, "it is not tried again");
     ledger.hears(signed("wr_1", "completed"));
     assert!(ledger.run("wr_1").unwrap().completion.is_some(), "its run can still settle");
+}
+
+#[test]
+fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
+    let mut ledger = Ledger::of([source("sky", &Nervous)], ROOMY);
+    let poison = delivery(Verdict::Signed, "BOO!");
+    ledger.reconciler.turn(vec![signed("wr_1", "failed"), poison], Vec::new(), START).unwrap();
+    let work: Work = Box::new(|tx| tx.create_consumer("a", 0, &Filter::default(), 0, START).map(drop));
+    let turn = ledger.reconciler.turn(vec![signed("wr_2", "failed")], vec![work], START).unwrap();
+    assert!(turn.digested.is_err() && turn.work[0].is_ok());
+    assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));
+    assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 1);
+    ledger.reconciler.catch_up(START, |_| ()).unwrap();
+    assert_eq!((ledger.feed().len(), ledger.set_aside()), (2, 1));
 }
 
 #[test]

@@ -62,5 +62,10 @@ fn open_runs_cost_few_calls() {
             "{} {kind}: {open} open runs, {pages} pages of lists and {questions} questions an hour",
             source.word()
         );
+        // Asked about one by one, each would take eleven. What a list shows as open is spared that;
+        // Firecrawl lists no agents.
+        let each = if (source, kind) == (Source::Jobs, Kind::Agent) { 12 } else { 3 };
+        assert!(questions <= each * open as u64, "too many questions");
+        assert!(pages <= 60 * open.div_ceil(100) as u64, "too many pages");
     }
 }
