@@ -250,9 +250,9 @@ pub fn json(value: &impl Serialize) -> String {
 }
 
 /// The whole line, without its newline.
-pub fn line(envelope: &str, cursor: &str, data: &str) -> String {
+pub fn line(envelope: &str, epoch: &str, seq: i64, data: &str) -> String {
     let open = envelope.strip_suffix('}').unwrap_or(envelope);
-    [open, ",\"cursor\":\"", cursor, "\",\"data\":", data, "}"].concat()
+    [open, ",\"cursor\":\"", epoch, ".", &seq.to_string(), "\",\"data\":", data, "}"].concat()
 }
 
 /// How deep a payload may nest. Common parsers stop at 128, and a record puts it two levels down.
@@ -394,6 +394,6 @@ mod tests {
 
     #[test]
     fn the_cursor_is_spliced_before_the_data() {
-        assert_eq!(line(r#"{"id":"x"}"#, "e.7", r#"{"a":1}"#), r#"{"id":"x","cursor":"e.7","data":{"a":1}}"#);
+        assert_eq!(line(r#"{"id":"x"}"#, "e", 7, r#"{"a":1}"#), r#"{"id":"x","cursor":"e.7","data":{"a":1}}"#);
     }
 }

@@ -232,7 +232,7 @@ impl View<'_> {
             stored(RecordType::from_word(text(1)?), "a parked event's type")?;
             Ok(ParkedRow {
                 seq,
-                line: record::line(text(2)?, &self.cursor(seq).to_string(), text(3)?),
+                line: record::line(text(2)?, self.epoch, seq, text(3)?),
                 attempts: row.get(4)?,
                 error: row.get(5)?,
                 at: At(row.get(6)?),

@@ -175,7 +175,7 @@ impl View<'_> {
             seq,
             record_type: stored(RecordType::from_word(text(1)?), "a record's type")?,
             at: At(row.get(2)?),
-            line: record::line(text(3)?, &format!("{}.{seq}", self.epoch), text(4)?),
+            line: record::line(text(3)?, self.epoch, seq, text(4)?),
         })
     }
 }

@@ -81,7 +81,7 @@ fn check_record(provider: &dyn Provider, run: &Run, publication: Publication, ru
     let json = Some(body).filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
     let payload = json.as_ref().map_or(Payload::Absent, Payload::Inline);
     let draft = draft(About { provider: provider.name(), key: &key }, run, publication, payload, NOW);
-    let line = line(&draft.envelope, "e.1", &draft.data);
+    let line = line(&draft.envelope, "e", 1, &draft.data);
     assert!(!line.contains('\n'), "{line}");
     let read: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
     assert_eq!((&read["subject"], &read["cursor"]), (&run_id.as_str().into(), &"e.1".into()));

@@ -305,9 +305,8 @@ impl Pair {
         assert_eq!(runs, self.reference.runs, "the runs");
         let said: Vec<&str> = records.iter().map(|record| record.line.as_str()).collect();
         let expected = self.reference.feed.iter().zip(1..);
-        let expected: Vec<String> = expected
-            .map(|((envelope, data), seq): (_, i64)| line(envelope, &format!("{}.{seq}", self.epoch), data))
-            .collect();
+        let expected: Vec<String> =
+            expected.map(|((envelope, data), seq): (_, i64)| line(envelope, &self.epoch, seq, data)).collect();
         assert_eq!(said, expected, "the feed");
     }
 
