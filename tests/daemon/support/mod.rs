@@ -198,6 +198,9 @@ impl Daemon {
     /// The records of the feed, by cursor.
     pub fn feed(&self) -> BTreeMap<i64, String> {
         let answer = self.try_feed("/v1/events?types=completion,amendment,status").expect("the feed answers");
+        // A reader that is stopped for a minute is shown out, which is no loss.
+        let end = answer.body.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().map(String::from_utf8_lossy);
+        assert!(end.is_some_and(|line| line.contains("settled.feed.end")), "the answer was cut off");
         answer.body.split(|byte| *byte == b'\n').filter_map(|line| record(&String::from_utf8_lossy(line))).collect()
     }
 
