@@ -120,12 +120,12 @@ impl Transaction<'_> {
     /// Moves every question that lies further ahead than any rule could have put it back to `now`:
     /// the clock was stepped back, and must not freeze polling.
     pub fn clamp_asks(&mut self, now: At, latest: At) -> Result<usize> {
-        Ok(self
-            .tx
-            .execute(
-                "UPDATE runs SET ask_at = ?1, state = json_set(state, '$.ask.at', ?1) WHERE ask_at IS NOT NULL AND ask_at > ?2",
-                (now.0, latest.0),
-            )?)
+        Ok(self.tx.execute(
+            "UPDATE runs SET ask_at = ?1,
+                    state = CASE WHEN json_valid(state) THEN json_set(state, '$.ask.at', ?1) ELSE state END
+                 WHERE ask_at IS NOT NULL AND ask_at > ?2",
+            (now.0, latest.0),
+        )?)
     }
 }
 

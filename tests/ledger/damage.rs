@@ -70,6 +70,14 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_does_not_stop_the_start_over_a_damaged_run() {
+    let mut bare = damaged().bare();
+    assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 3);
+    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 3);
+    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE state = '{\"kind\":'"), 1, "it stays as it was found");
+}
+
+#[test]
 fn no_more_damaged_rows_are_remembered_than_a_thousand() {
     let ledger = Ledger::new();
     let many = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1001)
