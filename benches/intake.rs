@@ -10,7 +10,8 @@
 //! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--rate N] [--beside NAME=ADDRESS]…`
 //!
 //! Without `--rate` each connection sends as soon as it is answered. With it a request is due every
-//! 1/N s, whether or not the one before was answered, and latency counts from when it was due.
+//! 1/N s, whether or not the one before was answered; latency counts from when it was due if every
+//! connection was busy then, and else from when it was sent.
 //! `--beside` puts another server, which is running already and accepts the same signed deliveries
 //! under `/hooks/sky`, into the same rounds; `benches/compare` starts some and does so.
 

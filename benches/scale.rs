@@ -12,10 +12,10 @@ use std::hint::black_box;
 use rusqlite::Connection;
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
 use settled::providers::Verdict;
-use settled::report::{Head, Report, TrackHead, WebhookHead};
-use settled::run::{At, Kind, RunId};
+use settled::report::{Head, Report, WebhookHead};
+use settled::run::At;
 use settled::store::{Filter, Reader};
-use support::{Ledger, file_bytes, median, option, resident, timed};
+use support::{Ledger, file_bytes, median, option, resident, timed, track};
 
 const START: At = At(1_795_248_987_000);
 const GROUP: usize = 512;
@@ -90,15 +90,10 @@ fn follow(reader: &Reader) {
 fn choose(count: usize, rounds: usize) {
     let mut ledger = Ledger::new(START);
     let source = ledger.source;
-    let track = |number: usize| {
-        let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
-        let head = Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None });
-        Report { source, at: START, head, body: Vec::new() }
-    };
     for part in [count / 100, count - count / 100] {
         let before = ledger.reconciler.reader().read(|view| view.source_counts()).expect("counts")[0].open;
         let first = usize::try_from(before).expect("small");
-        ledger.hear((first..first + part).map(track), GROUP, START);
+        ledger.hear((first..first + part).map(|number| track(source, number, START)), GROUP, START);
         let reader = ledger.reconciler.reader();
         let later = At(START.0 + 86_400_000);
         let mut times: [Vec<f64>; 3] = Default::default();

@@ -11,9 +11,8 @@ mod support;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use settled::report::{Head, Report, TrackHead};
-use settled::run::{At, Kind, RunId};
-use support::{Daemon, Ledger, Sender, computed, file_bytes, option, request, resident};
+use settled::run::At;
+use support::{Daemon, Ledger, Sender, computed, file_bytes, option, request, resident, track};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -30,12 +29,7 @@ async fn stand(open: usize, seconds: u64) {
     let now = At(i64::try_from(millis).expect("before the sun dies"));
     let mut ledger = Ledger::new(now);
     let source = ledger.source;
-    let track = |number: usize| {
-        let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
-        let head = Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None });
-        Report { source, at: now, head, body: Vec::new() }
-    };
-    ledger.hear((0..open).map(track), 512, now);
+    ledger.hear((0..open).map(|number| track(source, number, now)), 512, now);
     let path = ledger.path();
     let Ledger { folder, reconciler, .. } = ledger;
     reconciler.close();

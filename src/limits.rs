@@ -139,6 +139,10 @@ pub const STREAMS_MAX: usize = 1_100;
 /// Who is at most so many rows behind the head reads them together with others who are.
 pub const TAIL_ROWS: i64 = 256;
 
+/// Pages kept for them: different filters and slightly different heads at once. Beyond that the
+/// oldest is forgotten.
+pub const TAIL_PAGES: usize = 8;
+
 /// Lookups for the sockets at once, each with a connection and its cache of the database.
 pub const LOOKUPS_MAX: usize = 8;
 

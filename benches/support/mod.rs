@@ -17,8 +17,8 @@ use settled::config::Source;
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
 use settled::reconciler::{Fleet, Reconciler};
-use settled::report::Report;
-use settled::run::{At, SourceName};
+use settled::report::{Head, Report, TrackHead};
+use settled::run::{At, Kind, RunId, SourceName};
 use settled::secret::{Key, Secret, SecretLabel};
 use settled::store::{RingLimits, Writer};
 use tempfile::TempDir;
@@ -125,6 +125,13 @@ pub fn request(run_id: &str) -> Vec<u8> {
         body.len()
     );
     [head.into_bytes(), body.into_bytes()].concat()
+}
+
+/// A client's word that there is a run of this number.
+pub fn track(source: i64, number: usize, at: At) -> Report {
+    let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
+    let head = Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None });
+    Report { source, at, head, body: Vec::new() }
 }
 
 /// A ledger in a folder of its own, with one Skyvern account.

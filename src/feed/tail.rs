@@ -12,9 +12,6 @@ use crate::http::Problem;
 use crate::limits;
 use crate::store::{FeedBounds, Filter, StoredRecord};
 
-/// Different filters and slightly different heads at once; beyond that the oldest is forgotten.
-const PAGES: usize = 8;
-
 /// What a reader wants to see next.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Want {
@@ -69,7 +66,7 @@ impl Tail {
         if let Some((_, page)) = pages.iter().find(|(known, _)| known == want) {
             return page.clone();
         }
-        if pages.len() == PAGES {
+        if pages.len() == limits::TAIL_PAGES {
             pages.pop_front();
         }
         let page = Shared::default();
@@ -122,10 +119,10 @@ mod tests {
             assert!(!Arc::ptr_eq(&first, &tail.shared(other)));
         }
         assert!(Arc::ptr_eq(&first, &tail.shared(&want(0, 1))), "still there");
-        for head in 10..10 + i64::try_from(PAGES).unwrap() {
+        for head in 10..10 + i64::try_from(limits::TAIL_PAGES).unwrap() {
             tail.shared(&want(9, head));
         }
         assert!(!Arc::ptr_eq(&first, &tail.shared(&want(0, 1))));
-        assert_eq!(tail.pages.lock().unwrap().len(), PAGES);
+        assert_eq!(tail.pages.lock().unwrap().len(), limits::TAIL_PAGES);
     }
 }
