@@ -100,6 +100,10 @@ pub const QUEUE_REPORTS_MAX: usize = 4096;
 /// How long a mouth waits for room in that queue before it says 503.
 pub const QUEUE_WAIT: Duration = Duration::from_secs(5);
 
+/// How long more may come in than can be written before senders are turned away at once. Bursts are
+/// shorter, and every sender waits longer than this for its answer.
+pub const STANDING_MAX: Duration = Duration::from_secs(1);
+
 /// Reports in one transaction. More gains nothing (measured: the commit is paid off by then) and
 /// would delay the first of them.
 pub const GROUP_REPORTS_MAX: usize = 512;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::overload::Overload;
 use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, place};
 use crate::limits;
 use crate::report::Report;
@@ -58,13 +59,18 @@ pub(super) enum Reply {
 #[derive(Clone)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
+    overload: Overload,
     head: watch::Receiver<i64>,
     nudges: watch::Receiver<u64>,
 }
 
 impl Handle {
-    /// Stores a report. On disk when this returns `Ok`.
+    /// Stores a report that comes from outside, where there may be more of them than we can write. On
+    /// disk when this returns `Ok`.
     pub async fn record(&self, report: Report) -> Result<i64, Refusal> {
+        if self.overload.refuses(self.jobs.max_capacity() - self.jobs.capacity()) {
+            return Err(Refusal::Busy);
+        }
         let (reply, answer) = oneshot::channel();
         self.submit(Job::Report { report, reply: Reply::Recorded(reply) }).await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
@@ -192,8 +198,17 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
     let (head_tx, head) = watch::channel(head);
     let (nudge_tx, nudges) = watch::channel(0);
     let group_max = sizes.group;
-    let desk = Writing { ledger, clock, head: head_tx, nudges: nudge_tx, unheard: Vec::new(), group_max };
-    (Handle { jobs, head, nudges }, move || desk.serve(waiting))
+    let overload = Overload::new(group_max);
+    let desk = Writing {
+        ledger,
+        clock,
+        overload: overload.clone(),
+        head: head_tx,
+        nudges: nudge_tx,
+        unheard: Vec::new(),
+        group_max,
+    };
+    (Handle { jobs, overload, head, nudges }, move || desk.serve(waiting))
 }
 
 /// How long the writer waits between two attempts to digest a backlog.
@@ -203,6 +218,7 @@ const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 struct Writing<L> {
     ledger: L,
     clock: Clock,
+    overload: Overload,
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
     /// Who waits for the digest of a report that is stored.
@@ -224,6 +240,7 @@ impl<L: Turns> Writing<L> {
                 return self.ledger.close();
             }
             let closed = take(&mut waiting, &mut group, self.group_max);
+            self.overload.taken(waiting.len());
             if closed && group.is_empty() && self.ledger.behind() {
                 // Stopping with a sick disk: what is stored is digested at the next start.
                 return;
@@ -360,5 +377,59 @@ fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Send
     }
     if aftermath.urgent {
         nudge.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Head;
+    use crate::run::RunId;
+
+    /// A ledger that takes its time over a turn, and nothing else.
+    struct Slow;
+
+    impl Turns for Slow {
+        fn turn(&mut self, reports: Vec<Report>, _: Vec<Work>, _: At) -> Result<Turn, StoreError> {
+            std::thread::sleep(Duration::from_millis(20));
+            Ok(Turn { stored: vec![1; reports.len()], work: Vec::new(), digested: Ok(Aftermath::default()) })
+        }
+        fn pending(&self) -> usize {
+            0
+        }
+        fn behind(&self) -> bool {
+            false
+        }
+        fn catch_up(&mut self, _: At, _: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn reverify(&mut self, _: i64, _: At, _: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+            Ok(Reverified::default())
+        }
+        fn set_fleet(&mut self, _: Fleet) {}
+        fn close(self) {}
+    }
+
+    fn report() -> Report {
+        let head = Head::Clock { run_id: RunId::new("r").unwrap() };
+        Report { source: 1, at: At(0), head, body: Vec::new() }
+    }
+
+    /// Twelve senders where a turn takes two.
+    #[tokio::test]
+    async fn under_lasting_overload_senders_are_turned_away_and_a_burst_is_not() {
+        let (ledger, serve) = channel_of(Sizes { queue: 64, group: 2 }, Slow, Arc::new(|| At(0)), 0);
+        let writer = std::thread::spawn(serve);
+        let begin = std::time::Instant::now();
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..12 {
+            let ledger = ledger.clone();
+            senders.spawn(async move { while ledger.record(report()).await.is_ok() {} });
+        }
+        senders.join_next().await.expect("somebody is turned away").unwrap();
+        assert!(begin.elapsed() >= limits::STANDING_MAX, "a burst waits");
+        senders.shutdown().await;
+        drop(ledger);
+        writer.join().unwrap();
     }
 }

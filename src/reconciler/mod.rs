@@ -15,6 +15,7 @@
 mod conclude;
 mod fleet;
 mod handle;
+mod overload;
 mod place;
 #[cfg(test)]
 mod schedules;

@@ -1,8 +1,9 @@
-//! How the hand-off waits: for work, for room in the queue, for a sick disk to be well. And nothing
-//! else, so that a test that explores schedules ([`super::schedules`]) can wait in its own way while
-//! everything around it is what runs in the daemon.
+//! How the hand-off waits: for work, for room in the queue, for a sick disk to be well; and how long
+//! something has lasted. And nothing else, so that a test that explores schedules
+//! ([`super::schedules`]) can wait in its own way while everything around it is what runs in the
+//! daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -36,6 +37,15 @@ pub async fn patiently<F: Future>(future: F) -> Option<F::Output> {
         return schedules::patiently(future).await;
     }
     tokio::time::timeout(limits::QUEUE_WAIT, future).await.ok()
+}
+
+/// How much time has passed.
+pub fn since(moment: Instant) -> Duration {
+    #[cfg(test)]
+    if schedules::exploring() {
+        return schedules::some_time();
+    }
+    moment.elapsed()
 }
 
 /// Between two things that others can see. Here a test lets everybody else go on.

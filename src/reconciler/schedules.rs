@@ -16,6 +16,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use shuttle::rand::Rng as _;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -45,6 +46,11 @@ pub(super) fn block_on<F: Future>(future: F) -> F::Output {
 /// Somebody else may go on.
 pub(super) fn step() {
     shuttle::thread::yield_now();
+}
+
+/// None, or more than anybody waits for.
+pub(super) fn some_time() -> Duration {
+    if shuttle::rand::thread_rng().gen_bool(0.5) { Duration::ZERO } else { Duration::MAX }
 }
 
 /// Patience ends at some moment that nobody knows before.
