@@ -310,59 +310,109 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::feed::views::StoreView;
-    use crate::store::{Loss, SourceCounts};
+
+    /// A status in which every number is another.
+    fn facts() -> StatusView {
+        let source = json!({"name": "a", "provider": "skyvern", "configured": true, "open": 11, "overdue": 12,
+            "loss": {"24h": {"completions": 4, "synthesized": 1, "late": 2, "rate": 0.25}},
+            "last_webhook_at": "1970-01-01T00:00:13Z", "last_unverified_at": "1970-01-01T00:00:14Z",
+            "last_answer_at": "1970-01-01T00:00:15Z", "clock_skew_ms": -1500, "unaccounted": 16, "notes": [],
+            "pace": {"rate": 17.0, "effective_rate": 18.0, "tokens": 19.0, "troubles_in_a_row": 20, "pause": null,
+                "breaker": {"since": 0, "why": "no", "next_probe": 0, "probes": 0},
+                "heard": {"fine": 21, "throttled": 22, "refused": 23, "trouble": 24}},
+            "secrets": [{"label": "secrets[0]", "last_used_at": "1970-01-01T00:00:25Z", "uses": 26, "can_go": false},
+                {"label": "secrets[1]", "last_used_at": null, "uses": 0, "can_go": false}]});
+        let left = json!({"name": "b", "provider": "firecrawl", "configured": false, "open": 31, "overdue": 32, "loss": {},
+            "unaccounted": 33, "notes": [], "secrets": []});
+        let consumer = json!({"name": "mail", "acked": "e.4", "head": "e.7", "lag": 41, "parked": 42, "connected": true,
+            "expired": false, "window": 0, "generation": 1, "created_at": "", "seen_at": "1970-01-01T00:00:43Z",
+            "filter": {}});
+        let damaged = json!({"table": "runs", "name": "r"});
+        let facts = json!({"version": "1", "started_at": "1970-01-01T00:00:02.500Z", "epoch": "e", "head": "e.7",
+            "earliest": "e.5", "open": 0, "overdue": 0, "set_aside": 51, "damaged": [damaged],
+            "store": {"path": "", "bytes": 52, "free_bytes": 53, "wal_bytes": 54}, "sources": [source, left],
+            "consumers": [consumer]});
+        serde_json::from_value(facts).unwrap()
+    }
+
+    const SAMPLES: &str = r#"
+settled_build_info{version="1",epoch="e"} 1
+settled_start_time_seconds 2.5
+settled_reports_set_aside 51.0
+settled_rows_damaged 1.0
+settled_store_size_bytes 52.0
+settled_store_free_bytes 53.0
+settled_store_wal_bytes 54.0
+settled_feed_records_total 7
+settled_feed_records_removed_total 5
+settled_source_configured{source="a",provider="skyvern"} 1.0
+settled_source_configured{source="b",provider="firecrawl"} 0.0
+settled_runs_open{source="a",provider="skyvern"} 11.0
+settled_runs_open{source="b",provider="firecrawl"} 31.0
+settled_runs_overdue{source="a",provider="skyvern"} 12.0
+settled_runs_overdue{source="b",provider="firecrawl"} 32.0
+settled_runs_unaccounted_total{source="a",provider="skyvern"} 16
+settled_runs_unaccounted_total{source="b",provider="firecrawl"} 33
+settled_last_webhook_timestamp_seconds{source="a",provider="skyvern"} 13.0
+settled_last_unverified_timestamp_seconds{source="a",provider="skyvern"} 14.0
+settled_last_answer_timestamp_seconds{source="a",provider="skyvern"} 15.0
+settled_clock_skew_seconds{source="a",provider="skyvern"} -1.5
+settled_window_completions{source="a",provider="skyvern",window="24h"} 4.0
+settled_window_synthesized{source="a",provider="skyvern",window="24h"} 1.0
+settled_window_late_webhooks{source="a",provider="skyvern",window="24h"} 2.0
+settled_window_loss_ratio{source="a",provider="skyvern",window="24h"} 0.25
+settled_provider_answers_total{source="a",provider="skyvern",result="fine"} 21
+settled_provider_answers_total{source="a",provider="skyvern",result="throttled"} 22
+settled_provider_answers_total{source="a",provider="skyvern",result="refused"} 23
+settled_provider_answers_total{source="a",provider="skyvern",result="trouble"} 24
+settled_provider_breaker_open{source="a",provider="skyvern"} 1.0
+settled_provider_paused{source="a",provider="skyvern"} 0.0
+settled_provider_rate{source="a",provider="skyvern"} 18.0
+settled_provider_rate_limit{source="a",provider="skyvern"} 17.0
+settled_provider_tokens{source="a",provider="skyvern"} 19.0
+settled_provider_troubles{source="a",provider="skyvern"} 20.0
+settled_secret_uses_total{source="a",provider="skyvern",secret="secrets[0]"} 26
+settled_secret_uses_total{source="a",provider="skyvern",secret="secrets[1]"} 0
+settled_secret_last_use_timestamp_seconds{source="a",provider="skyvern",secret="secrets[0]"} 25.0
+settled_consumer_lag{consumer="mail"} 41.0
+settled_consumer_parked{consumer="mail"} 42.0
+settled_consumer_connected{consumer="mail"} 1.0
+settled_consumer_expired{consumer="mail"} 0.0
+settled_consumer_last_seen_timestamp_seconds{consumer="mail"} 43.0
+"#;
+
+    fn samples(text: &str) -> Vec<&str> {
+        let mut samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        samples.sort_unstable();
+        samples
+    }
 
     #[test]
-    fn the_names_are_as_prometheus_wants_them() {
-        let counts = SourceCounts { name: "a".to_owned(), provider: "skyvern".to_owned(), ..SourceCounts::default() };
-        let loss = Loss { completions: 4, synthesized: 1, late: 1, rate: 0.25 };
-        let source =
-            SourceView::of(counts, None, Some(-1500), Vec::new(), Vec::new(), [("24h".to_owned(), loss)].into());
-        let consumer = json!({"name": "mail", "acked": "e.4", "head": "e.7", "lag": 3, "parked": 2, "connected": true,
-            "expired": false, "window": 0, "generation": 1, "created_at": "", "seen_at": "1970-01-01T00:00:01Z", "filter": {}});
-        let consumer = serde_json::from_value(consumer).unwrap();
-        let facts = StatusView {
-            version: "1".into(),
-            started_at: "1970-01-01T00:00:02.500Z".to_owned(),
-            epoch: "e".to_owned(),
-            head: "e.7".to_owned(),
-            earliest: "e.0".to_owned(),
-            open: 0,
-            overdue: 0,
-            set_aside: 3,
-            damaged: Vec::new(),
-            store: StoreView { path: String::new(), bytes: 1, free_bytes: 2, wal_bytes: 3 },
-            sources: vec![source],
-            consumers: vec![consumer],
-        };
-        let text = render(&facts).unwrap();
-        for line in [
-            "settled_start_time_seconds 2.5",
-            "settled_reports_set_aside 3.0",
-            "settled_feed_records_total 7",
-            "settled_store_size_bytes 1.0",
-            "settled_clock_skew_seconds{source=\"a\",provider=\"skyvern\"} -1.5",
-            "settled_window_loss_ratio{source=\"a\",provider=\"skyvern\",window=\"24h\"} 0.25",
-            "settled_rows_damaged 0.0",
-            "settled_consumer_lag{consumer=\"mail\"} 3.0",
-            "settled_consumer_parked{consumer=\"mail\"} 2.0",
-            "settled_consumer_last_seen_timestamp_seconds{consumer=\"mail\"} 1.0",
-            "settled_runs_unaccounted_total{source=\"a\",provider=\"skyvern\"} 0",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
-        }
+    fn every_fact_is_there_under_the_name_that_prometheus_wants() {
+        let text = render(&facts()).unwrap();
+        assert_eq!(samples(&text), samples(SAMPLES));
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples_each_under_its_own_name() {
+        let text = render(&facts()).unwrap();
         let classic = classic(&text);
+        assert_eq!(samples(&classic), samples(&text));
         for line in [
             "# TYPE settled_build_info gauge",
             "# TYPE settled_feed_records_total counter",
             "# HELP settled_feed_records_total Records ever appended to the feed.",
-            "settled_feed_records_total 7",
             "# TYPE settled_store_size_bytes gauge",
         ] {
             assert!(classic.lines().any(|found| found == line), "{line} is not in\n{classic}");
         }
         assert!(!classic.contains("EOF") && !classic.contains("# UNIT"));
+        let typed: Vec<&str> =
+            classic.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        for sample in samples(&classic) {
+            let name = sample.split(['{', ' ']).next().unwrap();
+            assert!(typed.contains(&name), "{name} has no type");
+        }
     }
 }

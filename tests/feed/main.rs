@@ -6,6 +6,7 @@ mod events;
 mod examples;
 mod kills;
 mod load;
+mod metrics;
 mod retention;
 mod schema;
 mod support;
