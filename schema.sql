@@ -23,7 +23,8 @@ CREATE TABLE sources (
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
     answer_at     INTEGER,                    -- last answer to a question of ours
-    open          INTEGER NOT NULL DEFAULT 0, -- runs that are open now
+    known         INTEGER NOT NULL DEFAULT 0, -- runs there are
+    open          INTEGER NOT NULL DEFAULT 0, -- … of which open
     overdue       INTEGER NOT NULL DEFAULT 0, -- … of which past their deadline
     counted       INTEGER,                    -- runs the provider's own counter last showed
     counted_known INTEGER,                    -- runs we knew of then

@@ -117,10 +117,11 @@ const INVARIANTS: [(&str, &str); 16] = [
     ("reports whose head cannot be read", "SELECT id FROM reports WHERE NOT json_valid(head)"),
     ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
     (
-        "sources whose open runs are counted wrong",
-        "SELECT name FROM sources s LEFT JOIN (SELECT source, count(*) AS open, sum(overdue) AS overdue FROM runs
-            WHERE phase = 'open' GROUP BY source) u ON u.source = s.id
-         WHERE s.open <> coalesce(u.open, 0) OR s.overdue <> coalesce(u.overdue, 0)",
+        "sources whose runs are counted wrong",
+        "SELECT name FROM sources s LEFT JOIN (SELECT source, count(*) AS known, sum(phase = 'open') AS open,
+            sum(phase = 'open' AND overdue) AS overdue FROM runs GROUP BY source) u ON u.source = s.id
+         WHERE s.known <> coalesce(u.known, 0) OR s.open <> coalesce(u.open, 0)
+            OR s.overdue <> coalesce(u.overdue, 0)",
     ),
     (
         "minutes whose losses are counted wrong",

@@ -154,7 +154,7 @@ struct Totals {
     /// By source and minute.
     settlements: BTreeMap<(i64, i64), losses::Settlements>,
     /// By source.
-    open: BTreeMap<i64, runs::OpenRuns>,
+    runs: BTreeMap<i64, runs::RunCounts>,
 }
 
 /// The numbers in `meta` that move with nearly every transaction.
@@ -352,7 +352,7 @@ impl Transaction<'_> {
                 .prepare_cached("UPDATE meta SET reported = ?1, digested = ?2, recorded = ?3, fed_bytes = ?4")?
                 .execute((reported, digested, recorded, fed_bytes))?;
         }
-        self.write_open_runs()?;
+        self.write_run_counts()?;
         self.write_settlements()
     }
 

@@ -32,7 +32,7 @@ impl Transaction<'_> {
             return Ok(row);
         }
         self.note_settlement(source, before, run);
-        self.note_open_run(source, before, run);
+        self.note_run(source, before, run);
         let (phase, outcome, origin, settled_at) = match &run.phase {
             Phase::Open(_) => ("open", None, None, None),
             Phase::Settled(settled) => {
@@ -77,20 +77,20 @@ impl Transaction<'_> {
         Ok(known.map_or_else(|| self.tx.last_insert_rowid(), |(row, _)| row))
     }
 
-    fn note_open_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
-        let (was, is) = (OpenRuns::of(before), OpenRuns::of(Some(after)));
+    fn note_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
+        let (was, is) = (RunCounts::of(before), RunCounts::of(Some(after)));
         if was != is {
-            let change = self.totals.open.entry(source).or_default();
+            let change = self.totals.runs.entry(source).or_default();
+            change.known += is.known - was.known;
             change.open += is.open - was.open;
             change.overdue += is.overdue - was.overdue;
         }
     }
 
-    pub(super) fn write_open_runs(&mut self) -> Result<()> {
-        for (source, change) in std::mem::take(&mut self.totals.open) {
-            self.tx
-                .prepare_cached("UPDATE sources SET open = open + ?2, overdue = overdue + ?3 WHERE id = ?1")?
-                .execute((source, change.open, change.overdue))?;
+    pub(super) fn write_run_counts(&mut self) -> Result<()> {
+        for (source, change) in std::mem::take(&mut self.totals.runs) {
+            let sql = "UPDATE sources SET known = known + ?2, open = open + ?3, overdue = overdue + ?4 WHERE id = ?1";
+            self.tx.prepare_cached(sql)?.execute((source, change.known, change.open, change.overdue))?;
         }
         Ok(())
     }
@@ -99,10 +99,10 @@ impl Transaction<'_> {
     /// the counter has risen since it was last looked at than runs became known. A counter over a
     /// sliding window also falls, so only a rise means anything.
     pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
-        let known: i64 = self
-            .tx
-            .prepare_cached("SELECT count(*) FROM runs WHERE source = ?1")?
-            .query_row([source], |row| row.get(0))?;
+        // What this transaction has added counts too.
+        self.write_run_counts()?;
+        let known: i64 =
+            self.tx.prepare_cached("SELECT known FROM sources WHERE id = ?1")?.query_row([source], |row| row.get(0))?;
         let before: Option<(i64, i64)> = self
             .tx
             .prepare_cached("SELECT counted, counted_known FROM sources WHERE id = ?1 AND counted IS NOT NULL")?
@@ -129,20 +129,20 @@ impl Transaction<'_> {
     }
 }
 
-/// Open runs of a source, or by how many they have become more.
+/// Runs of a source, or by how many they have become more.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct OpenRuns {
+pub(super) struct RunCounts {
+    known: i64,
     open: i64,
     overdue: i64,
 }
 
-impl OpenRuns {
+impl RunCounts {
     /// What one run is among them.
-    fn of(run: Option<&Run>) -> OpenRuns {
-        match run {
-            Some(Run { phase: Phase::Open(_), overdue, .. }) => OpenRuns { open: 1, overdue: i64::from(*overdue) },
-            _ => OpenRuns::default(),
-        }
+    fn of(run: Option<&Run>) -> RunCounts {
+        let Some(run) = run else { return RunCounts::default() };
+        let open = matches!(run.phase, Phase::Open(_));
+        RunCounts { known: 1, open: i64::from(open), overdue: i64::from(open && run.overdue) }
     }
 }
 

@@ -96,10 +96,7 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
     let count = |bare: &mut Bare, counted| bare.writer.transaction(|tx| tx.count_runs(1, counted)).unwrap();
     assert_eq!(count(&mut bare, 10), 0, "nothing to compare it with");
     assert_eq!(count(&mut bare, 13), 3);
-    let more = "INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) VALUES (1, ?1, 'open', 0, 1, '{}')";
-    for run in 3..=6 {
-        bare.sql().execute(more, [format!("wr_{run}")]).unwrap();
-    }
+    bare.sql().execute("UPDATE sources SET known = known + 4", []).unwrap();
     assert_eq!(count(&mut bare, 30), 13, "of seventeen more we know four");
     assert_eq!(count(&mut bare, 20), 0, "its window has moved on");
     assert_eq!(count(&mut bare, 21), 1);
