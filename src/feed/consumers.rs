@@ -49,15 +49,14 @@ impl Cause {
     }
 }
 
-/// What has happened to a consumer, for the stream that reads it. The ledger knows the rest.
+/// What has happened to a consumer, for the stream that reads it. An acknowledgement wakes it and says
+/// nothing: the ledger knows the rest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stir {
     /// The newest generation.
     pub generation: i64,
     /// What made it.
     pub cause: Cause,
-    /// Changes with every acknowledgement.
-    pub acks: u64,
 }
 
 /// The consumers that are being read, by name.
@@ -89,7 +88,7 @@ impl Readers {
     }
 
     fn acked(&self, name: &str) {
-        self.tell(name, |stir| stir.acks += 1);
+        self.tell(name, |_| ());
     }
 
     fn tell(&self, name: &str, change: impl FnOnce(&mut Stir)) {

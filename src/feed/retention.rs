@@ -67,3 +67,22 @@ fn tell(trimmed: &Trimmed, told: &mut BTreeSet<String>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_that_holds_records_back_is_named_once_until_it_has_caught_up() {
+        let mut told = BTreeSet::new();
+        let mut say = |more, holding: &[&str]| {
+            let holding = holding.iter().map(|name| (*name).to_owned()).collect();
+            tell(&Trimmed { more, holding, ..Trimmed::default() }, &mut told);
+            told.iter().cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(say(false, &["mail"]), ["mail"]);
+        assert_eq!(say(true, &[]), ["mail"], "a round that is not over says nothing about who has caught up");
+        assert_eq!(say(true, &["files"]), ["files", "mail"]);
+        assert_eq!(say(false, &["files"]), ["files"]);
+    }
+}

@@ -219,7 +219,7 @@ impl Stream {
     /// The last line, once somebody else has the consumer or nobody can.
     fn overtaken(&mut self) -> Option<Result<Bytes, Problem>> {
         let claim = self.claim.as_ref()?;
-        let Stir { generation, cause, .. } = *claim.stirs.borrow();
+        let Stir { generation, cause } = *claim.stirs.borrow();
         if generation <= claim.generation {
             return None;
         }

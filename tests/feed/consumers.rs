@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::support::{Home, Lines, cursor, runs, subjects};
 
 fn ack(home: &Home, name: &str, cursor: &str) -> crate::support::Answer {
@@ -229,6 +231,8 @@ fn parked_events_are_passed_kept_and_tried_again() {
     let list = home.ask("GET", lot, "").json();
     assert_eq!((&list["parked"][0]["attempts"], &list["parked"][0]["error"]), (&5.into(), &"exit status: 3".into()));
     assert_eq!(list["parked"][0]["event"], lines[2]);
+    assert_eq!(list["next"], Value::Null, "that was all");
+    assert_eq!(home.ask("GET", &format!("{lot}?limit=1"), "").json()["next"], 2, "there may be more");
     assert_eq!(home.ask("GET", "/v1/consumers/mail", "").json()["parked"], 1);
 
     assert!(home.ask("GET", &format!("{lot}?retry=1"), "").json()["parked"].as_array().unwrap().is_empty());
@@ -243,4 +247,31 @@ fn parked_events_are_passed_kept_and_tried_again() {
     let epoch = second.split_once('.').unwrap().0;
     assert_eq!(park(&format!("cursor={epoch}.99"), r#"{"attempts":1,"error":""}"#).status, 404);
     assert_eq!(park(&format!("cursor={second}&gen=0"), r#"{"attempts":1,"error":""}"#).code(), "stale_generation");
+}
+
+#[test]
+fn the_log_says_who_made_opened_moved_and_deleted_a_consumer() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.ask("PUT", "/v1/consumers/mail", "{}");
+    home.read("/v1/consumers/mail/events");
+    home.ask("POST", "/v1/consumers/mail/seek?to=latest", "");
+    home.ask("DELETE", "/v1/consumers/mail", "");
+    let log = home.log();
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    for event in ["consumer created", "consumer opened", "consumer moved", "consumer deleted"] {
+        let line = lines.iter().find(|line| line["message"] == event).unwrap_or_else(|| panic!("no {event}: {log}"));
+        assert_eq!(line["uid"], rustix::process::getuid().as_raw(), "{line}");
+        assert_eq!(line["pid"], std::process::id(), "{line}");
+    }
+}
+
+#[test]
+fn a_window_has_a_largest_size() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    let put =
+        |window: u32| home.ask("PUT", &format!("/v1/consumers/of-{window}"), &format!(r#"{{"window":{window}}}"#));
+    assert_eq!(put(100_000).status, 201);
+    assert_eq!((put(100_001).status, put(100_001).code().as_str()), (400, "bad_request"));
 }

@@ -53,8 +53,12 @@ fn a_cursor_of_another_life_is_refused_and_says_where_to_begin() {
     let home = Home::new();
     let _daemon = home.serve();
     home.complete([1]);
-    let earliest = home.read("/v1/events")[0]["cursor"].clone();
-    for after in ["deadbeef.1", "deadbeef.0"] {
+    home.completed(1);
+    let lines = home.read("/v1/events");
+    let (earliest, head) = (lines[0]["cursor"].clone(), cursor(&lines[1]));
+    assert_eq!(home.ask("GET", &format!("/v1/events?after={head}"), "").status, 200);
+    let not_given_yet = head.replace(".1", ".2");
+    for after in ["deadbeef.1", "deadbeef.0", &not_given_yet] {
         let answer = home.ask("GET", &format!("/v1/events?after={after}"), "");
         assert_eq!((answer.status, answer.code().as_str()), (409, "epoch_mismatch"));
         assert_eq!(answer.json()["error"]["earliest"], earliest);
@@ -93,6 +97,7 @@ fn a_long_poll_waits_for_the_first_record_and_no_longer_than_asked() {
     lines.until("settled.feed.hello");
     home.complete([1]);
     assert_eq!(subjects(&lines.collect::<Vec<_>>()), runs([1]));
+    assert_eq!(subjects(&home.read("/v1/events?wait=30")), runs([1]), "what is there needs no waiting");
     assert!(began.elapsed() < Duration::from_secs(20));
 }
 
