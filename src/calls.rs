@@ -130,12 +130,13 @@ impl Asker {
         answer
     }
 
-    /// Waits until the pace allows it, then asks. `None` once the breaker is open: only a probe
+    /// Waits until the pace allows it, before anything new is begun, then asks. `None` once the breaker is open: only a probe
     /// may find out that the key works again.
     pub async fn ask(&self, question: &Question) -> Option<Answer> {
         loop {
             let now = (self.clock)();
-            match self.may_ask(now) {
+            let allowed = self.pace().may_go_on(now, self.seed());
+            match allowed {
                 Ok(()) => return Some(self.ask_now(question).await),
                 Err(_) if self.pace().state(now).breaker.is_some() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
@@ -143,7 +144,7 @@ impl Asker {
         }
     }
 
-    /// Takes a permission to ask, or says when to try again.
+    /// Takes a permission to begin with a question, or says when to try again.
     pub fn may_ask(&self, now: At) -> Result<(), At> {
         self.pace().may_ask(now, self.seed())
     }

@@ -11,7 +11,10 @@
 //! 2. **Breaker.** A refused key stops all questions but probes ([`Pace::may_probe`]), which go
 //!    out after 1, 2, 4, … at most 15 minutes until one works.
 //! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
-//!    (not below 1/60 of what is configured), every good answer gives 1/60 back.
+//!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was begun is
+//!    finished first: while somebody waits for the token to go on with ([`Pace::may_go_on`]), nobody
+//!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
+//!    wait behind these.
 //!
 //! A pause ends with one token, not with a full bucket. Answers to questions that were already
 //! under way when a pause began neither halve nor back off a second time: they tell the same news.
@@ -48,6 +51,9 @@ const RATES: (f64, f64) = (1.0 / 3600.0, 10_000.0);
 const SLACK: Duration = Duration::from_secs(1);
 /// Those who wait for one moment come back spread over this much.
 const SPREAD: Duration = Duration::from_secs(1);
+/// How late somebody may be for a token that is kept for him: alarm clocks are late on a busy
+/// machine, and whoever was stopped meanwhile never comes.
+const KEPT_FOR: Duration = Duration::from_millis(100);
 /// What rounding may take from a token.
 const EPSILON: f64 = 1e-9;
 
@@ -127,6 +133,8 @@ pub struct Pace {
     tokens: f64,
     /// Up to when `tokens` is reckoned; ahead of us during a pause, in which nothing is saved up.
     filled_at: At,
+    /// The next token is kept up to then for somebody who was told to come again.
+    kept_until: Option<At>,
     pause: Option<Pause>,
     breaker: Option<Breaker>,
     /// How far the probe intervals have grown. Outlives the breaker until an ordinary question
@@ -147,6 +155,7 @@ impl Pace {
             effective: rate,
             tokens: burst(rate),
             filled_at: now,
+            kept_until: None,
             pause: None,
             breaker: None,
             caution: 0,
@@ -156,9 +165,26 @@ impl Pace {
         }
     }
 
-    /// Takes a token for one question, or says before when it is useless to come again.
+    /// Takes a token for a question to begin with, or says before when it is useless to come again.
     pub fn may_ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
+        match self.kept_until {
+            Some(until) => Err(until.plus(MILLISECOND)),
+            None => self.ask(now, seed),
+        }
+    }
+
+    /// Takes a token for a question to go on with, or says when to come again; the next token is kept
+    /// until then, and a little longer.
+    pub fn may_go_on(&mut self, now: At, seed: u64) -> Result<(), At> {
+        let now = self.advance(now);
+        let answer = self.ask(now, seed);
+        // Behind a refused key nobody waits.
+        self.kept_until = answer.err().filter(|_| self.breaker.is_none()).map(|at| at.plus(KEPT_FOR));
+        answer
+    }
+
+    fn ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let blocked = self.breaker.as_ref().map(|breaker| breaker.next_probe);
         match blocked.max(self.pause.as_ref().map(|pause| pause.until)) {
             Some(until) => Err(until.max(now).plus(SPREAD.mul_f64(asking::unit(seed)) + MILLISECOND)),
@@ -293,6 +319,7 @@ impl Pace {
         if self.pause.as_ref().is_some_and(|pause| pause.until <= self.now) {
             self.pause = None;
         }
+        self.kept_until = self.kept_until.filter(|until| *until > self.now);
         let elapsed = self.now.since(self.filled_at).as_secs_f64();
         self.tokens = (self.tokens + elapsed * self.effective).min(burst(self.effective));
         self.filled_at = self.filled_at.max(self.now);
@@ -304,6 +331,9 @@ impl Pace {
         let back = i64::try_from(back.as_millis()).unwrap_or(i64::MAX);
         let shift = |at: &mut At| at.0 = at.0.saturating_sub(back);
         shift(&mut self.filled_at);
+        if let Some(until) = &mut self.kept_until {
+            shift(until);
+        }
         if let Some(pause) = &mut self.pause {
             shift(&mut pause.until);
         }
@@ -365,6 +395,28 @@ mod tests {
         assert_eq!(granted(&mut slow, At(0)), 1);
         assert_eq!(granted(&mut slow, At(9 * S)), 0);
         assert_eq!(granted(&mut slow, At(10 * S)), 1);
+    }
+
+    #[test]
+    fn what_was_begun_goes_on_before_anything_else_begins() {
+        let mut pace = Pace::new(1.0, At(0));
+        assert_eq!(pace.may_ask(At(0), 0), Ok(()));
+        let at = pace.may_go_on(At(0), 0).unwrap_err();
+        assert!(at >= At(S));
+        let later = pace.may_ask(at, 0).unwrap_err();
+        assert!(later > at, "there is a token, and it is kept");
+        assert_eq!(pace.may_go_on(at, 0), Ok(()));
+        let next = pace.may_ask(at, 0).unwrap_err();
+        assert_eq!(pace.may_ask(next, 0), Ok(()), "nobody waits any more");
+    }
+
+    #[test]
+    fn a_token_is_not_kept_for_somebody_who_does_not_come() {
+        let mut pace = Pace::new(1.0, At(0));
+        assert_eq!(granted(&mut pace, At(0)), 1);
+        pace.may_go_on(At(0), 0).unwrap_err();
+        let at = pace.may_ask(At(0), 0).unwrap_err();
+        assert_eq!(pace.may_ask(at, 0), Ok(()));
     }
 
     #[test]
@@ -527,6 +579,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Ask,
+        GoOn,
         Probe,
         Told(Hearing),
     }
@@ -542,7 +595,8 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<(i64, u64, Step)>> {
         let step = prop_oneof![
-            6 => Just(Step::Ask),
+            4 => Just(Step::Ask),
+            2 => Just(Step::GoOn),
             1 => Just(Step::Probe),
             2 => hearings().prop_map(Step::Told),
         ];
@@ -565,6 +619,7 @@ mod tests {
                 now += dt % gap;
                 let granted = match step {
                     Step::Ask => pace.may_ask(At(now), seed).is_ok(),
+                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
                     Step::Probe => pace.may_probe(At(now)),
                     Step::Told(hearing) => { pace.told(&hearing, At(now), seed); false }
                 };
@@ -588,6 +643,7 @@ mod tests {
                 now += dt;
                 let granted = match step {
                     Step::Ask => pace.may_ask(At(now), seed).is_ok(),
+                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
                     Step::Probe => pace.may_probe(At(now)),
                     Step::Told(hearing) => {
                         if let Hearing::Throttled { retry_after: Some(span) }
@@ -611,6 +667,7 @@ mod tests {
                 now += dt;
                 match step {
                     Step::Ask => prop_assert!(pace.may_ask(At(now), seed).is_err() || !open),
+                    Step::GoOn => prop_assert!(pace.may_go_on(At(now), seed).is_err() || !open),
                     Step::Probe => {
                         let granted = pace.may_probe(At(now));
                         prop_assert!(open || !granted);
@@ -636,7 +693,7 @@ mod tests {
             let mut now = 0;
             for (dt, seed, hearing) in steps {
                 now += dt;
-                let _ = pace.may_ask(At(now), seed);
+                let _ = if seed % 2 == 0 { pace.may_ask(At(now), seed) } else { pace.may_go_on(At(now), seed) };
                 pace.told(&hearing, At(now), seed);
             }
             let one_token = Duration::from_secs(12);

@@ -171,7 +171,7 @@ impl Desk {
         due.truncate(hands - self.busy.len());
         let mut allowed = 0;
         while allowed < due.len() {
-            match self.may_ask(now) {
+            match self.pace.may_ask(now, self.seed()) {
                 Ok(()) => allowed += 1,
                 Err(at) => {
                     look_again = at;
@@ -200,9 +200,9 @@ impl Desk {
         (Errand::Run(inquiry), question)
     }
 
-    /// Takes a permission to ask, or says when to try again.
-    pub fn may_ask(&mut self, now: At) -> Result<(), At> {
-        self.pace.may_ask(now, self.seed())
+    /// Takes a permission to go on asking, or says when to try again.
+    pub fn may_go_on(&mut self, now: At) -> Result<(), At> {
+        self.pace.may_go_on(now, self.seed())
     }
 
     /// Whether nothing but a probe may be asked.

@@ -494,7 +494,7 @@ impl Simulation {
     fn ask(&mut self, desk: usize, errand: Errand, question: Question) -> Result<(), Fault> {
         let now = self.clock();
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
-        match daemon.desks[desk].may_ask(now) {
+        match daemon.desks[desk].may_go_on(now) {
             Ok(()) => self.send(desk, errand, question)?,
             Err(_) if daemon.desks[desk].broken(now) => {
                 daemon.desks[desk].give_up(&errand);

@@ -64,7 +64,7 @@ fn open_runs_cost_few_calls() {
         );
         // Asked about one by one, each would take eleven. What a list shows as open is spared that;
         // Firecrawl lists no agents.
-        let each = if (source, kind) == (Source::Jobs, Kind::Agent) { 12 } else { 3 };
+        let each = if (source, kind) == (Source::Jobs, Kind::Agent) { 12 } else { 2 };
         assert!(questions <= each * open as u64, "too many questions");
         assert!(pages <= 60 * open.div_ceil(100) as u64, "too many pages");
     }
