@@ -520,3 +520,23 @@ impl Desk {
         Cursor { epoch: self.reader.epoch().to_owned(), seq }.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_nobody_reads_any_more_are_forgotten() {
+        let readers = Readers::default();
+        drop(readers.listen("a"));
+        let mut reading = readers.listen("b");
+        assert!(readers.connected("b") && !readers.connected("a"));
+        assert_eq!(readers.by_name.lock().unwrap().keys().collect::<Vec<_>>(), ["b"]);
+        readers.acked("b");
+        assert!(reading.has_changed().unwrap(), "an acknowledgement wakes the reader");
+        readers.supersede("b", 2, Cause::Seek);
+        readers.supersede("b", 1, Cause::Reader);
+        let Stir { generation, cause } = *reading.borrow_and_update();
+        assert_eq!((generation, cause), (2, Cause::Seek), "an older generation overtakes nobody");
+    }
+}

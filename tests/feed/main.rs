@@ -2,6 +2,7 @@
 
 mod consume;
 mod consumers;
+mod control;
 mod events;
 mod examples;
 mod kills;

@@ -1,0 +1,67 @@
+//! What the control socket answers to whoever asks it without our own commands.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Answer, Home, ask, runs, until};
+
+fn get(home: &Home, path: &str) -> Answer {
+    ask(&home.path("control.sock"), "GET", path, "").unwrap()
+}
+
+fn track(home: &Home, run: u32) {
+    let body = format!(r#"{{"source":"sky","run_id":"wr_{run}","kind":"workflow"}}"#);
+    assert_eq!(ask(&home.path("control.sock"), "POST", "/v1/runs", &body).unwrap().status, 201);
+}
+
+#[test]
+fn whoever_waits_for_a_run_is_answered_when_it_settles_or_his_time_is_up() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    track(&home, 1);
+    let began = Instant::now();
+    assert_eq!(get(&home, "/v1/runs/sky/wr_1?wait=1").json()["run"]["phase"], "open");
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"].clone());
+        home.complete([1]);
+        assert_eq!(waiting.join().unwrap(), "settled");
+    });
+    assert_eq!(get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"], "settled");
+    assert!(began.elapsed() < Duration::from_secs(25));
+}
+
+#[test]
+fn a_list_of_deliveries_says_where_it_goes_on() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.complete(1..=3);
+    let ids = |page: &Value| {
+        let rows = page["deliveries"].as_array().unwrap();
+        rows.iter().map(|row| row["id"].as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    let first = get(&home, "/v1/deliveries?limit=2").json();
+    assert_eq!(ids(&first), [3, 2]);
+    let rest = get(&home, &format!("/v1/deliveries?limit=2&before={}", first["next"])).json();
+    assert_eq!((ids(&rest), &rest["next"]), (vec![1], &Value::Null));
+}
+
+#[test]
+fn a_status_adds_up_what_is_open_and_overdue() {
+    let home = Home::with("deadline = \"1s\"");
+    let _daemon = home.serve();
+    track(&home, 1);
+    track(&home, 2);
+    home.complete([3]);
+    home.completed(1);
+    until("they are overdue", || {
+        let status = get(&home, "/v1/status").json();
+        assert_eq!(status["open"], 2, "{status}");
+        status["overdue"] == 2
+    });
+    let listed = get(&home, "/v1/runs?overdue=1").json();
+    let listed: Vec<&str> =
+        listed["runs"].as_array().unwrap().iter().map(|run| run["run_id"].as_str().unwrap()).collect();
+    assert_eq!(listed, runs(1..=2));
+}
