@@ -5,7 +5,8 @@
 //! settled and in the feed a moment later; that of `bare SQLite` means that the delivery's bytes are
 //! in a table of their own, one row each, a commit for all that wait, and nothing else ever happens;
 //! that of `do-nothing` means nothing. Prints requests a second and latencies as medians over the
-//! rounds, the ratio, and the median fdatasync of the disk in the same minutes.
+//! rounds, the ratio, and what the disk needs in the same minutes to sync one page, and as much as the
+//! log grows by when settled stores and digests 64 webhooks at once.
 //!
 //! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--rate N] [--beside NAME=ADDRESS]…`
 //!
@@ -34,7 +35,7 @@ use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use rusqlite::Connection;
 use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
-use support::{Daemon, Sender, due, fdatasync_median, median, option, options, request, share};
+use support::{Daemon, Sender, due, fdatasyncs, median, option, options, request, share};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -71,11 +72,13 @@ async fn run(options: Options) {
         (name.to_owned(), address.parse().expect("an address"))
     }));
     let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); servers.len()];
-    let (mut syncs, mut serial) = (Vec::new(), 0);
+    let (mut syncs, mut serial) = ([Vec::new(), Vec::new()], 0);
     for _ in 0..options.rounds {
         for (rounds, (_, address)) in rounds.iter_mut().zip(&servers) {
             // Beside every run: a disk that others use too has slow minutes.
-            syncs.push(fdatasync_median(folder.path()));
+            for (syncs, bytes) in syncs.iter_mut().zip([PAGE_BYTES, GROUP_BYTES]) {
+                syncs.extend(fdatasyncs(folder.path(), bytes, 100, Duration::ZERO));
+            }
             let rate = if options.rate > 0.0 { options.rate } else { 100_000.0 };
             let requests = (0..(options.seconds * rate) as usize).map(|_| {
                 serial += 1;
@@ -84,9 +87,12 @@ async fn run(options: Options) {
             rounds.push(load(*address, requests.collect(), options).await);
         }
     }
+    let [page, group] = syncs;
     println!(
-        "fdatasync median {:.2} ms; {} connections, {} rounds of {} s{}",
-        median(syncs),
+        "fdatasync of 4 KiB: {}; of {} KiB: {}\n{} connections, {} rounds of {} s{}",
+        figures(page),
+        GROUP_BYTES >> 10,
+        figures(group),
         options.connections,
         options.rounds,
         options.seconds,
@@ -97,6 +103,16 @@ async fn run(options: Options) {
         let round = Round::median(rounds);
         println!("{name:24} {round}   {:.3} of doing nothing", round.per_second / nothing.per_second);
     }
+}
+
+/// What a webhook at rest adds to the log at the least.
+const PAGE_BYTES: usize = 4096;
+/// What 64 of them do, as the benchmark of the ledger shows.
+const GROUP_BYTES: usize = 80 * PAGE_BYTES;
+
+fn figures(mut syncs: Vec<f64>) -> String {
+    syncs.sort_by(f64::total_cmp);
+    format!("p50 {:.2} ms, p99 {:.2} ms", share(&syncs, 0.5), share(&syncs, 0.99))
 }
 
 type Bare = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
@@ -222,7 +238,10 @@ async fn worker(
         let since = if options.rate > 0.0 { due(begin, number, options.rate).await } else { Instant::now() };
         match sender.send(request, || ()).await {
             200 => times.push(since.elapsed().as_secs_f64() * 1000.0),
-            503 => refused += 1,
+            503 => {
+                refused += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             status => panic!("answered {status}"),
         }
     }

@@ -8,13 +8,19 @@
 //! `valgrind --tool=callgrind target/release/deps/ledger-* --webhooks 6400`
 //!
 //! `--stored` runs are there already: copies, made by SQL, of the rows that one webhook left, with
-//! the deliveries and records of the last million of them.
+//! the deliveries and records of the last million of them. Beside it, what the least table does that knows
+//! its runs by their ids: one row each, id and body, the id unique, as durable, in the same groups, onto
+//! as many. By so much any index of such ids grows slower.
 
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 mod support;
 
 use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use settled::providers::Verdict;
@@ -41,12 +47,60 @@ fn main() {
         ledger.hear(reports, group, At(START));
     });
     println!(
-        "{webhooks} webhooks in groups of {group} onto {stored}, {ids} ids: {:.0} /s, {:.1} µs each; {:.0} bytes in the file each, {} bytes of log",
+        "settled: {webhooks} webhooks in groups of {group} onto {stored}, {ids} ids: {:.0} /s, {:.1} µs each; {:.0} bytes in the file each, {} bytes of log",
         webhooks as f64 / spent.as_secs_f64(),
         spent.as_secs_f64() * 1e6 / webhooks as f64,
         (file_bytes(&ledger.path()) - before) as f64 / webhooks as f64,
         file_bytes(&ledger.path().with_extension("db-wal")),
     );
+    let spent = bare(&ledger.folder.path().join("bare.db"), &ids, stored, webhooks, group);
+    println!("one table with a unique id: {:.1} µs each", spent.as_secs_f64() * 1e6 / webhooks as f64);
+}
+
+/// The time that the least table takes, which a thread of its own keeps moving out of the log.
+fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Duration {
+    let open = || {
+        let sql = Connection::open(path).expect("a database");
+        let settings = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+            PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -16384;";
+        sql.execute_batch(settings).expect("settings");
+        sql
+    };
+    let mut sql = open();
+    let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT;";
+    sql.execute_batch(table).expect("a table");
+    let mut insert = |serials: Range<u64>| {
+        let tx = sql.transaction().expect("begun");
+        let mut insert = tx.prepare_cached("INSERT INTO events (run_id, body) VALUES (?1, ?2)").expect("a statement");
+        for serial in serials {
+            let id = run_id(ids, serial);
+            // What is there already is small, so that only its index is large.
+            let body = if serial < stored { String::new() } else { body(&id) };
+            insert.execute((id, body.into_bytes())).expect("inserted");
+        }
+        drop(insert);
+        tx.commit().expect("committed");
+    };
+    insert(0..stored);
+    open().execute_batch("PRAGMA wal_checkpoint(TRUNCATE);").expect("moved");
+    File::open(path).and_then(|file| file.sync_all()).expect("on the disk");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let sql = open();
+            while !done.load(Ordering::Relaxed) {
+                let _ = sql.execute_batch("PRAGMA wal_checkpoint(PASSIVE);");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let spent = timed(|| {
+            for serial in (stored..stored + webhooks).step_by(group) {
+                insert(serial..(serial + group as u64).min(stored + webhooks));
+            }
+        });
+        done.store(true, Ordering::Relaxed);
+        spent
+    })
 }
 
 /// Ordered, as Skyvern gives them, or as good as random, as those of the others are.

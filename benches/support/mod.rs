@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -80,20 +80,22 @@ pub fn computed(process: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// What a sync of a page of its own takes on the disk of `folder` just now, in milliseconds.
-pub fn fdatasync_median(folder: &Path) -> f64 {
-    fdatasync_paced(folder, 200, Duration::ZERO)
-}
-
-/// The same where one is wanted now and then: a machine that has dozed off takes longer.
-pub fn fdatasync_paced(folder: &Path, count: usize, pause: Duration) -> f64 {
+/// What syncs of so many bytes take on the disk of `folder` just now, in milliseconds, a pause before
+/// each: a machine that has dozed off takes longer. The file is written over and over, as a log is.
+pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) -> Vec<f64> {
+    let probe = vec![0; bytes];
     let mut file = File::create(folder.join("probe")).expect("a probe");
-    let one = |_| {
-        std::thread::sleep(pause);
-        file.write_all(&[0; 4096]).expect("written");
+    let mut one = || {
+        file.rewind().and_then(|()| file.write_all(&probe)).expect("written");
         timed(|| file.sync_data().expect("synced")).as_secs_f64() * 1000.0
     };
-    median((0..count).map(one).collect())
+    one();
+    (0..count)
+        .map(|_| {
+            std::thread::sleep(pause);
+            one()
+        })
+        .collect()
 }
 
 /// Waits until request `number` of so many a second is due, and gives the moment from which its

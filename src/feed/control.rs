@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::views::{DeliveryView, RunView, SecretView, SourceView, StatusView, StoreView, TimelineLine};
-use super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, consumers, flag};
+use super::views::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
+use super::{Answer, Desk, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag};
 use crate::calls::Asker;
 use crate::http::{self, Problem};
 use crate::limits;
@@ -24,9 +24,8 @@ use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::run::decide::Effect;
 use crate::run::observation::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX, portable};
 use crate::run::record::Cursor;
-use crate::run::{At, Kind, RunId, RunKey, SourceName};
-use crate::secret::Key;
-use crate::store::{DeliveryQuery, RunPage, RunQuery, RunRow, SecretUse};
+use crate::run::{Kind, RunId, RunKey, SourceName};
+use crate::store::{DeliveryQuery, RunPage, RunQuery, RunRow};
 
 /// What a client says of a run.
 #[derive(Deserialize)]
@@ -268,13 +267,15 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         .map(|counts| {
             let asker = askers.get(&counts.id);
             let pace = asker.map(|asker| asker.pace().state(now));
-            let secrets = asker.map(|asker| secrets(asker, &uses, now)).unwrap_or_default();
-            let mut notes = asker.map(|asker| notes(asker, counts.unaccounted, now)).unwrap_or_default();
-            notes.extend(secrets.iter().filter(|secret| secret.can_go).map(|secret| {
-                format!("{} has verified nothing for longer than a run lives: it can be removed", secret.label)
-            }));
+            let skew_ms = asker.and_then(|asker| asker.skew_ms());
+            let (mut secrets, mut notes) = (Vec::new(), Vec::new());
+            if let Some(asker) = asker {
+                let breaker = pace.as_ref().and_then(|pace| pace.breaker.as_ref());
+                secrets = advice::secrets(&asker.member, &uses, now);
+                notes = advice::notes(&asker.member.source, counts.unaccounted, breaker, skew_ms, &secrets);
+            }
             let loss = losses.remove(&counts.id).unwrap_or_default();
-            SourceView::of(counts, pace, asker.and_then(|asker| asker.skew_ms()), secrets, notes, loss)
+            SourceView::of(counts, pace, skew_ms, secrets, notes, loss)
         })
         .collect();
     Ok(StatusView {
@@ -301,44 +302,6 @@ fn store_view(desk: &Desk, free_bytes: i64) -> StoreView {
         std::fs::metadata(name).map_or(0, |meta| meta.len())
     };
     StoreView { path: path.display().to_string(), bytes: bytes(""), free_bytes, wal_bytes: bytes("-wal") }
-}
-
-/// What a person should know about a source.
-fn notes(asker: &Asker, unaccounted: i64, now: At) -> Vec<String> {
-    let source = &asker.member.source;
-    let mut notes = Vec::new();
-    if unaccounted > 0 {
-        notes.push(format!("the provider has counted {unaccounted} runs that nobody told us of"));
-    }
-    if source.api_key.is_none() {
-        notes.push("no api_key: webhooks are recorded, nothing can be polled".to_owned());
-    }
-    if !source.can_verify() {
-        notes.push("nothing to verify deliveries against: all of them are hints".to_owned());
-    }
-    if let Some(breaker) = asker.pace().state(now).breaker {
-        notes.push(format!("polling has stopped: {}", breaker.why));
-    }
-    if let Some(skew) = asker.skew_ms().filter(|skew| skew.abs() > 30_000) {
-        notes.push(format!("the provider's clock and ours differ by {} s", skew / 1000));
-    }
-    notes
-}
-
-/// The configured secrets and their use. An old one can go when another has verified deliveries
-/// since, and it has not for as long as a run started under it may live, and a week for late ones.
-fn secrets(asker: &Asker, uses: &[SecretUse], now: At) -> Vec<SecretView> {
-    let Member { id, source, .. } = &*asker.member;
-    let lifetime = source.policy(None).give_up + Duration::from_secs(7 * 86_400);
-    let used = |key: &Key| uses.iter().find(|used| used.source == *id && used.label == key.label.0);
-    let group = |keys: &[Key]| -> Vec<SecretView> {
-        let newest = keys.iter().filter_map(used).map(|used| used.last_at).max();
-        let replaced = |used: &SecretUse| newest > Some(used.last_at) && now.since(used.last_at) > lifetime;
-        keys.iter().map(|key| SecretView::of(&key.label, used(key), used(key).is_some_and(replaced))).collect()
-    };
-    let keyring = &source.keyring;
-    let headers = keyring.headers.iter().flat_map(|header| group(&header.values));
-    group(&keyring.signing).into_iter().chain(group(&keyring.path_tokens)).chain(headers).collect()
 }
 
 fn key(source: &str, run_id: &str) -> Result<RunKey, Problem> {

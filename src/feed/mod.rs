@@ -3,6 +3,7 @@
 //! Two routers over one [`Desk`]. The feed socket can read events and consume; the control socket
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
+mod advice;
 mod backup;
 mod consumers;
 mod control;
