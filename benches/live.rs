@@ -8,7 +8,8 @@
 //! before anybody sees it. What a sync takes on the same disk at the same pace stands beside it.
 //!
 //! Followers are compared with the bytes alone: what the same lines cost somebody who has them in
-//! memory and writes them, one by one, to as many sockets.
+//! memory and writes them at the same pace, one by one, to as many sockets whose readers sleep until
+//! a line comes, as followers of a live feed do.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -31,6 +32,9 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 const CONNECTIONS: usize = 64;
+
+/// Lines a second that followers are sent.
+const FOLLOWED_RATE: f64 = 50.0;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -133,7 +137,7 @@ async fn followers(count: usize, lines: usize) {
     );
 }
 
-/// Seconds that the daemon computes while `lines` runs settle, fifty a second, before `count`
+/// Seconds that the daemon computes while `lines` runs settle before `count`
 /// followers who have all seen the last of them.
 async fn followed(count: usize, lines: usize) -> f64 {
     let folder = tempfile::tempdir().expect("a folder");
@@ -144,7 +148,7 @@ async fn followed(count: usize, lines: usize) -> f64 {
         readers.push(tokio::spawn(drain(follow(&daemon.feed).await, last.clone())));
     }
     let before = computed(daemon.process());
-    send(daemon.hooks, lines, 50.0, Sent::default()).await;
+    send(daemon.hooks, lines, FOLLOWED_RATE, Sent::default()).await;
     for reader in readers {
         reader.await.expect("a reader");
     }
@@ -188,6 +192,7 @@ async fn written(count: usize, lines: usize) -> f64 {
         let line = vec![b'x'; 1_400];
         let begin = thread_seconds();
         for _ in 0..lines {
+            std::thread::sleep(Duration::from_secs_f64(1.0 / FOLLOWED_RATE));
             for mut socket in &sockets {
                 socket.write_all(&line).expect("written");
             }
