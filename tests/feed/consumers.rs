@@ -200,6 +200,20 @@ fn a_full_window_pauses_once_and_acks_open_it() {
 }
 
 #[test]
+fn a_full_window_that_keeps_nothing_back_is_no_pause() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.ask("PUT", "/v1/consumers/mail", r#"{"window":2}"#);
+    home.complete(1..=2);
+    home.completed(2);
+    let mut lines = Lines::open(&home.feed(), "/v1/consumers/mail/events?follow=1&heartbeat=1").unwrap();
+    assert_eq!([lines.completion()["subject"].clone(), lines.completion()["subject"].clone()], ["wr_1", "wr_2"]);
+    assert_eq!(lines.next().unwrap()["type"], "settled.feed.bookmark");
+    home.complete([3]);
+    assert_eq!(lines.until("settled.feed.paused")["data"]["unacknowledged"], 2);
+}
+
+#[test]
 fn a_filter_without_a_match_still_moves_on() {
     let home = Home::new();
     let _daemon = home.serve();
