@@ -113,7 +113,7 @@ impl Daemon {
         let (ledger, serve) = reconciler::channel(reconciler, clock.clone(), head);
         let writer = thread("writer", serve)?;
 
-        let listeners = Listeners::open(&config, inherited).await?;
+        let listeners = Listeners::open(&config, inherited)?;
         let (stop, stopped) = watch::channel(false);
         let (askers, askers_seen) = watch::channel(Arc::default());
         let (trouble, trouble_seen) = watch::channel(None);

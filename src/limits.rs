@@ -24,6 +24,9 @@ pub const HOOK_BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// keep a flood from taking all file descriptors.
 pub const HOOK_CONNECTIONS_MAX: usize = 10_000;
 
+/// Connections that may wait to be accepted, as many as Linux and systemd let wait by default.
+pub const HOOK_BACKLOG: u32 = 4096;
+
 /// How much of a body is read unless configured. Firecrawl sends whole pages.
 pub const HOOK_BODY_BYTES: usize = 32 * MIB;
 
@@ -80,8 +83,9 @@ pub const RETRY_AFTER_SECONDS: u64 = 5;
 
 // ── The ledger ──────────────────────────────────────────────────────────────────────────────────
 
-/// Pages (of 4 KiB) in the write-ahead log that are worth a round of moving them into the file.
-pub const CHECKPOINT_PAGES: i32 = 4096;
+/// Pages (of 4 KiB) in the write-ahead log that are worth a round of moving them into the file: 2 MiB. The
+/// round ends with a sync of the file, behind which the writer's own sync may have to wait.
+pub const CHECKPOINT_PAGES: i32 = 512;
 
 /// Pages in the log at which it must begin anew: 64 MiB.
 pub const LOG_PAGES_MAX: i32 = 16_384;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::config::Config;
+use crate::limits;
 use crate::systemd::{InheritError, Inherited};
 
 /// Why we cannot listen.
@@ -59,7 +60,7 @@ pub struct Listeners {
 
 impl Listeners {
     /// Takes what systemd handed in and makes the rest.
-    pub async fn open(config: &Config, inherited: Inherited) -> Result<Listeners, ListenError> {
+    pub fn open(config: &Config, inherited: Inherited) -> Result<Listeners, ListenError> {
         let mut hooks = Vec::new();
         for socket in inherited.hooks {
             hooks.push(adopt_tcp(socket).map_err(ListenError::Broken)?);
@@ -67,7 +68,7 @@ impl Listeners {
         if hooks.is_empty() {
             let address = config.hooks.listen;
             let wrong = |source| ListenError::Hooks { address, source };
-            hooks.push(TcpListener::bind(address).await.map_err(wrong)?);
+            hooks.push(bind_tcp(address).map_err(wrong)?);
         } else {
             tell_apart(&hooks, config.hooks.listen);
         }
@@ -91,6 +92,15 @@ fn tell_apart(hooks: &[TcpListener], configured: SocketAddr) {
             "the webhook sockets come from systemd, so hooks.listen is not used; edit settled-hooks.socket instead"
         );
     }
+}
+
+/// With a queue in which a burst of connections finds room before we get to them: whom the system turns
+/// away there comes again after seconds at the earliest, and each time later.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::HOOK_BACKLOG)
 }
 
 fn adopt_tcp(socket: std::net::TcpListener) -> io::Result<TcpListener> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::support::ledger::number;
 use crate::support::senders::{firecrawl_body, skyvern, skyvern_of, unsigned};
 use crate::support::wire::Wire;
-use crate::support::{Daemon, PATIENCE, Wish, post};
+use crate::support::{Daemon, PATIENCE, Wish, post, signal};
 
 fn long() -> bool {
     std::env::var_os("SETTLED_LONG").is_some()
@@ -163,6 +163,18 @@ fn thousands_of_idle_connections_keep_nobody_out() {
     eprintln!("{size} idle connections: {} KiB each", grown / size as u64);
     assert!(grown < 32 * size as u64, "{grown} KiB for {size} connections");
     drop(crowd);
+}
+
+#[test]
+fn a_burst_of_connections_waits_to_be_accepted() {
+    let daemon = Daemon::start();
+    signal(daemon.pid(), "STOP");
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], daemon.port));
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok();
+    let burst: Vec<_> = (0..1_500).map_while(connect).collect();
+    signal(daemon.pid(), "CONT");
+    assert_serves(&daemon, 20);
+    assert_eq!(burst.len(), 1_500, "the next one would come again after a second, and then after two");
 }
 
 /// Posts what is not signed, as fast as it goes, from so many connections, until told to stop.

@@ -20,11 +20,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::check::Feed;
-use crate::support::disk::{Disk, run};
+use crate::support::disk::Disk;
 use crate::support::ledger;
 use crate::support::senders::{SKYVERN_KEY, skyvern};
 use crate::support::wire::Wire;
-use crate::support::{Daemon, PATIENCE, Wish, free_port};
+use crate::support::{Daemon, PATIENCE, Wish, free_port, signal};
 
 const SENDERS: usize = 4;
 
@@ -93,10 +93,6 @@ fn measure(name: &str, disk: &Disk, pid: u32, load: Load, found: impl Fn(&Disk) 
     let cells: Vec<_> = missing.iter().map(|(all, lost)| format!("{all} → {lost}")).collect();
     println!("| {name} | {} |", cells.join(", "));
     missing.iter().map(|(_, lost)| lost).sum()
-}
-
-fn signal(pid: u32, name: &str) {
-    run("kill", &[&format!("-{name}"), &pid.to_string()]);
 }
 
 fn over_http(port: u16) -> Deliver {

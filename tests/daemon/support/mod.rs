@@ -266,6 +266,11 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
+/// Sends a signal to a process of ours.
+pub fn signal(pid: u32, name: &str) {
+    disk::run("kill", &[&format!("-{name}"), &pid.to_string()]);
+}
+
 pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
