@@ -94,17 +94,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts everything, on sockets of its own. When this returns, webhooks are taken and the
-    /// sockets answer.
-    pub async fn start(config: Config, clock: Clock) -> Result<Daemon, StartError> {
-        Daemon::start_on(config, clock, Inherited::default()).await
-    }
-
-    /// As [`Daemon::start`], on the sockets that systemd handed in.
-    pub async fn start_on(config: Config, clock: Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+    /// Starts everything, on the sockets that systemd handed in and on its own where it did not. When this
+    /// returns, webhooks are taken and the sockets answer. Within a tokio runtime.
+    pub fn start(config: Config, clock: &Clock, inherited: Inherited) -> Result<Daemon, StartError> {
         let files = http::raise_file_limit();
         let calls = Calls::new()?;
-        let (mut reconciler, fleet, recovered) = recover(&config, &clock)?;
+        let (mut reconciler, fleet, recovered) = recover(&config, clock)?;
         let checkpointer = reconciler.checkpointer()?;
         thread("checkpointer", move || checkpointer.run())?;
         let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));

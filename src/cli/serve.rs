@@ -90,7 +90,7 @@ fn refuse(failure: &Failure) -> ExitCode {
 
 async fn start(config: Config, inherited: Inherited) -> Result<Daemon, Failure> {
     let (feed, sources) = (config.sockets.feed.clone(), config.sources.len());
-    let daemon = Daemon::start_on(config, system_clock(), inherited).await?;
+    let daemon = Daemon::start(config, &system_clock(), inherited)?;
     tracing::info!(hooks = %daemon.hooks, feed = %feed.display(), sources, recovered = daemon.recovered, "serving");
     systemd::ready(&daemon.line().await);
     Ok(daemon)
