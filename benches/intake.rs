@@ -5,8 +5,8 @@
 //! settled and in the feed a moment later; that of `bare SQLite` means that the delivery's bytes are
 //! in a table of their own, one row each, a commit for all that wait, and nothing else ever happens;
 //! that of `do-nothing` means nothing. Prints requests a second and latencies as medians over the
-//! rounds, the ratio, and what the disk needs in the same minutes to sync one page, and as much as the
-//! log grows by when settled stores and digests 64 webhooks at once.
+//! rounds, the ratio, and what the disk needs in the same minutes to sync one page, and about as much
+//! as the log grows by when settled stores and digests 64 webhooks at once.
 //!
 //! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--rate N] [--beside NAME=ADDRESS]…`
 //!
@@ -107,7 +107,7 @@ async fn run(options: Options) {
 
 /// What a webhook at rest adds to the log at the least.
 const PAGE_BYTES: usize = 4096;
-/// What 64 of them do, as the benchmark of the ledger shows.
+/// About what 64 of them do, as the benchmark of the ledger shows.
 const GROUP_BYTES: usize = 80 * PAGE_BYTES;
 
 fn figures(mut syncs: Vec<f64>) -> String {
