@@ -130,8 +130,8 @@ impl Asker {
         answer
     }
 
-    /// Waits until the pace allows it, before anything new is begun, then asks. `None` once the breaker is open: only a probe
-    /// may find out that the key works again.
+    /// Waits until the pace allows it, before anything new is begun, then asks. `None` once the breaker is
+    /// open: only a probe may find out that the key works again.
     pub async fn ask(&self, question: &Question) -> Option<Answer> {
         loop {
             let now = (self.clock)();
@@ -144,9 +144,11 @@ impl Asker {
         }
     }
 
-    /// Takes a permission to begin with a question, or says when to try again.
-    pub fn may_ask(&self, now: At) -> Result<(), At> {
-        self.pace().may_ask(now, self.seed())
+    /// Takes a permission to ask about a run, or says when to try again. An urgent question waits for no
+    /// list to be read.
+    pub fn may_ask(&self, urgent: bool, now: At) -> Result<(), At> {
+        let mut pace = self.pace();
+        if urgent { pace.may_go_on(now, self.seed()) } else { pace.may_ask(now, self.seed()) }
     }
 
     fn seed(&self) -> u64 {

@@ -120,7 +120,8 @@ impl Poller {
         };
         due.retain(|due| !busy.contains(&due.row));
         due.truncate(hands - busy.len());
-        let allowed = due.iter().map(|_| self.asker.may_ask(now)).take_while(|allowed| {
+        let may_ask = |due: &Due| self.asker.may_ask(due.run.ask.is_some_and(|ask| ask.urgent), now);
+        let allowed = due.iter().map(may_ask).take_while(|allowed| {
             look_again = allowed.err().unwrap_or(look_again);
             allowed.is_ok()
         });

@@ -14,7 +14,7 @@
 //!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was begun is
 //!    finished first: while somebody waits for the token to go on with ([`Pace::may_go_on`]), nobody
 //!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
-//!    wait behind these.
+//!    wait behind these; what is urgent does not wait behind pages.
 //!
 //! A pause ends with one token, not with a full bucket. Answers to questions that were already
 //! under way when a pause began neither halve nor back off a second time: they tell the same news.

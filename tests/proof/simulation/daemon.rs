@@ -171,7 +171,9 @@ impl Desk {
         due.truncate(hands - self.busy.len());
         let mut allowed = 0;
         while allowed < due.len() {
-            match self.pace.may_ask(now, self.seed()) {
+            let urgent = due[allowed].run.ask.is_some_and(|ask| ask.urgent);
+            let seed = self.seed();
+            match if urgent { self.pace.may_go_on(now, seed) } else { self.pace.may_ask(now, seed) } {
                 Ok(()) => allowed += 1,
                 Err(at) => {
                     look_again = at;
