@@ -21,7 +21,8 @@ fn whoever_waits_for_a_run_is_answered_when_it_settles_or_his_time_is_up() {
     let _daemon = home.serve();
     track(&home, 1);
     let began = Instant::now();
-    assert_eq!(get(&home, "/v1/runs/sky/wr_1?wait=1").json()["run"]["phase"], "open");
+    let run = &get(&home, "/v1/runs/sky/wr_1?wait=1").json()["run"];
+    assert_eq!((&run["phase"], &run["held"]), (&"open".into(), &false.into()));
     assert!(began.elapsed() >= Duration::from_secs(1));
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"].clone());
