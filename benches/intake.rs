@@ -35,7 +35,7 @@ use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use rusqlite::Connection;
 use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
-use support::{Daemon, Sender, due, fdatasyncs, median, option, options, request, share};
+use support::{Daemon, PAGE_BYTES, Sender, due, fdatasyncs, median, option, options, request, share};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -105,9 +105,7 @@ async fn run(options: Options) {
     }
 }
 
-/// What a webhook at rest adds to the log at the least.
-const PAGE_BYTES: usize = 4096;
-/// About what 64 of them do, as the benchmark of the ledger shows.
+/// About what 64 webhooks add to the log, as the benchmark of the ledger shows.
 const GROUP_BYTES: usize = 80 * PAGE_BYTES;
 
 fn figures(mut syncs: Vec<f64>) -> String {

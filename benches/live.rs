@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{Daemon, Sender, computed, due, fdatasyncs, median, option, request, share};
+use support::{Daemon, PAGE_BYTES, Sender, computed, due, fdatasyncs, median, option, request, share};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -58,7 +58,7 @@ async fn latency(rate: f64, seconds: f64) {
     let (sent, mut took) = (Sent::default(), Vec::new());
     let mut lines = BufReader::new(follow(&daemon.feed).await).lines();
     let pause = Duration::from_secs_f64(1.0 / rate);
-    let sync = median(fdatasyncs(folder.path(), 4096, 10.max(rate as usize), pause));
+    let sync = median(fdatasyncs(folder.path(), PAGE_BYTES, 10.max(rate as usize), pause));
     let sending = tokio::spawn(send(daemon.hooks, count, rate, sent.clone()));
     let mut seen = 0;
     while seen < count {

@@ -14,6 +14,7 @@ use crate::providers::{Answer, Hearing, Method, Question, Response};
 use crate::reconciler::{Clock, Member};
 use crate::run::At;
 use crate::run::asking;
+use crate::run::decide::Run;
 
 /// The one HTTP client of the process.
 #[derive(Clone)]
@@ -144,11 +145,9 @@ impl Asker {
         }
     }
 
-    /// Takes a permission to ask about a run, or says when to try again. An urgent question waits for no
-    /// list to be read.
-    pub fn may_ask(&self, urgent: bool, now: At) -> Result<(), At> {
-        let mut pace = self.pace();
-        if urgent { pace.may_go_on(now, self.seed()) } else { pace.may_ask(now, self.seed()) }
+    /// Takes a permission to ask about a run, or says when to try again.
+    pub fn may_poll(&self, run: &Run, now: At) -> Result<(), At> {
+        self.pace().may_poll(run.is_urgent(), now, self.seed())
     }
 
     fn seed(&self) -> u64 {

@@ -120,8 +120,7 @@ impl Poller {
         };
         due.retain(|due| !busy.contains(&due.row));
         due.truncate(hands - busy.len());
-        let may_ask = |due: &Due| self.asker.may_ask(due.run.ask.is_some_and(|ask| ask.urgent), now);
-        let allowed = due.iter().map(may_ask).take_while(|allowed| {
+        let allowed = due.iter().map(|due| self.asker.may_poll(&due.run, now)).take_while(|allowed| {
             look_again = allowed.err().unwrap_or(look_again);
             allowed.is_ok()
         });

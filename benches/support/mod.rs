@@ -80,6 +80,9 @@ pub fn computed(process: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// A page of the ledger: what a webhook at rest adds to the log at the least.
+pub const PAGE_BYTES: usize = 4096;
+
 /// What syncs of so many bytes take on the disk of `folder` just now, in milliseconds, a pause before
 /// each: a machine that has dozed off takes longer. The file is written over and over, as a log is.
 pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) -> Vec<f64> {

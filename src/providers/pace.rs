@@ -1,7 +1,7 @@
 //! How fast one source may be asked, and whether at all: what a good client keeps in mind.
 //!
 //! A [`Pace`] is told what every answer let us hear ([`Pace::told`]) and says whether one more
-//! question may go out ([`Pace::may_ask`]). In the order of precedence:
+//! question may go out ([`Pace::may_ask`], [`Pace::may_go_on`]). In the order of precedence:
 //!
 //! 1. **Pause.** A `Retry-After` is honoured to its full value and stops the whole source, since
 //!    every provider here limits accounts and not runs. A 429 without a value pauses for
@@ -184,6 +184,13 @@ impl Pace {
         answer
     }
 
+    /// Takes a token for a question about a run, or says when to come again. An urgent one waits for no
+    /// list to be read.
+    pub fn may_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
+        if urgent { self.may_go_on(now, seed) } else { self.may_ask(now, seed) }
+    }
+
+    /// For whoever it is kept or not: pause, breaker and bucket.
     fn ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let blocked = self.breaker.as_ref().map(|breaker| breaker.next_probe);
         match blocked.max(self.pause.as_ref().map(|pause| pause.until)) {

@@ -125,7 +125,7 @@ fn conclude(
         tx.note_heard(row, id, &line(id, heard, effect, seq, now))?;
     }
     aftermath.head = seq.or(aftermath.head);
-    aftermath.urgent |= run.ask.is_some_and(|ask| ask.urgent);
+    aftermath.urgent |= run.is_urgent();
     tell(source, &heard.run_id, &run, effect, heard);
     Ok(Some((effect, seq)))
 }

@@ -382,9 +382,8 @@ fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Send
 
 #[cfg(test)]
 mod tests {
+    use super::super::schedules::report;
     use super::*;
-    use crate::report::Head;
-    use crate::run::RunId;
 
     /// A ledger that takes its time over a turn, and nothing else.
     struct Slow;
@@ -410,11 +409,6 @@ mod tests {
         fn close(self) {}
     }
 
-    fn report() -> Report {
-        let head = Head::Clock { run_id: RunId::new("r").unwrap() };
-        Report { source: 1, at: At(0), head, body: Vec::new() }
-    }
-
     /// Twelve senders where a turn takes two.
     #[tokio::test]
     async fn under_lasting_overload_senders_are_turned_away_and_a_burst_is_not() {
@@ -424,7 +418,7 @@ mod tests {
         let mut senders = tokio::task::JoinSet::new();
         for _ in 0..12 {
             let ledger = ledger.clone();
-            senders.spawn(async move { while ledger.record(report()).await.is_ok() {} });
+            senders.spawn(async move { while ledger.record(report(1)).await.is_ok() {} });
         }
         senders.join_next().await.expect("somebody is turned away").unwrap();
         assert!(begin.elapsed() >= limits::STANDING_MAX, "a burst waits");

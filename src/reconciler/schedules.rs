@@ -234,7 +234,7 @@ impl Turns for Stand {
 
 // ── Those who hand in, and the reader ───────────────────────────────────────────────────────────
 
-fn report(mouth: i64) -> Report {
+pub(super) fn report(mouth: i64) -> Report {
     let run_id = RunId::new("r").unwrap();
     Report { source: mouth, at: At(0), head: Head::Clock { run_id }, body: Vec::new() }
 }

@@ -627,6 +627,11 @@ impl Run {
         self.detail.opened_at.map_or(self.known_since, |told| told.min(self.known_since))
     }
 
+    /// Whether it is to be asked about without waiting for the source's cron gate.
+    pub fn is_urgent(&self) -> bool {
+        self.ask.is_some_and(|ask| ask.urgent)
+    }
+
     /// The clock may have been stepped back: nothing is held for longer because of it.
     fn clamp(&mut self, policy: &Policy, now: At) {
         let Phase::Open(open) = &mut self.phase else { return };

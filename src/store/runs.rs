@@ -101,19 +101,16 @@ impl Transaction<'_> {
     pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
         // What this transaction has added counts too.
         self.write_run_counts()?;
-        let known: i64 =
-            self.tx.prepare_cached("SELECT known FROM sources WHERE id = ?1")?.query_row([source], |row| row.get(0))?;
-        let before: Option<(i64, i64)> = self
-            .tx
-            .prepare_cached("SELECT counted, counted_known FROM sources WHERE id = ?1 AND counted IS NOT NULL")?
-            .query_row([source], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let missing = before.map_or(0, |(was, knew)| (counted - was - (known - knew)).max(0));
+        let mut select =
+            self.tx.prepare_cached("SELECT counted - counted_known, ?2 - known FROM sources WHERE id = ?1")?;
+        let (before, unknown) =
+            select.query_row((source, counted), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?)))?;
+        let missing = before.map_or(0, |before| (unknown - before).max(0));
         self.tx
             .prepare_cached(
-                "UPDATE sources SET counted = ?2, counted_known = ?3, unaccounted = unaccounted + ?4 WHERE id = ?1",
+                "UPDATE sources SET counted = ?2, counted_known = known, unaccounted = unaccounted + ?3 WHERE id = ?1",
             )?
-            .execute((source, counted, known, missing))?;
+            .execute((source, counted, missing))?;
         Ok(missing)
     }
 

@@ -1,18 +1,12 @@
 //! `GET /metrics` over the control socket: both formats, and the numbers of a daemon that has done something.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-
-use crate::support::{Home, until};
+use crate::support::{Home, exchange, until};
 
 /// Head and text of the metrics for somebody who accepts this.
 fn metrics(home: &Home, accept: &str) -> (String, String) {
-    let mut stream = UnixStream::connect(home.path("control.sock")).unwrap();
-    stream.write_all(format!("GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
-    (head.to_ascii_lowercase(), text.to_owned())
+    let request = format!("GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n");
+    let answer = exchange(&home.path("control.sock"), &request).unwrap();
+    (answer.head.to_ascii_lowercase(), answer.text)
 }
 
 #[test]

@@ -282,11 +282,15 @@ impl Answer {
 /// One request over a Unix socket. HTTP/1.0, so that the end of the connection is the end of the
 /// answer.
 pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    exchange(socket, &format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// Any request over HTTP/1.0.
+pub fn exchange(socket: &Path, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let length = body.len();
     // What is too large is answered before it is read to the end.
-    let _ = stream.write_all(format!("{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes());
+    let _ = stream.write_all(request.as_bytes());
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no answer"))?;

@@ -171,9 +171,7 @@ impl Desk {
         due.truncate(hands - self.busy.len());
         let mut allowed = 0;
         while allowed < due.len() {
-            let urgent = due[allowed].run.ask.is_some_and(|ask| ask.urgent);
-            let seed = self.seed();
-            match if urgent { self.pace.may_go_on(now, seed) } else { self.pace.may_ask(now, seed) } {
+            match self.pace.may_poll(due[allowed].run.is_urgent(), now, self.seed()) {
                 Ok(()) => allowed += 1,
                 Err(at) => {
                     look_again = at;
