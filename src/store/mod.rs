@@ -202,6 +202,10 @@ impl Writer {
         }
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| foreign(error, path))?;
         let version = version(&connection, path).map_err(|error| foreign(error, path))?;
+        if version == 0 {
+            // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
+            connection.execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
+        }
         set_up(&connection)?;
         migrate(&mut connection, path, version, now, MIGRATIONS)?;
         let epoch = epoch(&connection, path)?;
@@ -427,7 +431,8 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Opens a connection that may write to a ledger that is there.
+/// Opens a connection that may write to a ledger that is there. Writes nothing itself: under load it
+/// would wait for its turn for seconds.
 fn connect_to_write(path: &Path) -> Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     set_up(&connection)?;
@@ -436,8 +441,6 @@ fn connect_to_write(path: &Path) -> Result<Connection> {
 
 /// What the writing connection needs beside that, asked back.
 fn set_up(connection: &Connection) -> Result<()> {
-    // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
-    connection.execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;
@@ -565,6 +568,22 @@ mod tests {
         writer.reopen().unwrap();
         assert_eq!(pragma(&writer, "synchronous"), full);
         assert_eq!(pragma(&writer, "foreign_keys"), "Integer(1)");
+    }
+
+    /// The checkpointer's connection is opened when there is something to move, and that is under load.
+    #[test]
+    fn a_second_connection_is_opened_while_the_writer_is_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settled.db");
+        let mut writer = Writer::open(&path, At(0)).unwrap();
+        let second = writer.transaction(|tx| {
+            tx.sources([("a", "skyvern")].into_iter(), At(0))?;
+            connect_to_write(&path)
+        });
+        let vacuum = |connection: &Connection| {
+            connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!(vacuum(&second.unwrap()), 2, "a new file is one that gives pages back");
     }
 
     #[test]
