@@ -4,6 +4,8 @@
 //! answer the same bytes. The answer of settled means that the delivery is on disk, and every run is
 //! settled and in the feed a moment later; that of `bare SQLite` means that the delivery's bytes are
 //! in a table of their own, one row each, a commit for all that wait, and nothing else ever happens;
+//! that of `the rows alone` that the rows which settled would write, as long and with the same indexes,
+//! are written, ready-made: nobody has read the delivery, looked for its run or decided anything;
 //! that of `do-nothing` means nothing. Prints requests a second and latencies as medians over the
 //! rounds, the ratio, and what the disk needs in the same minutes to sync one page, and about as much
 //! as the log grows by when settled stores and digests 64 webhooks at once.
@@ -25,17 +27,18 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
-use rusqlite::Connection;
+use rusqlite::{Connection, ToSql};
 use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
-use support::{Daemon, PAGE_BYTES, Sender, due, fdatasyncs, median, option, options, request, share};
+use support::{Beat, Daemon, PAGE_BYTES, Sender, fdatasyncs, median, option, options, request, share};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -64,7 +67,8 @@ async fn run(options: Options) {
     let daemon = Daemon::start(folder.path()).await;
     let mut servers = vec![
         ("do-nothing hyper".to_owned(), beside(None).await),
-        ("bare SQLite".to_owned(), beside(Some(bare(folder.path().join("bare.db")))).await),
+        ("bare SQLite".to_owned(), beside(Some(writer(bare(&folder.path().join("bare.db"))))).await),
+        ("the rows alone".to_owned(), beside(Some(writer(rows(&folder.path().join("rows.db"))))).await),
         ("settled".to_owned(), daemon.hooks),
     ];
     servers.extend(self::options("--beside").into_iter().map(|server| {
@@ -113,10 +117,10 @@ fn figures(mut syncs: Vec<f64>) -> String {
     format!("p50 {:.2} ms, p99 {:.2} ms", share(&syncs, 0.5), share(&syncs, 0.99))
 }
 
-type Bare = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
+type Store = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
 
 /// A server that reads the request and answers what settled would; with a store, when it is there.
-async fn beside(store: Option<Bare>) -> SocketAddr {
+async fn beside(store: Option<Store>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = watch::channel(false);
@@ -148,19 +152,15 @@ async fn beside(store: Option<Bare>) -> SocketAddr {
     address
 }
 
-/// The least that durable intake into SQLite can be: one thread, one insert each, one commit for all
-/// that wait, synced as settled's are.
-fn bare(path: PathBuf) -> Bare {
+/// One thread that inserts what waits and commits it, synced as settled's commits are.
+fn writer((connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send + 'static)) -> Store {
     let (store, mut waiting) = mpsc::channel::<(Vec<u8>, oneshot::Sender<()>)>(4096);
     std::thread::spawn(move || {
-        let connection = Connection::open(path).expect("a database");
-        connection.execute_batch(PRAGMAS).expect("a table");
         let mut group = Vec::new();
         while waiting.blocking_recv_many(&mut group, 512) > 0 {
             connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
-            let mut insert = connection.prepare_cached("INSERT INTO events (body) VALUES (?1)").expect("a statement");
             for (body, _) in &group {
-                insert.execute([body]).expect("inserted");
+                insert(&connection, body);
             }
             connection.execute_batch("COMMIT").expect("committed");
             for (_, tell) in group.drain(..) {
@@ -171,8 +171,63 @@ fn bare(path: PathBuf) -> Bare {
     store
 }
 
-const PRAGMAS: &str = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-    CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
+/// A database as durable as settled's.
+fn database(path: &Path, tables: &str) -> Connection {
+    let connection = Connection::open(path).expect("a database");
+    let durable = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;";
+    connection.execute_batch(durable).and_then(|()| connection.execute_batch(tables)).expect("tables");
+    connection
+}
+
+/// The least that durable intake into SQLite can be.
+fn bare(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
+    let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
+    let insert = |connection: &Connection, body: &[u8]| {
+        let mut insert = connection.prepare_cached("INSERT INTO events (body) VALUES (?1)").expect("a statement");
+        insert.execute([body]).expect("inserted");
+    };
+    (database(path, table), insert)
+}
+
+/// The least that writing what settled writes can be: rows of the lengths that one webhook leaves.
+fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
+    let connection = database(path, include_str!("../schema.sql"));
+    connection
+        .execute_batch("INSERT INTO sources (name, provider, since) VALUES ('sky', 'skyvern', 0)")
+        .expect("a source");
+    let filler = |bytes| "x".repeat(bytes);
+    let (head, state, envelope, data) = (filler(337), filler(694), filler(230), filler(508));
+    let serial = Cell::new(0_i64);
+    let insert = move |connection: &Connection, body: &[u8]| {
+        serial.set(serial.get() + 1);
+        let (id, at) = (serial.get(), 1_795_248_987_000_i64);
+        let run_id = format!("wr_{id:018}");
+        let execute = |sql, values: &[&dyn ToSql]| {
+            connection.prepare_cached(sql).and_then(|mut insert| insert.execute(values)).expect("inserted");
+        };
+        execute(
+            "INSERT INTO reports (id, source, via, at, verdict, secret, head, body)
+             VALUES (?1, 1, 'webhook', ?2, 'signed', 'api_key', ?3, ?4)",
+            &[&id, &at, &head, &body],
+        );
+        execute(
+            "INSERT INTO runs (source, run_id, phase, overdue, opened_at, outcome, origin, settled_at, first_webhook_at,
+                completion, state) VALUES (1, ?2, 'settled', 0, ?3, 'succeeded', 'webhook', ?3, ?3, ?1, ?4)",
+            &[&id, &run_id, &at, &state],
+        );
+        execute(
+            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, envelope, data)
+             VALUES (?1, ?1, 'settled.run.completion', ?2, 1, 'wpid_1234567890', 'succeeded', 'webhook', ?3, ?4 || ?5)",
+            &[&id, &at, &envelope, &data, &std::str::from_utf8(body).expect("text")],
+        );
+        execute(
+            "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+             VALUES (?1, ?1, ?2, 'webhook', 'signed', 'succeeded', 'completed', 'settled', ?1)",
+            &[&id, &at],
+        );
+    };
+    (connection, insert)
+}
 
 /// One server under load once.
 #[derive(Clone, Copy)]
@@ -203,8 +258,9 @@ async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> 
     let (requests, next) = (Arc::new(requests), Arc::new(AtomicUsize::new(0)));
     // Time for everybody to connect.
     let begin = Instant::now() + Duration::from_millis(200);
+    let beat = (options.rate > 0.0).then(|| Arc::new(Beat::start(begin, options.rate, requests.len())));
     let workers: Vec<_> = (0..options.connections)
-        .map(|_| tokio::spawn(worker(address, requests.clone(), next.clone(), begin, options)))
+        .map(|_| tokio::spawn(worker(address, requests.clone(), next.clone(), beat.clone(), begin, options)))
         .collect();
     let (mut times, mut refused) = (Vec::new(), 0);
     for worker in workers {
@@ -223,6 +279,7 @@ async fn worker(
     address: SocketAddr,
     requests: Arc<Vec<Vec<u8>>>,
     next: Arc<AtomicUsize>,
+    beat: Option<Arc<Beat>>,
     begin: Instant,
     options: Options,
 ) -> (Vec<f64>, u32) {
@@ -231,9 +288,14 @@ async fn worker(
     let until = begin + Duration::from_secs_f64(options.seconds);
     let (mut times, mut refused) = (Vec::new(), 0);
     while Instant::now() < until {
-        let number = next.fetch_add(1, Ordering::Relaxed);
+        let (number, since) = match &beat {
+            None => (next.fetch_add(1, Ordering::Relaxed), Instant::now()),
+            Some(beat) => match beat.next().await {
+                Some(due) => due,
+                None => break,
+            },
+        };
         let Some(request) = requests.get(number) else { break };
-        let since = if options.rate > 0.0 { due(begin, number, options.rate).await } else { Instant::now() };
         match sender.send(request, || ()).await {
             200 => times.push(since.elapsed().as_secs_f64() * 1000.0),
             503 => {

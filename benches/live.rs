@@ -9,7 +9,8 @@
 //!
 //! Followers are compared with the bytes alone: what the same lines cost somebody who has them in
 //! memory and writes them at the same pace, one by one, to as many sockets whose readers sleep until
-//! a line comes, as followers of a live feed do.
+//! a line comes, as followers of a live feed do. And with what they cost a process that has them in
+//! memory as well, and sends them as settled does, with tokio and hyper, a task for each follower.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -21,23 +22,34 @@
 mod support;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{Daemon, PAGE_BYTES, Sender, computed, due, fdatasyncs, median, option, request, share};
+use bytes::Bytes;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{Response, body::Frame};
+use settled::http::{Allowance, AnyBody, Function, Listener, serve};
+use support::{Beat, Daemon, PAGE_BYTES, Sender, computed, fdatasyncs, median, option, request, share};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 const CONNECTIONS: usize = 64;
+
+/// About as long as a line is.
+const LINE_BYTES: usize = 1_400;
 
 /// Lines a second that followers are sent.
 const FOLLOWED_RATE: f64 = 50.0;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let teller: String = option("--teller", String::new());
+    if !teller.is_empty() {
+        return runtime.block_on(tell(Path::new(&teller), option("--followers", 1), option("--lines", 1)));
+    }
     runtime.block_on(async {
         let seconds = option("--seconds", 10.0);
         for rate in option("--rates", "1,100,2000".to_owned()).split(',') {
@@ -102,15 +114,13 @@ fn run_id(line: &str) -> Option<&str> {
 async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) {
     let requests: Arc<Vec<_>> =
         Arc::new((0..count).map(|number| format!("wr_{number:018}")).map(|id| (request(&id), id)).collect());
-    let (next, begin) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    let beat = Arc::new(Beat::start(Instant::now(), rate, count));
     let worker = || {
-        let (requests, next, sent) = (requests.clone(), next.clone(), sent.clone());
+        let (requests, beat, sent) = (requests.clone(), beat.clone(), sent.clone());
         async move {
             let mut sender = Sender::connect(hooks).await;
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some((request, run_id)) = requests.get(number) else { return };
-                due(begin, number, rate).await;
+            while let Some((number, _)) = beat.next().await {
+                let (request, run_id) = &requests[number];
                 let out = || {
                     sent.lock().expect("no panic").insert(run_id.clone(), Instant::now());
                 };
@@ -127,13 +137,13 @@ async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) 
 /// What lines cost the daemon with one follower and with so many, and what writing them costs alone.
 async fn followers(count: usize, lines: usize) {
     let alone = followed(1, lines).await;
-    let (many, bytes) = (followed(count, lines).await, written(count, lines).await);
+    let (many, bytes, told) = (followed(count, lines).await, written(count, lines).await, told(count, lines).await);
     let each = |seconds: f64| seconds * 1e6 / (lines * count) as f64;
     println!(
-        "{count} followers of {lines} lines: {:.1} µs of computing a line and follower beside what one follower costs; writing the bytes alone {:.1} µs; {:.1} times",
+        "{count} followers of {lines} lines: {:.1} µs of computing a line and follower beside what one follower costs; by tokio and hyper alone {:.1} µs; writing the bytes alone {:.1} µs",
         each(many - alone),
+        each(told),
         each(bytes),
-        (many - alone) / bytes,
     );
 }
 
@@ -153,6 +163,70 @@ async fn followed(count: usize, lines: usize) -> f64 {
         reader.await.expect("a reader");
     }
     computed(daemon.process()) - before
+}
+
+/// Seconds that a process computes which sends such lines over HTTP and does nothing else.
+async fn told(count: usize, lines: usize) -> f64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("teller.sock");
+    let (followers, lines_text) = (count.to_string(), lines.to_string());
+    let mut teller = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--teller".as_ref(), socket.as_os_str()])
+        .args(["--followers", &followers, "--lines", &lines_text])
+        .spawn()
+        .expect("a teller");
+    while UnixStream::connect(&socket).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let (mut readers, last) = (Vec::new(), format!("wr_{:018}", lines - 1));
+    for _ in 0..count {
+        readers.push(tokio::spawn(drain(follow(&socket).await, last.clone())));
+    }
+    let before = computed(teller.id());
+    for reader in readers {
+        reader.await.expect("a reader");
+    }
+    let spent = computed(teller.id()) - before;
+    teller.kill().and_then(|()| teller.wait()).expect("ended");
+    spent
+}
+
+/// That process: once so many follow, it sends each of them so many lines.
+async fn tell(socket: &Path, count: usize, lines: usize) {
+    let allowance = Allowance {
+        connections_max: 10_000,
+        header_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(60),
+    };
+    let (say, heard) = watch::channel(Bytes::from_static(b"{\"type\":\"settled.feed.hello\"}\n"));
+    let (followers, mut came) = watch::channel(0);
+    let service = move |_| {
+        let (heard, followers) = (heard.clone(), followers.clone());
+        Function(move |_| {
+            let mut heard = heard.clone();
+            heard.mark_changed();
+            followers.send_modify(|followers| *followers += 1);
+            let lines = futures_util::stream::unfold(heard, |mut heard| async move {
+                heard.changed().await.ok()?;
+                let line = heard.borrow_and_update().clone();
+                Some((Ok::<_, Infallible>(Frame::data(line)), heard))
+            });
+            let response: Response<AnyBody> = Response::new(StreamBody::new(lines).boxed_unsync());
+            std::future::ready(response)
+        })
+    };
+    let (_go_on, stop) = watch::channel(false);
+    let listener = UnixListener::bind(socket).expect("a socket");
+    let serving = tokio::spawn(serve(Listener::Unix(listener), allowance, service, stop));
+    came.wait_for(|followers| *followers >= count).await.expect("followers");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in 0..lines {
+        tokio::time::sleep(Duration::from_secs_f64(1.0 / FOLLOWED_RATE)).await;
+        let mut line = format!("wr_{number:018}");
+        line.extend(std::iter::repeat_n('x', LINE_BYTES - line.len()));
+        say.send_replace(line.into());
+    }
+    serving.await.expect("it serves");
 }
 
 /// Reads until the line of a run has come.
@@ -189,7 +263,7 @@ async fn written(count: usize, lines: usize) -> f64 {
     }
     let writing = move || {
         use std::io::Write;
-        let line = vec![b'x'; 1_400];
+        let line = vec![b'x'; LINE_BYTES];
         let begin = thread_seconds();
         for _ in 0..lines {
             std::thread::sleep(Duration::from_secs_f64(1.0 / FOLLOWED_RATE));

@@ -24,6 +24,7 @@ use settled::store::{RingLimits, Writer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
 
 /// The key that every webhook is signed with.
 pub const KEY: &str = "bench-key-that-signs-every-webhook";
@@ -101,16 +102,36 @@ pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) ->
         .collect()
 }
 
-/// Waits until request `number` of so many a second is due, and gives the moment from which its
-/// latency counts: when it was due if it was sent late, and else when it is sent. The lateness of
-/// our own alarm clock is nobody's fault.
-pub async fn due(begin: Instant, number: usize, rate: f64) -> Instant {
-    let due = begin + Duration::from_secs_f64(number as f64 / rate);
-    if due < Instant::now() {
-        return due;
+/// Says when the next of so many requests a second is due: a thread of its own, since the runtime's
+/// alarm clock rings once a millisecond, for all that fell due meanwhile.
+pub struct Beat(tokio::sync::Mutex<mpsc::UnboundedReceiver<(usize, Instant)>>);
+
+impl Beat {
+    /// Of `count` requests, the first of them due at `begin`.
+    pub fn start(begin: Instant, rate: f64, count: usize) -> Beat {
+        let (tick, ticks) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for number in 0..count {
+                let due = begin + Duration::from_secs_f64(number as f64 / rate);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                if tick.send((number, Instant::now())).is_err() {
+                    return;
+                }
+            }
+        });
+        Beat(tokio::sync::Mutex::new(ticks))
     }
-    tokio::time::sleep_until(due.into()).await;
-    Instant::now()
+
+    /// Waits for the next: its number, and the moment from which its latency counts. That is when it
+    /// fell due if nobody waited for it, and else now: how long our own threads take to wake is
+    /// nobody's fault. `None` after the last.
+    pub async fn next(&self) -> Option<(usize, Instant)> {
+        let mut ticks = self.0.lock().await;
+        if let Ok(late) = ticks.try_recv() {
+            return Some(late);
+        }
+        ticks.recv().await.map(|(number, _)| (number, Instant::now()))
+    }
 }
 
 /// The body of a webhook that says that a run has completed, about 600 bytes.

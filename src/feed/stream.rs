@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use hyper::StatusCode;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::consumers::{Cause, Stir};
 use super::events::cursor_expired;
@@ -97,6 +98,8 @@ pub struct Stream {
     /// Until when a reader that does not follow waits for a first record.
     deadline: Instant,
     phase: Phase,
+    /// Rings when it is time to look again, or before.
+    alarm: Pin<Box<Sleep>>,
     head: watch::Receiver<i64>,
     stop: watch::Receiver<bool>,
     _slot: OwnedSemaphorePermit,
@@ -127,6 +130,7 @@ impl Stream {
             sent: 0,
             deadline: Instant::now() + manner.wait,
             phase: Phase::Hello,
+            alarm: Box::pin(sleep(Duration::ZERO)),
             head: desk.ledger.head(),
             stop: desk.stop.clone(),
             desk,
@@ -202,6 +206,11 @@ impl Stream {
     async fn wait(&mut self) {
         let heartbeat = self.spoke_at + self.manner.heartbeat;
         let until = if self.manner.follow { heartbeat } else { heartbeat.min(self.deadline) };
+        // Every record puts the sign of life off. An alarm that rings too early costs one look; one set
+        // anew for every record would cost as much as sending it.
+        if self.alarm.is_elapsed() || self.alarm.deadline() > until {
+            self.alarm.as_mut().reset(until);
+        }
         let stirred = async {
             match &mut self.claim {
                 Some(claim) => claim.moved |= claim.stirs.changed().await.is_ok(),
@@ -209,7 +218,7 @@ impl Stream {
             }
         };
         tokio::select! {
-            () = sleep_until(until) => {}
+            () = &mut self.alarm => {}
             _ = self.head.changed() => {}
             _ = self.stop.wait_for(|stop| *stop) => {}
             () = stirred => {}
