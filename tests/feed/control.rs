@@ -34,6 +34,24 @@ fn whoever_waits_for_a_run_is_answered_when_it_settles_or_his_time_is_up() {
 }
 
 #[test]
+fn a_run_shows_what_is_held_and_which_record_completed_it() {
+    let home = Home::with("confirm = \"always\"");
+    let daemon = home.serve();
+    home.complete([1]);
+    until("the webhook is held for an answer", || get(&home, "/v1/runs/sky/wr_1").json()["run"]["held"] == true);
+    assert_eq!(get(&home, "/v1/runs/sky/wr_1").json()["run"]["completion"], Value::Null);
+    daemon.stop();
+    home.configure("confirm = \"never\"");
+    let _daemon = home.serve();
+    home.complete([2]);
+    home.completed(1);
+    let record = home.read("/v1/events?types=completion").into_iter().find(|line| line["subject"] == "wr_2").unwrap();
+    let shown = get(&home, "/v1/runs/sky/wr_2").json();
+    assert_eq!(shown["run"]["completion"], record["cursor"]);
+    assert_eq!(shown["timeline"][0]["record"], record["cursor"]);
+}
+
+#[test]
 fn a_list_of_deliveries_says_where_it_goes_on() {
     let home = Home::new();
     let _daemon = home.serve();

@@ -26,6 +26,15 @@ fn a_ledger_keeps_its_epoch_when_it_is_opened_again() {
 }
 
 #[test]
+fn several_may_look_at_a_ledger_at_once() {
+    let mut ledger = Ledger::new();
+    ledger.hears(signed("wr_1", "completed"));
+    let reader = Reader::open(&ledger.path()).unwrap();
+    let [outer, inner] = reader.read(|view| Ok([view.bounds()?, reader.read(|view| view.bounds())?])).unwrap();
+    assert_eq!((outer, inner), (bounds(&ledger.reader), bounds(&ledger.reader)));
+}
+
+#[test]
 fn a_copy_is_another_feed_with_the_same_runs() {
     let mut ledger = Ledger::new();
     ledger.hears(signed("wr_1", "completed"));
