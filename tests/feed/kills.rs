@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
+use crate::check::{Feed, World, check};
 use crate::support::{Home, Kept, example, subjects, until};
 
 /// Marsaglia's xorshift: enough to choose victims.
@@ -56,6 +57,13 @@ fn acked(home: &Home) -> i64 {
     home.ask("GET", "/v1/consumers/kept", "").json()["acked"].as_str().map_or(0, seq)
 }
 
+/// What the judge of every layer says of the ledger, while nobody is at work on it.
+fn judged(home: &Home, feed: &mut Feed, at_rest: bool) {
+    let exists = |source: &str, run: &str| source == "sky" && run.starts_with("wr_");
+    let world = World { store: &home.path("settled.db"), acked: &[], exists: &exists, ring_rows_max: 10_000, at_rest };
+    assert_eq!(check(&world, feed), Ok(()));
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -69,7 +77,7 @@ fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
     let mut daemon = home.serve();
     let (mut own, mut kept) = (own_cursor(&home, &program), kept_cursor(&home));
     let over = AtomicBool::new(false);
-    let mut killed = [0; 3];
+    let (mut killed, mut said) = ([0; 3], Feed::new());
     // How much the daemon-held consumer had done and acknowledged when it was killed.
     let mut fences = Vec::new();
     let (total, alive) = std::thread::scope(|scope| {
@@ -92,6 +100,7 @@ fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
             match victim {
                 0 => {
                     daemon.kill();
+                    judged(&home, &mut said, false);
                     daemon = home.serve();
                 }
                 1 => {
@@ -135,5 +144,7 @@ fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
     assert!(repeated <= killed[2], "{repeated} repeated after {} kills", killed[2]);
     assert_eq!(subjects(&home.read("/v1/events")), feed);
     println!("{total} completions; killed: daemon, own, kept {killed:?}; repeated by the last: {repeated}");
-    drop(alive);
+    let (daemon, ..) = alive;
+    daemon.stop();
+    judged(&home, &mut said, true);
 }

@@ -1,5 +1,7 @@
 //! The feed, held against the real daemon over its real sockets.
 
+#[path = "../proof/check.rs"]
+mod check;
 mod consume;
 mod consumers;
 mod control;
