@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 
+use crate::errand::{Errand, Next};
 use crate::limits;
 use crate::providers::pace::Pace;
 use crate::providers::{Answer, Hearing, Method, Question, Response};
 use crate::reconciler::{Clock, Member};
-use crate::run::At;
-use crate::run::asking;
+use crate::report::Report;
 use crate::run::decide::Run;
+use crate::run::{At, RunId};
 
 /// The one HTTP client of the process.
 #[derive(Clone)]
@@ -136,7 +137,7 @@ impl Asker {
     pub async fn ask(&self, question: &Question) -> Option<Answer> {
         loop {
             let now = (self.clock)();
-            let allowed = self.pace().may_go_on(now, self.seed());
+            let allowed = self.pace().may_go_on(now, self.member.seed());
             match allowed {
                 Ok(()) => return Some(self.ask_now(question).await),
                 Err(_) if self.pace().state(now).breaker.is_some() => return None,
@@ -145,20 +146,32 @@ impl Asker {
         }
     }
 
-    /// Takes a permission to ask about a run, or says when to try again.
-    pub fn may_poll(&self, run: &Run, now: At) -> Result<(), At> {
-        self.pace().may_poll(run.is_urgent(), now, self.seed())
+    /// Asks an errand's question and gives what comes after the answer. `paid`: the pace has let it
+    /// go already. Nothing, if the breaker is open.
+    pub async fn step(&self, errand: Errand, question: Question, paid: bool) -> Next {
+        let answer = if paid { Some(self.ask_now(&question).await) } else { self.ask(&question).await };
+        answer.map_or(Next::Done, |answer| errand.go_on(question, answer, (self.clock)()))
     }
 
-    fn seed(&self) -> u64 {
-        asking::seed(self.member.source.name.as_str(), "")
+    /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
+    pub async fn inquire(&self, run_id: &RunId, run: &Run) -> Option<Report> {
+        let (mut errand, mut question) = Errand::about(&self.member, run_id, run, (self.clock)());
+        let mut paid = true;
+        loop {
+            (errand, question) = match self.step(errand, question, paid).await {
+                Next::Ask(errand, question) => (errand, question),
+                Next::Report(report, _) => return Some(report),
+                Next::Done => return None,
+            };
+            paid = false;
+        }
     }
 
     fn learn(&self, hearing: &Hearing, now: At) {
         let source = self.member.source.name.as_str();
         let mut pace = self.pace();
         let was_open = pace.state(now).breaker.is_some();
-        pace.told(hearing, now, self.seed());
+        pace.told(hearing, now, self.member.seed());
         match (was_open, pace.state(now).breaker) {
             (false, Some(breaker)) => {
                 tracing::error!(source, why = breaker.why, "polling stops until the key works; check the API key");

@@ -17,7 +17,6 @@ use super::{Answer, Desk, Params, Segments, Shared, advice, bad_request, body_js
 use crate::calls::Asker;
 use crate::http::{self, Problem};
 use crate::limits;
-use crate::poller;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
 use crate::reconciler::{Digest, Member};
 use crate::report::{Head, Report, TrackHead, WebhookHead};
@@ -129,10 +128,10 @@ pub async fn poll(State(desk): Shared, Segments(path): Segments<(String, String)
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
     let row = desk.run(&key).await?;
-    let asked = poller::poll(&asker, &key.run_id, &row.run, (desk.clock)(), true).await;
+    let asked = asker.inquire(&key.run_id, &row.run).await;
     let broken = || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
-    let digest = desk.ledger.digest(Report { at: (desk.clock)(), ..report }).await?;
+    let digest = desk.ledger.digest(report).await?;
     let row = desk.run(&key).await?;
     let effect = digest.effects.first().map(|(_, effect, _)| *effect);
     let run = RunView::of(&row, desk.reader.epoch());

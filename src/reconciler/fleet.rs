@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::Source;
-use crate::run::{At, SourceName};
+use crate::run::{At, SourceName, asking};
 use crate::secret::Redactor;
 use crate::store::{SourceRow, StoreError, Transaction, Writer};
 
@@ -30,6 +30,11 @@ impl Member {
     /// A source under its row.
     pub fn new(row: SourceRow, source: Arc<Source>) -> Member {
         Member { id: row.id, since: row.since, redactor: source.redactor(), source }
+    }
+
+    /// What its pace jitters by; see [`asking::seed`].
+    pub fn seed(&self) -> u64 {
+        asking::seed(self.source.name.as_str(), "")
     }
 
     /// Hides this source's secrets.

@@ -20,6 +20,8 @@ use std::time::Duration;
 use settled::demo::clouds::{Item, Letter, Reply, World, service};
 use settled::demo::dice::Dice;
 use settled::demo::plan::{Form, Life, Mail, Source};
+use settled::errand::{Errand, Next};
+use settled::poller::{Begun, Task};
 use settled::providers::{Answer, Hearing, Question};
 use settled::report::{Head, Report, TrackHead};
 use settled::run::decide::Phase;
@@ -31,7 +33,7 @@ use crate::check::{self, Acked, Feed};
 use crate::clouds::{self, BEGIN};
 use crate::crash::disk::{Disk, Fate};
 use crate::files::{Remains, folder};
-use daemon::{Daemon, Errand, Next};
+use daemon::Daemon;
 use script::{Input, Over, Script, Sky};
 
 /// What happens at a moment.
@@ -50,9 +52,17 @@ enum Event {
     Look(Span, usize),
     Ring(Span),
     /// A question waits for the pace.
-    Waiting(Span, usize, Errand, Question),
+    Waiting(Span, Asking),
     /// A question is answered.
-    Answered(Span, usize, Errand, Question, Answer),
+    Answered(Span, Asking, Answer),
+}
+
+/// A question on its way.
+struct Asking {
+    desk: usize,
+    task: Task,
+    errand: Errand,
+    question: Question,
 }
 
 /// Which life of the daemon something belongs to, and ends with.
@@ -78,8 +88,19 @@ struct Tally {
 /// Who waits to hear that a report is stored.
 enum Sender {
     Nobody,
-    Letter { run: usize, ghost: bool, letter: usize, attempt: u32 },
+    Letter {
+        run: usize,
+        ghost: bool,
+        letter: usize,
+        attempt: u32,
+    },
     Client(usize),
+    /// An errand of ours that goes on then, if there is more to ask.
+    Desk {
+        desk: usize,
+        task: Task,
+        further: Option<(Errand, Question)>,
+    },
 }
 
 struct Simulation {
@@ -208,10 +229,8 @@ impl Simulation {
                 self.look(desk)?;
             }
             Event::Ring(life) if life == self.life && self.rings == Some(self.now) => self.ring(),
-            Event::Waiting(life, desk, errand, question) if life == self.life => self.ask(desk, errand, question)?,
-            Event::Answered(life, desk, errand, question, answer) if life == self.life => {
-                self.answered(desk, errand, question, answer)?;
-            }
+            Event::Waiting(life, asking) if life == self.life => self.ask(asking)?,
+            Event::Answered(life, asking, answer) if life == self.life => self.answered(asking, answer)?,
             _ => {} // of an earlier life, or overtaken
         }
         Ok(())
@@ -258,7 +277,8 @@ impl Simulation {
                 }
             }
             Sender::Client(run) => self.at(self.now + Duration::from_secs(10), Event::Track(run)),
-            Sender::Nobody => {}
+            // The life in which the errand was begun is over.
+            Sender::Desk { .. } | Sender::Nobody => {}
         }
     }
 
@@ -300,7 +320,7 @@ impl Simulation {
         self.tally.reports += reports.len() as u64;
         if let Some((over, down)) = self.doomed.take() {
             match self.die_over(over, &reports)? {
-                Some(ids) => self.acknowledge(&ids, reports, senders),
+                Some(ids) => self.acknowledge(&ids, reports, senders)?,
                 None => senders.iter().for_each(|sender| self.refused(sender)),
             }
             self.at(self.now + down, Event::Start);
@@ -318,7 +338,7 @@ impl Simulation {
         let ids: Vec<i64> = digests.iter().map(|digest| digest.report).collect();
         let desks: Vec<usize> =
             (0..daemon.desks.len()).filter(|desk| sources.contains(&daemon.desks[*desk].member.id)).collect();
-        self.acknowledge(&ids, reports, senders);
+        self.acknowledge(&ids, reports, senders)?;
         self.set_the_clock();
         for desk in desks {
             self.look_at(desk, self.now);
@@ -326,7 +346,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn acknowledge(&mut self, ids: &[i64], reports: Vec<Report>, senders: Vec<Sender>) {
+    fn acknowledge(&mut self, ids: &[i64], reports: Vec<Report>, senders: Vec<Sender>) -> Result<(), Fault> {
         for ((id, report), sender) in ids.iter().zip(reports).zip(senders) {
             match (&report.head, sender) {
                 (Head::Webhook(head), Sender::Letter { run, ghost, letter, .. }) if head.verdict.authentic() => {
@@ -341,9 +361,11 @@ impl Simulation {
                     }
                 }
                 (Head::Track(_), Sender::Client(run)) => drop(self.tracked.insert(run)),
+                (_, Sender::Desk { desk, task, further }) => self.carry_on(desk, task, further)?,
                 _ => {}
             }
         }
+        Ok(())
     }
 
     // ── The daemon's lives ──────────────────────────────────────────────────────────────────────
@@ -477,13 +499,10 @@ impl Simulation {
         let now = self.clock();
         self.looks.remove(&desk);
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
-        let (errands, again) = daemon.desks[desk].look(&daemon.reader, now);
-        for (errand, question) in errands {
-            match errand {
-                // What `due` and `may_probe` let through has paid already.
-                Errand::Run(_) | Errand::Probe => self.send(desk, errand, question)?,
-                Errand::Sweep(_) => self.ask(desk, errand, question)?,
-            }
+        let (begun, again) = daemon.desks[desk].look(&daemon.reader, now);
+        for Begun { task, errand, question } in begun {
+            let asking = Asking { desk, task, errand, question };
+            if task.paid() { self.send(asking)? } else { self.ask(asking)? }
         }
         let pause = self.when(again).max(self.now + settled::limits::POLLER_IDLE_MIN);
         self.look_at(desk, pause);
@@ -491,68 +510,79 @@ impl Simulation {
     }
 
     /// Asks as soon as the pace allows it.
-    fn ask(&mut self, desk: usize, errand: Errand, question: Question) -> Result<(), Fault> {
+    fn ask(&mut self, asking: Asking) -> Result<(), Fault> {
         let now = self.clock();
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
-        match daemon.desks[desk].may_go_on(now) {
-            Ok(()) => self.send(desk, errand, question)?,
-            Err(_) if daemon.desks[desk].broken(now) => {
-                daemon.desks[desk].give_up(&errand);
-                self.look_at(desk, self.now);
-            }
+        let desk = &mut daemon.desks[asking.desk];
+        match desk.may_go_on(now) {
+            Ok(()) => self.send(asking),
+            Err(_) if desk.broken(now) => self.carry_on(asking.desk, asking.task, None),
             Err(at) => {
                 let at = self.when(at).max(self.now + Duration::from_millis(1));
                 let life = self.life;
-                self.at(at, Event::Waiting(life, desk, errand, question));
+                self.at(at, Event::Waiting(life, asking));
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    fn send(&mut self, desk: usize, errand: Errand, question: Question) -> Result<(), Fault> {
+    /// There is more to ask, or the errand is over.
+    fn carry_on(&mut self, desk: usize, task: Task, further: Option<(Errand, Question)>) -> Result<(), Fault> {
+        match (further, &mut self.daemon) {
+            (_, None) => Ok(()),
+            (Some((errand, question)), _) => self.ask(Asking { desk, task, errand, question }),
+            (None, Some(daemon)) => {
+                daemon.desks[desk].finished(task);
+                self.look_at(desk, self.now);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, asking: Asking) -> Result<(), Fault> {
         let Some(daemon) = &self.daemon else { return Ok(()) };
+        let Asking { desk, task, question, .. } = &asking;
+        let desk = *desk;
         let (cloud, member) = (daemon.desks[desk].cloud, daemon.desks[desk].member.clone());
         self.tally.questions += 1;
         let name = member.source.name.as_str();
         let asked = self.asked.entry(name.to_owned()).or_default();
-        match errand {
-            Errand::Sweep(_) => asked.0 += 1,
-            Errand::Run(_) | Errand::Probe => asked.1 += 1,
+        match task {
+            Task::Sweep => asked.0 += 1,
+            Task::Run(_) | Task::Probe => asked.1 += 1,
         }
         let meter = self.meters.get_mut(&desk).unwrap();
         meter.count(self.now, member.source.rate).map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
         let (answer, took) = match self.script.sky(cloud, self.now) {
-            None => clouds::ask(&self.world, cloud, &member, &question),
+            None => clouds::ask(&self.world, cloud, &member, question),
             Some(spell) => match spell.sky {
                 Sky::Silent => (Answer::Failed { what: "connection refused".to_owned() }, Duration::from_millis(1)),
-                Sky::Broken => clouds::answer(service(cloud).broken(), &question),
+                Sky::Broken => clouds::answer(service(cloud).broken(), question),
                 Sky::Overwhelmed => {
-                    clouds::answer(service(cloud).overwhelmed(spell.until.saturating_sub(self.now)), &question)
+                    clouds::answer(service(cloud).overwhelmed(spell.until.saturating_sub(self.now)), question)
                 }
-                Sky::Refusing => clouds::answer(Reply::json(401, &serde_json::json!({})), &question),
+                Sky::Refusing => clouds::answer(Reply::json(401, &serde_json::json!({})), question),
             },
         };
         let life = self.life;
-        self.at(self.now + took, Event::Answered(life, desk, errand, question, answer));
+        self.at(self.now + took, Event::Answered(life, asking, answer));
         Ok(())
     }
 
-    fn answered(&mut self, desk: usize, errand: Errand, question: Question, answer: Answer) -> Result<(), Fault> {
+    fn answered(&mut self, asking: Asking, answer: Answer) -> Result<(), Fault> {
         let now = self.clock();
+        let Asking { desk, task, errand, question } = asking;
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
         let heard = daemon.desks[desk].hear(&answer, now);
         self.meters.get_mut(&desk).unwrap().hear(&heard, self.now);
-        match daemon.desks[desk].go_on(errand, question, answer, now) {
-            Next::Ask(errand, question) => self.ask(desk, errand, question)?,
+        match errand.go_on(question, answer, now) {
+            Next::Ask(errand, question) => self.ask(Asking { desk, task, errand, question }),
             Next::Report(report, further) => {
-                self.waiting.push((report, Sender::Nobody));
-                if let Some((errand, question)) = further {
-                    self.ask(desk, errand, question)?;
-                }
+                self.waiting.push((report, Sender::Desk { desk, task, further }));
+                Ok(())
             }
-            Next::Done => self.look_at(desk, self.now),
+            Next::Done => self.carry_on(desk, task, None),
         }
-        Ok(())
     }
 
     // ── What must hold ──────────────────────────────────────────────────────────────────────────
