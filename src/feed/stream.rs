@@ -206,9 +206,9 @@ impl Stream {
     async fn wait(&mut self) {
         let heartbeat = self.spoke_at + self.manner.heartbeat;
         let until = if self.manner.follow { heartbeat } else { heartbeat.min(self.deadline) };
-        // Every record puts the sign of life off. An alarm that rings too early costs one look; one set
-        // anew for every record would cost as much as sending it.
-        if self.alarm.is_elapsed() || self.alarm.deadline() > until {
+        // Every record puts the sign of life off, and nothing brings it forward. An alarm that rings too
+        // early costs one look; one set anew for every record would cost as much as sending it.
+        if self.alarm.is_elapsed() {
             self.alarm.as_mut().reset(until);
         }
         let stirred = async {

@@ -184,8 +184,10 @@ mod tests {
     fn due(rows: impl IntoIterator<Item = i64>) -> Vec<Due> {
         const RUN: &str = r#"{"known_since":0,"found_by":"operator","detail":{},"rank":"waiting","webhooks":{"count":0},
             "asks":0,"overdue":false,"statuses":0,"phase":{"open":{}},"ask":{"at":0,"urgent":false}}"#;
-        let run = |row| {
-            Due { row, run_id: RunId::new(&format!("wr_{row}")).unwrap(), run: serde_json::from_str(RUN).unwrap() }
+        let run = |row| Due {
+            row,
+            run_id: RunId::new(&format!("wr_{row}")).unwrap(),
+            run: serde_json::from_str(RUN).unwrap(),
         };
         rows.into_iter().map(run).collect()
     }
