@@ -27,6 +27,8 @@ pub struct World<'a> {
     pub ring_rows_max: i64,
     /// Nobody is at work on it, and nothing waits to be digested.
     pub at_rest: bool,
+    /// Retention has not taken any report.
+    pub all_reports: bool,
 }
 
 /// A delivery that was answered 2xx.
@@ -51,7 +53,8 @@ pub fn digest(bytes: &[u8]) -> String {
 /// Everything that is wrong; nothing, if all is well. `before` is what the feed said when it was
 /// last read, and is brought up to date.
 pub fn check(world: &World<'_>, before: &mut Feed) -> Result<(), String> {
-    let seen = Reader::open(world.store).and_then(|reader| reader.read(store::check_with_all_reports));
+    let looked = if world.all_reports { store::check_with_all_reports } else { store::check };
+    let seen = Reader::open(world.store).and_then(|reader| reader.read(looked));
     let mut faults = match seen {
         Ok(findings) => findings.iter().map(ToString::to_string).collect(),
         Err(error) => vec![format!("it cannot be read: {error:?}")],
@@ -60,7 +63,7 @@ pub fn check(world: &World<'_>, before: &mut Feed) -> Result<(), String> {
     faults.extend(ledger.forgotten(world.acked));
     faults.extend(ledger.strangers(world.exists));
     let feed = ledger.feed();
-    faults.extend(rewritten(before, &feed));
+    faults.extend(rewritten(before, &feed, ledger.trimmed()));
     faults.extend(ledger.undigested().filter(|_| world.at_rest));
     faults.extend(ledger.overgrown(world));
     *before = feed;
@@ -121,6 +124,11 @@ impl Ledger {
         records.into_iter().collect()
     }
 
+    /// Records up to here may be gone.
+    fn trimmed(&self) -> i64 {
+        self.rows("SELECT trimmed FROM meta", |row| row.get(0))[0]
+    }
+
     fn undigested(&self) -> Option<String> {
         let behind = "SELECT (SELECT coalesce(max(id), 0) FROM reports) - (SELECT digested FROM meta)";
         let behind: Vec<i64> = self.rows(behind, |row| row.get(0));
@@ -142,8 +150,8 @@ impl Ledger {
 /// Twice what SQLite lets the log grow to before it moves it into the file.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
-/// I4: what was read once reads the same for ever.
-fn rewritten(before: &Feed, feed: &Feed) -> Vec<String> {
-    let changed = before.iter().filter(|(seq, record)| feed.get(seq) != Some(record));
+/// I4: what was read once reads the same for as long as it is there.
+fn rewritten(before: &Feed, feed: &Feed, trimmed: i64) -> Vec<String> {
+    let changed = before.iter().filter(|(seq, record)| **seq > trimmed && feed.get(seq) != Some(record));
     changed.map(|(seq, (id, _))| format!("I4: record {seq} ({id}) is not what it was")).collect()
 }

@@ -15,6 +15,7 @@ use settled::report::{AnswerHead, Head, PollHead, Report, SweepHead, TrackHead};
 use settled::run::{At, RunId};
 
 use crate::clouds::{self, BEGIN};
+use crate::readers::{Deed, deed, limits};
 
 /// What every key and run here is made from.
 pub const SEED: u64 = 7;
@@ -36,6 +37,12 @@ pub enum Op {
     Rotate { account: usize, wrong: bool, both: bool },
     /// Unverified deliveries of an account are verified again.
     Reverify { account: usize },
+    /// A named consumer does something.
+    Consume(Deed),
+    /// Retention of the feed: seconds, bytes, rows at a time.
+    Trim(i64, i64, u32),
+    /// Retention of what came in so many seconds ago, or of its bodies only.
+    Forget { age: i64, bodies: bool },
 }
 
 /// A report on its way.
@@ -131,6 +138,10 @@ pub fn op() -> impl Strategy<Value = Op> {
         2 => (0..accounts, any::<bool>(), any::<bool>())
             .prop_map(|(account, wrong, both)| Op::Rotate { account, wrong, both }),
         2 => (0..accounts).prop_map(|account| Op::Reverify { account }),
+        6 => deed().prop_map(Op::Consume),
+        2 => limits().prop_map(|(age, bytes, rows)| Op::Trim(age, bytes, rows)),
+        2 => (prop::sample::select(vec![-1, 3_600, 90_000]), any::<bool>())
+            .prop_map(|(age, bodies)| Op::Forget { age, bodies }),
     ]
 }
 

@@ -15,4 +15,5 @@ mod crash;
 mod files;
 mod history;
 mod model;
+mod readers;
 mod simulation;

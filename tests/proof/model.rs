@@ -1,9 +1,10 @@
 //! Generated histories over the real store and the real reconciler, compared after every step with
-//! a reference: plain maps, one process that never dies, and the pure functions.
+//! a reference: plain maps, one process that never dies, and the pure functions. Who reads the feed and
+//! how far it is kept is compared with it in [`readers`](crate::readers).
 //!
 //! What is concluded is [`decide`]'s own business and tested with it. Here it is shown that the
 //! ledger is exactly the fold of `decide` over what was reported: over groups, restarts without a
-//! clean end, rings that overflow, secrets that change, and files that are restored elsewhere.
+//! clean end, rings that overflow, secrets that change, retention, and files that are restored elsewhere.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,18 +17,19 @@ use settled::config::Source;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
 use settled::providers::Reading;
-use settled::reconciler::{Fleet, Member, Reconciler};
+use settled::reconciler::{Fleet, Member, Reconciler, Work};
 use settled::report::{Head, Report};
 use settled::run::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
-use settled::run::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, line, payload_text};
+use settled::run::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
 use settled::run::{At, RunId, RunKey, SourceName, Trust, Via, asking};
-use settled::store::{Filter, Reader, RingLimits, RunQuery, Writer};
+use settled::store::{Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer};
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
 use crate::clouds;
 use crate::files::{Remains, folder};
 use crate::history::{Op, RUNS_EACH, SEED, Said, Scribe, op, verifies};
+use crate::readers::{Published, Readers};
 
 const RING: RingLimits = RingLimits { rows_max: 10, bytes_max: 1 << 20 };
 
@@ -37,10 +39,12 @@ const RING: RingLimits = RingLimits { rows_max: 10, bytes_max: 1 << 20 };
 #[derive(Default)]
 struct Reference {
     runs: BTreeMap<(i64, RunId), Run>,
-    feed: Vec<(String, String)>,
+    readers: Readers,
     reports: Vec<Report>,
     ring: Vec<usize>,
     acked: Vec<Acked>,
+    /// Retention has taken some of the reports.
+    forgotten: bool,
 }
 
 impl Reference {
@@ -93,7 +97,7 @@ impl Reference {
             news |= decision.effect != Effect::Unchanged;
             if let Some(publication) = decision.publish {
                 let record = self.record(member, &heard.run_id, &run, publication, now);
-                self.feed.push(record);
+                self.readers.feed.push(record);
             }
             self.runs.insert(key, run);
         }
@@ -102,14 +106,7 @@ impl Reference {
         }
     }
 
-    fn record(
-        &self,
-        member: &Member,
-        run_id: &RunId,
-        run: &Run,
-        publication: Publication,
-        now: At,
-    ) -> (String, String) {
+    fn record(&self, member: &Member, run_id: &RunId, run: &Run, publication: Publication, now: At) -> Published {
         let key = RunKey { source: member.source.name.clone(), run_id: run_id.clone() };
         let about = About { provider: member.source.provider.name(), key: &key };
         let spoken_by = match &run.phase {
@@ -124,7 +121,28 @@ impl Reference {
             _ => Payload::Absent,
         };
         let draft = draft(about, run, publication, payload, now);
-        (draft.envelope, draft.data)
+        Published { envelope: draft.envelope, data: draft.data, at: now }
+    }
+
+    /// Retention takes these reports, or their bodies.
+    fn forget(&mut self, ids: &[i64], bodies: bool) {
+        self.forgotten |= !ids.is_empty();
+        for id in ids {
+            self.reports[usize::try_from(*id).unwrap() - 1].body.clear();
+        }
+        self.acked.retain(|acked| !ids.contains(&acked.report));
+        self.ring.retain(|number| bodies || !ids.contains(&(i64::try_from(*number).unwrap() + 1)));
+    }
+
+    /// Whether an open run holds what this report said against it.
+    fn holds(&self, id: i64) -> bool {
+        self.runs.values().any(|run| match &run.phase {
+            Phase::Open(open) => {
+                let claimed = open.claim.as_ref().is_some_and(|claim| claim.voice.report == id);
+                claimed || open.seen.as_ref().is_some_and(|seen| seen.report == id)
+            }
+            Phase::Settled(_) => false,
+        })
     }
 
     /// Verifies what is in an account's ring with the secrets it has now.
@@ -203,7 +221,51 @@ impl Pair {
                 self.reconciler.as_mut().unwrap().reverify(member.id, self.scribe.now, |_| ()).unwrap();
                 self.reference.reverify(&member, self.scribe.now);
             }
+            Op::Consume(deed) => {
+                let (deed, now) = (deed.clone(), self.scribe.now);
+                self.write(move |readers, tx| readers.act(&deed, tx, now));
+            }
+            Op::Trim(age, bytes_max, rows_max) => {
+                let limits = TrimLimits { before: self.ago(*age), bytes_max: *bytes_max, rows_max: *rows_max };
+                self.write(move |readers, tx| readers.trim(&limits, tx));
+            }
+            Op::Forget { age, bodies } => self.forget(self.ago(*age), *bodies),
         }
+    }
+
+    fn ago(&self, seconds: i64) -> At {
+        At(self.scribe.now.0 - seconds * 1000)
+    }
+
+    /// Does something in the writer's next transaction, and with the readers of the reference.
+    fn write(
+        &mut self,
+        work: impl FnOnce(&mut Readers, &mut Transaction<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) {
+        let (give, take) = std::sync::mpsc::channel();
+        let mut readers = std::mem::take(&mut self.reference.readers);
+        let work: Work = Box::new(move |tx: &mut Transaction<'_>| {
+            work(&mut readers, tx)?;
+            give.send(readers).unwrap();
+            Ok(())
+        });
+        let turn = self.reconciler.as_mut().unwrap().turn(Vec::new(), vec![work], self.scribe.now).unwrap();
+        assert!(turn.work[0].is_ok(), "{:?}", turn.work);
+        self.reference.readers = take.recv().unwrap();
+    }
+
+    /// What is taken is old, and nobody needs it: no open run, and no record that refers to it.
+    fn forget(&mut self, before: At, bodies: bool) {
+        let reader = self.reader.as_ref().unwrap();
+        let ids = reader.read(|view| view.removable(0, before, bodies)).unwrap().ids;
+        let lines = self.reference.readers.lines(&self.epoch).concat();
+        for id in &ids {
+            assert!(self.reference.reports[usize::try_from(*id).unwrap() - 1].at < before, "{id} is not old");
+            assert!(!self.reference.holds(*id), "{id} is held");
+            assert!(!lines.contains(&format!("\"/v1/deliveries/{id}/body\"")), "{id} is referred to");
+        }
+        self.reference.forget(&ids, bodies);
+        self.write(move |_, tx| if bodies { tx.drop_bodies(&ids) } else { tx.remove_reports(&ids) }.map(drop));
     }
 
     fn take_in(&mut self, reports: &[Report], trimmed: bool) {
@@ -304,10 +366,8 @@ impl Pair {
             .collect();
         assert_eq!(runs, self.reference.runs, "the runs");
         let said: Vec<&str> = records.iter().map(|record| record.line.as_str()).collect();
-        let expected = self.reference.feed.iter().zip(1..);
-        let expected: Vec<String> =
-            expected.map(|((envelope, data), seq): (_, i64)| line(envelope, &self.epoch, seq, data)).collect();
-        assert_eq!(said, expected, "the feed");
+        assert_eq!(said, self.reference.readers.lines(&self.epoch), "the feed");
+        self.reference.readers.agree(reader, &self.epoch);
     }
 
     /// The invariants hold.
@@ -320,6 +380,7 @@ impl Pair {
             // Whoever recovers trims nothing.
             ring_rows_max: RING.rows_max + 3 * 20,
             at_rest: true,
+            all_reports: !self.reference.forgotten,
         };
         if let Err(faults) = check::check(&world, &mut self.feed) {
             panic!("{faults}");

@@ -50,6 +50,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
         exists: &|source, id| scribe.exists(source, id),
         ring_rows_max: RING.rows_max + 60, // whoever recovers trims nothing
         at_rest: true,
+        all_reports: true,
     };
     check::check(&world, &mut said.feed.clone())
 }

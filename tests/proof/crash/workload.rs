@@ -17,7 +17,7 @@ use settled::demo::clouds::Keys;
 use settled::reconciler::{Clock, Fleet, Handle, Reconciler, channel};
 use settled::report::{Head, Report};
 use settled::run::At;
-use settled::store::{RingLimits, Writer};
+use settled::store::{RingLimits, TrimLimits, Writer};
 
 use super::trace::LOG;
 use crate::check::{self, Acked, Feed};
@@ -102,7 +102,13 @@ pub fn work(folder: &Path, ops: &[Op]) {
                 middle.thread.join().unwrap();
                 middle = workload.open();
             }
-            Op::Rotate { .. } => {}
+            Op::Trim(age, bytes_max, rows_max) => {
+                let before = At(workload.scribe.now.0 - age * 1000);
+                let limits = TrimLimits { before, bytes_max: *bytes_max, rows_max: *rows_max };
+                let _ = runtime.block_on(middle.ledger.write(move |tx| tx.trim_records(&limits)));
+            }
+            // What was told is compared with what is there, so all of it has to stay.
+            Op::Forget { .. } | Op::Rotate { .. } | Op::Consume(_) => {}
         }
         workload.read();
     }

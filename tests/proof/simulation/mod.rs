@@ -597,6 +597,7 @@ impl Simulation {
             exists: &exists,
             ring_rows_max: daemon::RING.rows_max,
             at_rest: true,
+            all_reports: true,
         };
         check::check(&world, &mut self.feed)
     }
