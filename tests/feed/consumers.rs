@@ -200,6 +200,26 @@ fn a_full_window_pauses_once_and_acks_open_it() {
 }
 
 #[test]
+fn a_pause_is_told_again_only_after_half_of_the_window_was_free() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.ask("PUT", "/v1/consumers/mail", r#"{"window":6}"#);
+    home.complete(1..=12);
+    home.completed(12);
+    let mut lines = Lines::open(&home.feed(), "/v1/consumers/mail/events?follow=1&heartbeat=1").unwrap();
+    let first: Vec<Value> = (0..6).map(|_| lines.completion()).collect();
+    assert_eq!(lines.next().unwrap()["type"], "settled.feed.paused");
+    ack(&home, "mail", cursor(&first[1]));
+    let more = [lines.completion(), lines.completion()];
+    assert_eq!(lines.next().unwrap()["type"], "settled.feed.bookmark", "only a third was free");
+    ack(&home, "mail", cursor(&first[4]));
+    let last: Vec<Value> = (0..3).map(|_| lines.completion()).collect();
+    assert_eq!(lines.next().unwrap()["type"], "settled.feed.paused");
+    let told: Vec<Value> = first.into_iter().chain(more).chain(last).collect();
+    assert_eq!(subjects(&told), runs(1..=11));
+}
+
+#[test]
 fn a_full_window_that_keeps_nothing_back_is_no_pause() {
     let home = Home::new();
     let _daemon = home.serve();
