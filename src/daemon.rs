@@ -120,6 +120,7 @@ impl Daemon {
             clock: clock.clone(),
             started_at: clock(),
             stop: stopped.clone(),
+            trouble: trouble_seen.clone(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
@@ -171,7 +172,7 @@ impl Daemon {
     }
 
     /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one
-    /// stays in force, and the log and `systemctl status` say so.
+    /// stays in force, and the log, `settled status` and `systemctl status` say so.
     pub async fn reload(&mut self, config: Result<Config, ConfigError>) {
         systemd::reloading();
         let result = match config {

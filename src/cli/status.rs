@@ -90,6 +90,7 @@ fn text(status: &StatusView, now: At) -> String {
         ("store", Some(size)),
     ]);
     let mut parts = vec![facts];
+    parts.extend(status.trouble.as_deref().map(show::clean));
     if !status.sources.is_empty() {
         parts.extend([sources(&status.sources, now), losses(&status.sources)]);
     }

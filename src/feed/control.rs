@@ -280,6 +280,7 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
     Ok(StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: desk.started_at.rfc3339(),
+        trouble: desk.trouble.borrow().clone(),
         epoch: desk.reader.epoch().to_owned(),
         head: cursor(bounds.head),
         earliest: cursor(bounds.trimmed),

@@ -52,6 +52,8 @@ pub struct Desk {
     pub started_at: At,
     /// Turns true when the daemon stops: streams then end.
     pub stop: watch::Receiver<bool>,
+    /// What a person has to put right: a configuration that was not taken.
+    pub trouble: watch::Receiver<Option<String>>,
     /// Streams that may still be opened.
     pub streams: Arc<Semaphore>,
     /// Lookups that may be made at once.

@@ -304,6 +304,9 @@ pub struct StatusView {
     pub version: String,
     /// When it was ready.
     pub started_at: String,
+    /// What a person has to put right: a configuration that was not taken.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// First half of every cursor.
     pub epoch: String,
     /// Cursor of the newest record.

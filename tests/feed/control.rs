@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Answer, Home, ask, runs, until};
+use crate::support::{Answer, Home, ask, runs, signal, until};
 
 fn get(home: &Home, path: &str) -> Answer {
     ask(&home.path("control.sock"), "GET", path, "").unwrap()
@@ -64,6 +64,25 @@ fn a_list_of_deliveries_says_where_it_goes_on() {
     assert_eq!(ids(&first), [3, 2]);
     let rest = get(&home, &format!("/v1/deliveries?limit=2&before={}", first["next"])).json();
     assert_eq!((ids(&rest), &rest["next"]), (vec![1], &Value::Null));
+}
+
+#[test]
+fn a_configuration_that_was_not_taken_is_in_the_status_until_one_is() {
+    let home = Home::new();
+    let daemon = home.serve();
+    let trouble = || get(&home, "/v1/status").json()["trouble"].clone();
+    let shown = || String::from_utf8(home.settled(&["status"]).output().unwrap().stdout).unwrap();
+    assert_eq!(trouble(), Value::Null);
+    assert!(!shown().contains("OLD CONFIGURATION"));
+    home.configure("rates = 1");
+    signal(&daemon.child, "HUP");
+    until("it is refused", || trouble().is_string());
+    let mistake = format!("OLD CONFIGURATION IN FORCE ({}:", home.path("settled.toml").display());
+    assert!(trouble().as_str().unwrap().starts_with(&mistake), "{}", trouble());
+    assert!(shown().contains(&mistake), "{}", shown());
+    home.configure("deadline = \"1h\"");
+    signal(&daemon.child, "HUP");
+    until("it is taken", || trouble().is_null());
 }
 
 #[test]

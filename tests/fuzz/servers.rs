@@ -95,6 +95,7 @@ impl Place {
             clock: clock(),
             started_at: NOW,
             stop: stopped.clone(),
+            trouble: watch::channel(None).1,
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: feed::Readers::default(),
