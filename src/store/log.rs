@@ -51,18 +51,37 @@ impl Log {
 
     /// After a commit that left `pages` in the log.
     fn committed(&self, wal: &mut Wal, pages: i32) {
-        let moved = self.moved.load(Ordering::Relaxed);
-        // Fewer pages than were moved: the log has begun anew.
-        let left = if pages < moved { pages } else { pages - moved };
-        if left >= limits::CHECKPOINT_PAGES || pages >= limits::LOG_PAGES_MAX {
+        let wanted = Wanted::of(pages, self.moved.load(Ordering::Relaxed));
+        if wanted.round {
             let _ = self.wanted.try_send(());
         }
-        let short = pages >= limits::LOG_PAGES_MAX && left < limits::LOG_REST_PAGES;
-        if short || pages >= 2 * limits::LOG_PAGES_MAX {
+        if wanted.rest {
             // The commit stands whatever becomes of this; the next one tries again.
             if let Err(error) = wal.checkpoint() {
                 tracing::debug!(%error, "the write-ahead log could not be moved by the writer");
             }
+        }
+    }
+}
+
+/// What is to be done about a log.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// A round of the checkpointer.
+    round: bool,
+    /// The writer moves what is left, so that the log begins anew.
+    rest: bool,
+}
+
+impl Wanted {
+    /// Of `pages`, of which so many were `moved` when that was last looked at.
+    fn of(pages: i32, moved: i32) -> Wanted {
+        // Fewer pages than were moved: the log has begun anew.
+        let left = if pages < moved { pages } else { pages - moved };
+        let long = pages >= limits::LOG_PAGES_MAX;
+        Wanted {
+            round: long || left >= limits::CHECKPOINT_PAGES,
+            rest: (long && left < limits::LOG_REST_PAGES) || pages >= 2 * limits::LOG_PAGES_MAX,
         }
     }
 }
@@ -91,5 +110,39 @@ impl Checkpointer {
         let moved = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i32>(2))?;
         self.moved.store(moved.max(0), Ordering::Relaxed);
         Ok(connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{CHECKPOINT_PAGES as ROUND, LOG_PAGES_MAX as MOST, LOG_REST_PAGES as REST};
+
+    const NOTHING: Wanted = Wanted { round: false, rest: false };
+    const ROUND_ONLY: Wanted = Wanted { round: true, rest: false };
+    const BOTH: Wanted = Wanted { round: true, rest: true };
+
+    #[test]
+    fn the_checkpointer_is_called_for_a_round_s_worth_of_pages() {
+        assert_eq!(Wanted::of(ROUND - 1, 0), NOTHING);
+        assert_eq!(Wanted::of(ROUND, 0), ROUND_ONLY);
+        assert_eq!(Wanted::of(3 * ROUND - 1, 2 * ROUND), NOTHING);
+        assert_eq!(Wanted::of(3 * ROUND, 2 * ROUND), ROUND_ONLY);
+        assert_eq!(Wanted::of(MOST - 1, MOST - 1), NOTHING, "all of it is moved, and there is room for more");
+    }
+
+    #[test]
+    fn a_log_that_has_begun_anew_is_not_taken_for_moved() {
+        assert_eq!(Wanted::of(ROUND - 1, ROUND), NOTHING);
+        assert_eq!(Wanted::of(ROUND, MOST), ROUND_ONLY);
+    }
+
+    #[test]
+    fn the_writer_moves_a_short_rest_of_a_long_log_and_whatever_there_is_of_one_twice_as_long() {
+        assert_eq!(Wanted::of(MOST, MOST - REST), ROUND_ONLY);
+        assert_eq!(Wanted::of(MOST, MOST - REST + 1), BOTH);
+        assert_eq!(Wanted::of(MOST, MOST), BOTH);
+        assert_eq!(Wanted::of(2 * MOST - 1, 0), ROUND_ONLY);
+        assert_eq!(Wanted::of(2 * MOST, 0), BOTH);
     }
 }
