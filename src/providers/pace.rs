@@ -49,6 +49,9 @@ const RATE_PARTS: f64 = 60.0;
 const RATES: (f64, f64) = (1.0 / 3600.0, 10_000.0);
 /// Callers that read the clock before they got here may be this late without it having stepped.
 const SLACK: Duration = Duration::from_secs(1);
+/// Moments are whole milliseconds, rounded down: the answer may have come nearly one later than the
+/// clock says, and so may the end of what it asks for.
+const CLOCK_GRAIN: Duration = Duration::from_nanos(1_999_999);
 /// Those who wait for one moment come back spread over this much.
 const SPREAD: Duration = Duration::from_secs(1);
 /// How late somebody may be for a token that is kept for him: alarm clocks are late on a busy
@@ -296,8 +299,7 @@ impl Pace {
 
     /// Pauses until the later of what was promised before and this.
     fn pause_for(&mut self, span: Duration, reason: PauseReason, why: &str, now: At) {
-        // The clock reads whole milliseconds: the answer may have come up to one later than it says.
-        let until = now.plus(span.min(PAUSE_MAX)).plus(MILLISECOND);
+        let until = now.plus(span.min(PAUSE_MAX) + CLOCK_GRAIN);
         if span.is_zero() || self.pause.as_ref().is_some_and(|pause| pause.until >= until) {
             return;
         }
@@ -436,6 +438,11 @@ mod tests {
         assert!(pace.may_ask(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
         assert_eq!(granted(&mut pace, At(90 * S)), 0, "our clock may be nearly a millisecond behind");
         assert_eq!(granted(&mut pace, At(90 * S + 1)), 1, "a pause ends with one token, not with a burst");
+        let mut pace = Pace::new(5.0, At(0));
+        let odd = Duration::from_micros(5_000_700);
+        pace.told(&Hearing::Throttled { retry_after: Some(odd) }, At(0), 0);
+        assert_eq!(granted(&mut pace, At(5 * S + 1)), 0, "it may have come at 0.9 ms");
+        assert_eq!(granted(&mut pace, At(5 * S + 2)), 1);
     }
 
     #[test]
