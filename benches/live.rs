@@ -5,7 +5,8 @@
 //!
 //! A webhook is due every 1/rate s on one of 64 connections, and every one is of a new run. Its way
 //! has two commits: what was sent is on disk before anybody reads it, and what it leads to is on disk
-//! before anybody sees it. What a sync takes on the same disk at the same pace stands beside it.
+//! before anybody sees it. What two of them take in SQLite, of one row with the body and nothing else, on
+//! the same disk at the same pace, stands beside it.
 //!
 //! Followers are compared with the bytes alone: what the same lines cost somebody who has them in
 //! memory and writes them at the same pace, one by one, to as many sockets whose readers sleep until
@@ -30,8 +31,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Response, body::Frame};
+use rusqlite::Connection;
 use settled::http::{Allowance, AnyBody, Function, Listener, serve};
-use support::{Beat, Daemon, PAGE_BYTES, Sender, computed, fdatasyncs, median, option, request, share};
+use support::{Beat, Daemon, Sender, body, computed, median, option, request, share, timed};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -69,8 +71,8 @@ async fn latency(rate: f64, seconds: f64) {
     let (warm, count) = (rate as usize, (rate * (seconds + 1.0)) as usize);
     let (sent, mut took) = (Sent::default(), Vec::new());
     let mut lines = BufReader::new(follow(&daemon.feed).await).lines();
-    let pause = Duration::from_secs_f64(1.0 / rate);
-    let sync = median(fdatasyncs(folder.path(), PAGE_BYTES, 10.max(rate as usize), pause));
+    let commit =
+        median(commits(&folder.path().join("bare.db"), 10.max(rate as usize), Duration::from_secs_f64(1.0 / rate)));
     let sending = tokio::spawn(send(daemon.hooks, count, rate, sent.clone()));
     let mut seen = 0;
     while seen < count {
@@ -85,12 +87,31 @@ async fn latency(rate: f64, seconds: f64) {
     sending.await.expect("sent");
     took.sort_by(f64::total_cmp);
     println!(
-        "{rate} webhooks a second: p50 {:.2} ms, p99 {:.2} ms of {} to the follower; two syncs at this pace {:.2} ms",
+        "{rate} webhooks a second: p50 {:.2} ms, p99 {:.2} ms of {} to the follower; two commits at this pace {:.2} ms",
         share(&took, 0.5),
         share(&took, 0.99),
         took.len(),
-        2.0 * sync,
+        2.0 * commit,
     );
+}
+
+/// The milliseconds of so many commits, a pause before each: a machine that has dozed off takes longer.
+fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
+    let sql = Connection::open(path).expect("a database");
+    let table = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+        CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
+    sql.execute_batch(table).expect("a table");
+    let body = body("wr_1").into_bytes();
+    let one = || {
+        sql.execute("INSERT INTO events (body) VALUES (?1)", [&body]).expect("committed");
+    };
+    one();
+    (0..count)
+        .map(|_| {
+            std::thread::sleep(pause);
+            timed(one).as_secs_f64() * 1000.0
+        })
+        .collect()
 }
 
 /// Follows the feed from now on; the head of the answer and the first line are behind us.

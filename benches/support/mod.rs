@@ -268,18 +268,25 @@ pub struct Sender {
     address: SocketAddr,
     stream: TcpStream,
     answer: Vec<u8>,
+    used_at: Instant,
 }
+
+/// After this much silence a connection is made anew: servers close idle ones.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 
 impl Sender {
     /// Connects.
     pub async fn connect(address: SocketAddr) -> Sender {
         let stream = TcpStream::connect(address).await.expect("a connection");
         stream.set_nodelay(true).expect("nodelay");
-        Sender { address, stream, answer: vec![0; 4096] }
+        Sender { address, stream, answer: vec![0; 4096], used_at: Instant::now() }
     }
 
     /// Sends a request; gives the status of its answer. `sent` hears that the last byte is out.
     pub async fn send(&mut self, request: &[u8], sent: impl FnOnce()) -> u16 {
+        if self.used_at.elapsed() > IDLE_MAX {
+            *self = Sender::connect(self.address).await;
+        }
         self.stream.write_all(request).await.expect("sent");
         sent();
         let mut read = 0;
@@ -292,6 +299,7 @@ impl Sender {
         if text.to_ascii_lowercase().contains("connection: close") {
             *self = Sender::connect(self.address).await;
         }
+        self.used_at = Instant::now();
         text.get(9..12).and_then(|status| status.parse().ok()).expect("a status")
     }
 }
