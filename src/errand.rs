@@ -14,21 +14,19 @@ use crate::run::decide::Run;
 use crate::run::{At, Kind, RunId};
 
 /// Something that is being asked of a source's provider.
-#[derive(Clone)]
 pub struct Errand {
     member: Arc<Member>,
-    after: After,
+    about: About,
 }
 
-#[derive(Clone)]
-enum After {
+enum About {
     Run(Inquiry),
     Page(Page),
-    Probe,
+    /// Whether the key works again.
+    Key,
 }
 
 /// About one run: its state, and whatever the dialect must know beside it.
-#[derive(Clone)]
 struct Inquiry {
     run_id: RunId,
     kind: Kind,
@@ -40,7 +38,6 @@ struct Inquiry {
 }
 
 /// One page of the provider's list.
-#[derive(Clone)]
 struct Page {
     token: Option<String>,
     number: usize,
@@ -71,7 +68,7 @@ impl Errand {
             answers: Vec::new(),
         };
         let question = source.provider.status_question(&inquiry.subject(member));
-        (Errand { member: member.clone(), after: After::Run(inquiry) }, question)
+        (Errand { member: member.clone(), about: About::Run(inquiry) }, question)
     }
 
     /// To read the provider's list from its first page on. `None`: it has none, or we have no key.
@@ -83,22 +80,22 @@ impl Errand {
     fn page(member: &Arc<Member>, token: Option<String>, number: usize, now: At) -> Option<(Errand, Question)> {
         let question = member.source.provider.list_question(token.as_deref(), &member.source.settings)?;
         let page = Page { token, number, asked_at: now };
-        Some((Errand { member: member.clone(), after: After::Page(page) }, question))
+        Some((Errand { member: member.clone(), about: About::Page(page) }, question))
     }
 
     /// To find out whether the key works again.
     pub fn probe(member: &Arc<Member>) -> (Errand, Question) {
         let question = member.source.provider.canary_question(&member.source.settings);
-        (Errand { member: member.clone(), after: After::Probe }, question)
+        (Errand { member: member.clone(), about: About::Key }, question)
     }
 
     /// Goes on after the answer to `question`, which came at `now`.
     pub fn go_on(self, question: Question, answer: Answer, now: At) -> Next {
-        let Errand { member, after } = self;
-        match after {
-            After::Run(inquiry) => inquiry.go_on(member, question, answer, now),
-            After::Page(page) => page.turn(&member, question, answer, now),
-            After::Probe => Next::Done,
+        let Errand { member, about } = self;
+        match about {
+            About::Run(inquiry) => inquiry.go_on(member, question, answer, now),
+            About::Page(page) => page.turn(&member, question, answer, now),
+            About::Key => Next::Done,
         }
     }
 }
@@ -120,7 +117,7 @@ impl Inquiry {
         if self.answers.len() < limits::QUESTIONS_PER_POLL_MAX
             && let Some(further) = member.source.provider.follow_up(&self.subject(&member), &self.answers)
         {
-            return Next::Ask(Errand { member, after: After::Run(self) }, further);
+            return Next::Ask(Errand { member, about: About::Run(self) }, further);
         }
         let Inquiry { run_id, kind, guessed, group_id, asked_at, paths, answers } = self;
         let split = paths.into_iter().zip(answers).map(|(path, answer)| AnswerHead::split(path, answer));
