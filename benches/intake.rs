@@ -38,7 +38,9 @@ use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use rusqlite::{Connection, ToSql};
 use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
-use support::{Beat, Daemon, PAGE_BYTES, Sender, fdatasyncs, median, option, options, request, share};
+use support::{
+    BODIES, Beat, Daemon, PAGE_BYTES, Sender, database, fdatasyncs, median, option, options, request, share,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -171,22 +173,13 @@ fn writer((connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send 
     store
 }
 
-/// A database as durable as settled's.
-fn database(path: &Path, tables: &str) -> Connection {
-    let connection = Connection::open(path).expect("a database");
-    let durable = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;";
-    connection.execute_batch(durable).and_then(|()| connection.execute_batch(tables)).expect("tables");
-    connection
-}
-
 /// The least that durable intake into SQLite can be.
 fn bare(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
-    let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
     let insert = |connection: &Connection, body: &[u8]| {
         let mut insert = connection.prepare_cached("INSERT INTO events (body) VALUES (?1)").expect("a statement");
         insert.execute([body]).expect("inserted");
     };
-    (database(path, table), insert)
+    (database(path, BODIES), insert)
 }
 
 /// The least that writing what settled writes can be: rows of the lengths that one webhook leaves.

@@ -27,7 +27,7 @@ use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
 use settled::run::At;
 use settled::secret::SecretLabel;
-use support::{Ledger, body, file_bytes, option, timed};
+use support::{Ledger, body, database, file_bytes, option, timed};
 
 const START: i64 = 1_795_248_987_000;
 
@@ -59,16 +59,9 @@ fn main() {
 
 /// The time that the least table takes, which a thread of its own keeps moving out of the log.
 fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Duration {
-    let open = || {
-        let sql = Connection::open(path).expect("a database");
-        let settings = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-            PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -16384;";
-        sql.execute_batch(settings).expect("settings");
-        sql
-    };
-    let mut sql = open();
     let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT;";
-    sql.execute_batch(table).expect("a table");
+    let mut sql = database(path, table);
+    sql.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -16384;").expect("settings");
     let mut insert = |serials: Range<u64>| {
         let tx = sql.transaction().expect("begun");
         let mut insert = tx.prepare_cached("INSERT INTO events (run_id, body) VALUES (?1, ?2)").expect("a statement");
@@ -82,12 +75,12 @@ fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Dur
         tx.commit().expect("committed");
     };
     insert(0..stored);
-    open().execute_batch("PRAGMA wal_checkpoint(TRUNCATE);").expect("moved");
+    database(path, "PRAGMA wal_checkpoint(TRUNCATE);");
     File::open(path).and_then(|file| file.sync_all()).expect("on the disk");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let sql = open();
+            let sql = database(path, "");
             while !done.load(Ordering::Relaxed) {
                 let _ = sql.execute_batch("PRAGMA wal_checkpoint(PASSIVE);");
                 std::thread::sleep(Duration::from_millis(20));

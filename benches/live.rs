@@ -31,9 +31,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Response, body::Frame};
-use rusqlite::Connection;
 use settled::http::{Allowance, AnyBody, Function, Listener, serve};
-use support::{Beat, Daemon, Sender, body, computed, median, option, request, share, timed};
+use support::{BODIES, Beat, Daemon, Sender, body, computed, database, median, option, request, share, timed};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -97,10 +96,7 @@ async fn latency(rate: f64, seconds: f64) {
 
 /// The milliseconds of so many commits, a pause before each: a machine that has dozed off takes longer.
 fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
-    let sql = Connection::open(path).expect("a database");
-    let table = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-        CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
-    sql.execute_batch(table).expect("a table");
+    let sql = database(path, BODIES);
     let body = body("wr_1").into_bytes();
     let one = || {
         sql.execute("INSERT INTO events (body) VALUES (?1)", [&body]).expect("committed");

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use settled::config::Source;
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
@@ -100,6 +101,17 @@ pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) ->
             one()
         })
         .collect()
+}
+
+/// The least table that keeps bodies.
+pub const BODIES: &str = "CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
+
+/// A database with these tables, as durable as settled's.
+pub fn database(path: &Path, tables: &str) -> Connection {
+    let connection = Connection::open(path).expect("a database");
+    let durable = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;";
+    connection.execute_batch(durable).and_then(|()| connection.execute_batch(tables)).expect("tables");
+    connection
 }
 
 /// Says when the next of so many requests a second is due: a thread of its own, since the runtime's
