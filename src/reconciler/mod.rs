@@ -327,21 +327,16 @@ fn promise(
     ring: RingLimits,
     ring_added: &mut BTreeMap<i64, (i64, i64)>,
 ) -> Result<Vec<i64>, StoreError> {
-    let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
     let mut stored = Vec::with_capacity(reports.len());
     for report in reports {
         stored.push(tx.add_report(report)?);
-        note_traffic(&mut traffic, report);
         trim_if_full(tx, ring_added, ring, report)?;
-    }
-    for (source, traffic) in &traffic {
-        tx.note_traffic(*source, traffic)?;
     }
     Ok(stored)
 }
 
-/// Reads, decides and appends, and marks the reports as digested. A panic on the way is an error:
-/// one poisoned report must not end the daemon.
+/// Reads, decides and appends, notes when the sources were heard from, and marks the reports as
+/// digested. A panic on the way is an error: one poisoned report must not end the daemon.
 fn opinion(
     tx: &mut Transaction<'_>,
     fleet: &Fleet,
@@ -350,8 +345,14 @@ fn opinion(
 ) -> Result<Aftermath, StoreError> {
     let digest_all = AssertUnwindSafe(|| {
         let mut aftermath = Aftermath::default();
+        let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
         for (id, report) in reports {
             conclude::digest(tx, fleet, *id, report, now, &mut aftermath)?;
+            note_traffic(&mut traffic, report);
+        }
+        // Not with the promise, for which senders wait: it would have two more pages to write.
+        for (source, traffic) in &traffic {
+            tx.note_traffic(*source, traffic)?;
         }
         if let Some((last, _)) = reports.last() {
             tx.mark_digested(*last)?;
