@@ -112,3 +112,22 @@ fn legible(row: &Row<'_>, index: usize) -> String {
         _ => "?".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn what_the_disk_is_to_blame_for_is_no_damage_of_a_row() {
+        let damages = Damages::default();
+        let failed = |code| Err::<(), _>(StoreError::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)));
+        let named = || DamagedRow { table: "runs".to_owned(), source: None, name: "wr_1".to_owned() };
+        assert!(damages.step_over(failed(ffi::SQLITE_IOERR), named).is_err());
+        assert_eq!(damages.met(), []);
+        let unreadable = Err::<(), _>(StoreError::Unreadable("a run's state".to_owned()));
+        assert!(damages.step_over(unreadable, named).unwrap().is_none());
+        assert_eq!(damages.met(), [named()]);
+    }
+}
