@@ -140,37 +140,42 @@ impl Asker {
             let allowed = self.pace().may_go_on(now, self.member.seed());
             match allowed {
                 Ok(()) => return Some(self.ask_now(question).await),
-                Err(_) if self.pace().state(now).breaker.is_some() => return None,
+                Err(_) if self.pace().broken() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
             }
         }
     }
 
-    /// Asks an errand's question and gives what comes after the answer. `paid`: the pace has let it
-    /// go already. Nothing, if the breaker is open.
-    pub async fn step(&self, errand: Errand, question: Question, paid: bool) -> Next {
-        let answer = if paid { Some(self.ask_now(&question).await) } else { self.ask(&question).await };
-        answer.map_or(Next::Done, |answer| errand.go_on(question, answer, (self.clock)()))
+    /// Runs an errand up to its next report, and gives what is to be asked further once that is handed
+    /// in. `paid`: the pace has let the first question go already. `None`: nothing comes of it, or the
+    /// breaker is open.
+    pub async fn run(
+        &self,
+        mut errand: Errand,
+        mut question: Question,
+        mut paid: bool,
+    ) -> Option<(Report, Option<(Errand, Question)>)> {
+        loop {
+            let answer = if paid { self.ask_now(&question).await } else { self.ask(&question).await? };
+            paid = false;
+            match errand.go_on(question, answer, (self.clock)()) {
+                Next::Ask(on, further) => (errand, question) = (on, further),
+                Next::Report(report, further) => return Some((report, further)),
+                Next::Done => return None,
+            }
+        }
     }
 
     /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
     pub async fn inquire(&self, run_id: &RunId, run: &Run) -> Option<Report> {
-        let (mut errand, mut question) = Errand::about(&self.member, run_id, run, (self.clock)());
-        let mut paid = true;
-        loop {
-            (errand, question) = match self.step(errand, question, paid).await {
-                Next::Ask(errand, question) => (errand, question),
-                Next::Report(report, _) => return Some(report),
-                Next::Done => return None,
-            };
-            paid = false;
-        }
+        let (errand, question) = Errand::about(&self.member, run_id, run, (self.clock)());
+        self.run(errand, question, true).await.map(|(report, _)| report)
     }
 
     fn learn(&self, hearing: &Hearing, now: At) {
         let source = self.member.source.name.as_str();
         let mut pace = self.pace();
-        let was_open = pace.state(now).breaker.is_some();
+        let was_open = pace.broken();
         pace.told(hearing, now, self.member.seed());
         match (was_open, pace.state(now).breaker) {
             (false, Some(breaker)) => {

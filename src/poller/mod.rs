@@ -13,14 +13,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 
 use crate::calls::Asker;
-use crate::errand::Next;
 use crate::limits;
 use crate::reconciler::{Clock, Fleet, Handle};
 use crate::report::{Head, Report};
 use crate::run::At;
-use crate::store::{Due, Reader, StoreError};
+use crate::store::{Reader, StoreError, View};
 
-pub use rounds::{Begun, Rounds, Task, Wanted};
+pub use rounds::{Begun, Found, Rounds, Task, Wanted};
 
 /// One source's loop.
 pub struct Poller {
@@ -60,13 +59,10 @@ impl Poller {
 
     /// What is begun of the due runs, and the moment at which looking again is worthwhile.
     async fn due(&self, rounds: &mut Rounds, now: At) -> (Vec<Begun>, At) {
-        let wanted = rounds.wanted(&self.asker.pace(), now);
+        let wanted = rounds.wanted(&self.asker.pace());
         let Some(wanted) = wanted else { return (Vec::new(), At::NEVER) };
         match self.look(wanted, now).await {
-            Ok((due, next_urgent)) => {
-                let (begun, allowed_at) = rounds.choose(due, &mut self.asker.pace(), now);
-                (begun, allowed_at.or(next_urgent).unwrap_or(At::NEVER))
-            }
+            Ok(found) => rounds.choose(found, &mut self.asker.pace(), now),
             Err(error) => {
                 tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
                 (Vec::new(), now.plus(limits::FAILURE_PAUSE))
@@ -74,26 +70,20 @@ impl Poller {
         }
     }
 
-    async fn look(&self, wanted: Wanted, now: At) -> Result<(Vec<Due>, Option<At>), StoreError> {
+    async fn look(&self, wanted: Wanted, now: At) -> Result<Found, StoreError> {
         let (reader, source) = (self.reader.clone(), self.asker.member.id);
         let look = move || reader.read(|view| wanted.look(view, source, now));
-        tokio::task::spawn_blocking(look).await.unwrap_or(Ok((Vec::new(), None)))
+        tokio::task::spawn_blocking(look).await.unwrap_or(Ok(Found::default()))
     }
 
     /// Runs an errand to its end.
     async fn work(&self, Begun { task, errand, question }: Begun) -> Task {
-        let (mut step, mut paid) = (Some((errand, question)), task.paid());
-        while let Some((errand, question)) = step.take() {
-            let next = self.asker.step(errand, question, paid).await;
-            paid = false;
-            step = match next {
-                Next::Ask(errand, question) => Some((errand, question)),
-                Next::Report(report, further) => {
-                    self.hand_in(report).await;
-                    further
-                }
-                Next::Done => None,
-            };
+        let (mut next, mut paid) = (Some((errand, question)), task.paid());
+        while let Some((errand, question)) = next
+            && let Some((report, further)) = self.asker.run(errand, question, paid).await
+        {
+            self.hand_in(report).await;
+            (next, paid) = (further, false);
         }
         task
     }
@@ -104,6 +94,15 @@ impl Poller {
             tracing::warn!(source = %self.asker.member.source.name, %refusal, "an answer could not be stored");
             tokio::time::sleep(limits::FAILURE_PAUSE).await;
         }
+    }
+}
+
+impl Wanted {
+    /// Looks for them in the ledger.
+    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<Found, StoreError> {
+        let max = u32::try_from(self.max).unwrap_or(u32::MAX);
+        let due = view.due(source, now, self.gate, max)?;
+        Ok(Found { due, next_urgent: view.next_urgent_after(source, now)? })
     }
 }
 

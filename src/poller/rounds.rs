@@ -11,7 +11,7 @@ use crate::providers::Question;
 use crate::providers::pace::Pace;
 use crate::reconciler::Member;
 use crate::run::At;
-use crate::store::{Due, StoreError, View};
+use crate::store::Due;
 
 /// One source's rounds.
 pub struct Rounds {
@@ -56,12 +56,13 @@ pub struct Wanted {
     pub max: usize,
 }
 
-impl Wanted {
-    /// Looks for them; and when the next urgent question falls due.
-    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<(Vec<Due>, Option<At>), StoreError> {
-        let max = u32::try_from(self.max).unwrap_or(u32::MAX);
-        Ok((view.due(source, now, self.gate, max)?, view.next_urgent_after(source, now)?))
-    }
+/// What there is of them.
+#[derive(Default)]
+pub struct Found {
+    /// Runs to ask about, urgent ones first.
+    pub due: Vec<Due>,
+    /// When the next urgent question falls due.
+    pub next_urgent: Option<At>,
 }
 
 impl Task {
@@ -88,7 +89,7 @@ impl Rounds {
             self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
         }
         let mut begun = Vec::new();
-        let broken = pace.state(now).breaker.is_some();
+        let broken = pace.broken();
         if broken && !self.probing && pace.may_probe(now) {
             self.probing = true;
             let (errand, question) = Errand::probe(&self.member);
@@ -109,15 +110,15 @@ impl Rounds {
 
     /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
     /// under way are still due until their answer is digested, so one has to look past them.
-    pub fn wanted(&self, pace: &Pace, now: At) -> Option<Wanted> {
+    pub fn wanted(&self, pace: &Pace) -> Option<Wanted> {
         let hands = self.member.source.concurrency;
-        let free = self.busy.len() < hands && pace.state(now).breaker.is_none();
+        let free = self.busy.len() < hands && !pace.broken();
         free.then(|| Wanted { gate: self.opened, max: hands + self.busy.len() })
     }
 
     /// Begins with as many of the due runs as there are free hands and the pace allows. Beside them,
-    /// when the pace will allow the next, if it does not.
-    pub fn choose(&mut self, due: Vec<Due>, pace: &mut Pace, now: At) -> (Vec<Begun>, Option<At>) {
+    /// when looking again is worthwhile: when the pace will allow the next, or the next is urgent.
+    pub fn choose(&mut self, Found { due, next_urgent }: Found, pace: &mut Pace, now: At) -> (Vec<Begun>, At) {
         let mut begun = Vec::new();
         for due in due {
             if self.busy.len() >= self.member.source.concurrency {
@@ -127,13 +128,13 @@ impl Rounds {
                 continue;
             }
             if let Err(at) = pace.may_poll(due.run.is_urgent(), now, self.member.seed()) {
-                return (begun, Some(at));
+                return (begun, at);
             }
             self.busy.insert(due.row);
             let (errand, question) = Errand::about(&self.member, &due.run_id, &due.run, now);
             begun.push(Begun { task: Task::Run(due.row), errand, question });
         }
-        (begun, None)
+        (begun, next_urgent.unwrap_or(At::NEVER))
     }
 
     /// It is over, and what came of it is digested.
@@ -181,7 +182,7 @@ mod tests {
         (Rounds::new(Arc::new(Member::new(SourceRow { id: 1, since: START }, Arc::new(source))), START), pace)
     }
 
-    fn due(rows: impl IntoIterator<Item = i64>) -> Vec<Due> {
+    fn due(rows: impl IntoIterator<Item = i64>) -> Found {
         const RUN: &str = r#"{"known_since":0,"found_by":"operator","detail":{},"rank":"waiting","webhooks":{"count":0},
             "asks":0,"overdue":false,"statuses":0,"phase":{"open":{}},"ask":{"at":0,"urgent":false}}"#;
         let run = |row| Due {
@@ -189,7 +190,7 @@ mod tests {
             run_id: RunId::new(&format!("wr_{row}")).unwrap(),
             run: serde_json::from_str(RUN).unwrap(),
         };
-        rows.into_iter().map(run).collect()
+        Found { due: rows.into_iter().map(run).collect(), next_urgent: None }
     }
 
     fn tasks(begun: &[Begun]) -> Vec<Task> {
@@ -199,13 +200,13 @@ mod tests {
     #[test]
     fn as_many_are_asked_about_as_there_are_hands_and_none_twice() {
         let (mut rounds, mut pace) = rounds(|_| ());
-        assert_eq!(rounds.wanted(&pace, START).map(|wanted| wanted.max), Some(2));
+        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(2));
         let (begun, again) = rounds.choose(due(1..=3), &mut pace, START);
-        assert_eq!((tasks(&begun), again), (vec![Task::Run(1), Task::Run(2)], None));
+        assert_eq!((tasks(&begun), again), (vec![Task::Run(1), Task::Run(2)], At::NEVER));
         assert_eq!(begun[0].question.path, "/v1/runs/wr_1");
-        assert_eq!(rounds.wanted(&pace, START), None, "no hand is free");
+        assert_eq!(rounds.wanted(&pace), None, "no hand is free");
         rounds.finished(Task::Run(1));
-        assert_eq!(rounds.wanted(&pace, START).map(|wanted| wanted.max), Some(3), "one looks past what is under way");
+        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(3), "one looks past what is under way");
         let (begun, _) = rounds.choose(due(2..=4), &mut pace, START);
         assert_eq!(tasks(&begun), [Task::Run(3)]);
     }
@@ -216,15 +217,15 @@ mod tests {
         let mut pace = Pace::new(1.0, START);
         let (begun, again) = rounds.choose(due(1..=2), &mut pace, START);
         assert_eq!(tasks(&begun), [Task::Run(1)]);
-        assert!(again.unwrap() >= START.plus(Duration::from_secs(1)));
-        let (begun, _) = rounds.choose(due(2..=2), &mut pace, again.unwrap());
+        assert!(again >= START.plus(Duration::from_secs(1)) && again < At::NEVER);
+        let (begun, _) = rounds.choose(due(2..=2), &mut pace, again);
         assert_eq!(tasks(&begun), [Task::Run(2)], "who was not begun is not taken for busy");
     }
 
     #[test]
     fn the_gate_opens_when_its_schedule_fires() {
         let (mut rounds, mut pace) = rounds(|_| ());
-        let gate = |rounds: &Rounds, pace: &Pace| rounds.wanted(pace, START).unwrap().gate;
+        let gate = |rounds: &Rounds, pace: &Pace| rounds.wanted(pace).unwrap().gate;
         rounds.strike(&mut pace, At(minutes(1).0 - 1));
         assert_eq!((gate(&rounds, &pace), rounds.next_at(&pace)), (At(0), minutes(1)));
         rounds.strike(&mut pace, minutes(1));
@@ -256,7 +257,7 @@ mod tests {
         pace.told(&Hearing::Refused { why: "401".to_owned() }, START, 0);
         let at = pace.probe_at().unwrap();
         assert_eq!(rounds.next_at(&pace), at.min(minutes(1)));
-        assert_eq!(rounds.wanted(&pace, START), None);
+        assert_eq!(rounds.wanted(&pace), None);
         let mut begun = rounds.strike(&mut pace, at);
         assert_eq!(tasks(&begun), [Task::Probe]);
         assert!(rounds.strike(&mut pace, minutes(20)).is_empty(), "one probe at a time, and no list");

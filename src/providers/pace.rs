@@ -224,6 +224,11 @@ impl Pace {
         Some(self.pause.as_ref().map_or(due, |pause| due.max(pause.until)))
     }
 
+    /// Whether a refused key has stopped all questions but probes.
+    pub fn broken(&self) -> bool {
+        self.breaker.is_some()
+    }
+
     /// Learns from one answer, ordinary or of a probe.
     pub fn told(&mut self, hearing: &Hearing, now: At, seed: u64) {
         let now = self.advance(now);

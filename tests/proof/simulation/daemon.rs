@@ -73,11 +73,11 @@ impl Desk {
     pub fn look(&mut self, reader: &Reader, now: At) -> (Vec<Begun>, At) {
         let mut begun = self.rounds.strike(&mut self.pace, now);
         let mut again = self.rounds.next_at(&self.pace);
-        if let Some(wanted) = self.rounds.wanted(&self.pace, now) {
-            let (due, next_urgent) = reader.read(|view| wanted.look(view, self.member.id, now)).unwrap();
-            let (chosen, allowed_at) = self.rounds.choose(due, &mut self.pace, now);
+        if let Some(wanted) = self.rounds.wanted(&self.pace) {
+            let found = reader.read(|view| wanted.look(view, self.member.id, now)).unwrap();
+            let (chosen, look_again) = self.rounds.choose(found, &mut self.pace, now);
             begun.extend(chosen);
-            again = again.min(allowed_at.or(next_urgent).unwrap_or(At::NEVER));
+            again = again.min(look_again);
         }
         (begun, again)
     }
@@ -88,8 +88,8 @@ impl Desk {
     }
 
     /// Whether nothing but a probe may be asked.
-    pub fn broken(&self, now: At) -> bool {
-        self.pace.state(now).breaker.is_some()
+    pub fn broken(&self) -> bool {
+        self.pace.broken()
     }
 
     /// What an answer tells about the account.

@@ -516,7 +516,7 @@ impl Simulation {
         let desk = &mut daemon.desks[asking.desk];
         match desk.may_go_on(now) {
             Ok(()) => self.send(asking),
-            Err(_) if desk.broken(now) => self.carry_on(asking.desk, asking.task, None),
+            Err(_) if desk.broken() => self.carry_on(asking.desk, asking.task, None),
             Err(at) => {
                 let at = self.when(at).max(self.now + Duration::from_millis(1));
                 let life = self.life;
