@@ -1,5 +1,5 @@
--- The ledger of settled, version 1. Applied by src/store/mod.rs to an empty file; changes go into
--- src/store/migrations, one numbered step each. Times are milliseconds since 1970, UTC.
+-- The ledger of settled, version 1. Applied by src/ledger/mod.rs to an empty file; changes go into
+-- src/ledger/migrations, one numbered step each. Times are milliseconds since 1970, UTC.
 
 -- One row: what this file is, the last numbers given, and how far its reports are digested.
 CREATE TABLE meta (

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use hyper::{Request, Response, body::Incoming};
 use rusqlite::{Connection, ToSql};
-use settled::http::{Allowance, AnyBody, Function, Listener, serve, whole};
+use settled::server::{Allowance, AnyBody, Function, Listener, serve, whole};
 use support::{
     BODIES, Beat, Daemon, PAGE_BYTES, Sender, database, fdatasyncs, median, option, options, request, share,
 };

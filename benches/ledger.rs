@@ -25,7 +25,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
-use settled::run::At;
+use settled::model::At;
 use settled::secret::SecretLabel;
 use support::{Ledger, body, database, file_bytes, option, timed};
 

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Response, body::Frame};
-use settled::http::{Allowance, AnyBody, Function, Listener, serve};
+use settled::server::{Allowance, AnyBody, Function, Listener, serve};
 use support::{BODIES, Beat, Daemon, Sender, body, computed, database, median, option, request, share, timed};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};

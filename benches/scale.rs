@@ -13,8 +13,8 @@ use rusqlite::Connection;
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
 use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
-use settled::run::At;
-use settled::store::{Filter, Reader};
+use settled::model::At;
+use settled::ledger::{Filter, Reader};
 use support::{Ledger, file_bytes, median, option, resident, timed, track};
 
 const START: At = At(1_795_248_987_000);

@@ -11,7 +11,7 @@ mod support;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use settled::run::At;
+use settled::model::At;
 use support::{Daemon, Ledger, Sender, computed, file_bytes, option, request, resident, track};
 
 fn main() {

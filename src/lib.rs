@@ -53,28 +53,19 @@
 //! broadcast channel (streams are woken by a number and read rows); random ids; a clock that is
 //! read anywhere but in [`daemon`].
 
-pub mod calendar;
-pub mod calls;
+pub mod api;
 pub mod cli;
-pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod demo;
-pub mod errand;
-pub mod feed;
-pub mod http;
+pub mod ingest;
+pub mod ledger;
 pub mod limits;
-pub mod listen;
-pub mod poller;
+pub mod model;
+pub mod polling;
 pub mod providers;
-pub mod pulse;
-pub mod receiver;
 pub mod reconciler;
 pub mod report;
-pub mod run;
+pub mod retention;
 pub mod secret;
-pub mod store;
-pub mod strangers;
-pub mod systemd;
-pub mod telemetry;
-pub mod upkeep;
+pub mod server;

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 use crate::providers::json::shortened;
 use crate::providers::{Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook};
-use crate::run::observation::{Claim, Detail, Observation, portable};
-use crate::run::{At, Kind, RunId, Trust, Via};
+use crate::model::observation::{Claim, Detail, Observation, portable};
+use crate::model::{At, Kind, RunId, Trust, Via};
 use crate::secret::{SecretLabel, TokenDigest};
 
 /// A report on its way to the ledger.

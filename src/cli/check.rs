@@ -14,15 +14,15 @@ use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use super::{Context, Failure, exit, show};
-use crate::calendar::Schedule;
-use crate::calls::{Asker, Calls};
+use crate::config::cron::Schedule;
+use crate::polling::client::{Asker, Calls};
 use crate::config::{Config, Source, shown};
 use crate::daemon::system_clock;
 use crate::providers::{Answer, Hearing};
 use crate::reconciler::Member;
-use crate::run::At;
+use crate::model::At;
 use crate::secret::{Key, Keyring};
-use crate::store::{self, Examination, SourceRow, StoreError};
+use crate::ledger::{self, Examination, SourceRow, StoreError};
 
 /// A clock that is this far off makes signatures look old.
 const SKEW_MAX_MS: i64 = 30_000;
@@ -213,7 +213,7 @@ impl Report {
             StoreError::Sqlite(error) => format!("store.path: {}: {error}", path.display()),
             error => format!("store.path: {error}"),
         };
-        match store::examine(path) {
+        match ledger::examine(path) {
             Ok(examination) => {
                 self.errors.extend(examination.findings.iter().map(|finding| format!("database: {finding}")));
                 self.database = Some(examination);

@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::child::{Event, Fields, Program, Unfinished};
 use super::{Context, Failure, Talk, show};
-use crate::client::{Client, ClientError, Reply, Stream, Target};
+use crate::cli::client::{Client, ClientError, Reply, Stream, Target};
 use crate::limits;
-use crate::run::record::RecordType;
+use crate::model::record::RecordType;
 
 /// The daemon speaks at least every [`limits::HEARTBEAT`]; one that does not is gone.
 const SILENCE_MAX: Duration = limits::HEARTBEAT.saturating_mul(4);

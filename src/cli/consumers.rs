@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use super::consume::Filtered;
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show, status};
-use crate::client::{Client, Target};
-use crate::feed::ConsumerView;
+use crate::cli::client::{Client, Target};
+use crate::api::ConsumerView;
 
 /// List named consumers; make, move and delete them; see to what they have parked
 ///

@@ -9,11 +9,11 @@ use clap::builder::PossibleValuesParser;
 
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::client::Target;
-use crate::feed::views::DeliveryView;
+use crate::cli::client::Target;
+use crate::api::types::DeliveryView;
 use crate::providers::Verdict;
-use crate::run::At;
-use crate::store::DeliveryRow;
+use crate::model::At;
+use crate::ledger::DeliveryRow;
 
 /// List deliveries, newest first, or show one
 ///

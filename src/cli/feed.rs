@@ -11,10 +11,10 @@ use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{Context, Failure, Talk, show};
-use crate::client::{Client, ClientError, Stream, Target};
+use crate::cli::client::{Client, ClientError, Stream, Target};
 use crate::limits;
-use crate::run::record::RecordType;
-use crate::run::{Origin, Outcome};
+use crate::model::record::RecordType;
+use crate::model::{Origin, Outcome};
 
 /// The daemon speaks at least every [`limits::HEARTBEAT`]; one that does not is gone.
 const SILENCE_MAX: Duration = limits::HEARTBEAT.saturating_mul(4);

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::{Context, Failure, show};
 use crate::config::{self, EXAMPLE, Env};
 use crate::providers::{self, Provider, REGISTRY};
-use crate::run::SourceName;
+use crate::model::SourceName;
 
 /// Bytes of randomness in a path token.
 const TOKEN_BYTES: usize = 20;

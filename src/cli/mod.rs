@@ -3,6 +3,7 @@
 
 mod backup;
 mod check;
+pub mod client;
 mod completions;
 mod consume;
 mod consumers;
@@ -28,9 +29,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{Client, ClientError};
+use crate::cli::client::{Client, ClientError};
 use crate::config::{self, Config, ConfigError, Env};
-use crate::run::At;
+use crate::model::At;
 
 /// Exit codes, one sentence each.
 pub mod exit {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::client::{Client, ClientError, Target};
-use crate::store::DamagedRow;
+use crate::cli::client::{Client, ClientError, Target};
+use crate::ledger::DamagedRow;
 
 /// The most the daemon puts on one page.
 const PAGE: u32 = 1_000;

@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::client::{Client, ClientError, Target};
-use crate::feed::views::{DeliveryView, RunView};
-use crate::run::At;
-use crate::run::decide::Effect;
+use crate::cli::client::{Client, ClientError, Target};
+use crate::api::types::{DeliveryView, RunView};
+use crate::model::At;
+use crate::model::decide::Effect;
 
 /// Ask the provider about a run now
 ///

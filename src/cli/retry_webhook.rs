@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use super::poll::meaning;
 use super::{Context, Failure, Talk, exit, show};
-use crate::client::{Client, ClientError, Reply, Target};
-use crate::feed::views::{RunView, StatusView};
+use crate::cli::client::{Client, ClientError, Reply, Target};
+use crate::api::types::{RunView, StatusView};
 use crate::providers::{self, Provider};
-use crate::run::RunId;
-use crate::run::decide::Effect;
+use crate::model::RunId;
+use crate::model::decide::Effect;
 
 /// The most runs the daemon names at one time.
 const MISSING_MAX: usize = 1_000;

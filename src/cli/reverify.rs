@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::client::{Client, Target};
-use crate::feed::views::StatusView;
+use crate::cli::client::{Client, Target};
+use crate::api::types::StatusView;
 use crate::reconciler::Reverified;
 
 /// Verify again what could not be verified, after a secret was corrected

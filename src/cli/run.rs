@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{Context, Failure, Talk, show};
-use crate::client::Target;
-use crate::feed::views::{RunView, TimelineLine};
-use crate::run::{At, Kind, Origin};
+use crate::cli::client::Target;
+use crate::api::types::{RunView, TimelineLine};
+use crate::model::{At, Kind, Origin};
 
 /// Show one run with its timeline
 ///

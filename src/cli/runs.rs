@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::client::Target;
-use crate::feed::views::RunView;
+use crate::cli::client::Target;
+use crate::api::types::RunView;
 
 /// List runs, those that became known last first
 ///
@@ -93,10 +93,10 @@ fn table(runs: &[RunView], context: &Context) -> Result<(), Failure> {
         table.add_row([
             show::clean(&run.source),
             show::clean(&run.run_id),
-            run.kind.map_or("-", crate::run::Kind::word).to_owned(),
+            run.kind.map_or("-", crate::model::Kind::word).to_owned(),
             show::when_text(now, &run.opened_at),
             show::when_or_dash(now, run.settled_at.as_deref()),
-            run.origin.map_or("-", crate::run::Origin::word).to_owned(),
+            run.origin.map_or("-", crate::model::Origin::word).to_owned(),
             show::state(run),
         ]);
     }

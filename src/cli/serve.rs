@@ -8,9 +8,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{Context, Failure, exit};
 use crate::config::Config;
 use crate::daemon::{Daemon, StartError, system_clock};
-use crate::listen::ListenError;
-use crate::systemd::{self, Inherited};
-use crate::telemetry::{self, LogFormat};
+use crate::server::listen::ListenError;
+use crate::server::systemd::{self, Inherited};
+use crate::daemon::telemetry::{self, LogFormat};
 
 /// Run the daemon until SIGTERM or Ctrl-C
 ///

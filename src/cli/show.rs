@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 
-use crate::feed::views::RunView;
-use crate::run::At;
+use crate::api::types::RunView;
+use crate::model::At;
 
 /// The least room for the last column of a table.
 const LAST_COLUMN_MIN: u16 = 24;
@@ -146,7 +146,7 @@ pub fn size(bytes: u64) -> String {
 /// Where a run stands, in a few words.
 pub fn state(run: &RunView) -> String {
     let said = run.provider_status.as_deref().map(clean);
-    let word = run.outcome.map_or("open", crate::run::Outcome::word);
+    let word = run.outcome.map_or("open", crate::model::Outcome::word);
     let remarks = [
         said.filter(|said| said != word),
         run.overdue.then(|| "overdue".to_owned()),

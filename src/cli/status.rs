@@ -7,12 +7,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Context, Failure, Talk, show};
-use crate::client::{Client, ClientError, Reply, Target};
-use crate::feed::ConsumerView;
-use crate::feed::views::{SourceView, StatusView};
-use crate::providers::pace::PaceState;
-use crate::run::At;
-use crate::store::{LOSS_SPANS, Loss};
+use crate::cli::client::{Client, ClientError, Reply, Target};
+use crate::api::ConsumerView;
+use crate::api::types::{SourceView, StatusView};
+use crate::polling::rate_limit::PaceState;
+use crate::model::At;
+use crate::ledger::{LOSS_SPANS, Loss};
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(2);

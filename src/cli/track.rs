@@ -7,9 +7,9 @@ use clap::builder::PossibleValuesParser;
 use serde_json::{Map, Value, json};
 
 use super::{Context, Failure, Talk, show};
-use crate::client::{Reply, Target};
-use crate::feed::views::RunView;
-use crate::run::{At, Kind};
+use crate::cli::client::{Reply, Target};
+use crate::api::types::RunView;
+use crate::model::{At, Kind};
 
 /// Watch a run from now on
 ///

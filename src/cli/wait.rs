@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::run::Told;
 use super::{Context, Failure, Talk, exit, show};
-use crate::client::{Client, ClientError, Reply, Target};
+use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::config;
-use crate::feed::views::RunView;
-use crate::run::Outcome;
+use crate::api::types::RunView;
+use crate::model::Outcome;
 
 /// How long one request waits: short enough that a change of the daemon is noticed.
 const TURN: Duration = Duration::from_secs(60);

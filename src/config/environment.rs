@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::source::Source;
 use super::{ConfigError, Problem, secrets};
 use crate::providers::Provider;
-use crate::run::SourceName;
+use crate::model::SourceName;
 use crate::secret::{Key, Secret, SecretLabel};
 
 /// What systemd sets for the service, by its unit.

@@ -12,11 +12,11 @@ use super::{
     Config, ConfigError, Env, Hooks, NO_STORE, Origin, PolicyOverrides, Retention, Sockets, Source, default_sockets,
     default_store, reachable, secrets, socket_trouble, values, verifier, warnings,
 };
-use crate::calendar::Schedule;
+use crate::config::cron::Schedule;
 use crate::limits;
 use crate::providers::Provider;
-use crate::run::asking::{Confirm, Policy};
-use crate::run::{Kind, SourceName};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::{Kind, SourceName};
 
 const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
 const HOOKS: &[&str] = &["listen", "body_limit", "unverified_rows", "unverified_bytes"];

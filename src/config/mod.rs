@@ -9,6 +9,7 @@
 //! and defaults are in [`crate::limits`], policies in the dialects), and the process environment,
 //! which comes in as an [`Env`].
 
+pub mod cron;
 mod document;
 mod environment;
 mod file;
@@ -30,7 +31,7 @@ pub use values::{base_url, duration, shown};
 
 use crate::limits;
 use crate::providers::{Provider, REGISTRY};
-use crate::run::SourceName;
+use crate::model::SourceName;
 
 /// Read if it is there and no other file was named.
 pub const DEFAULT_FILE: &str = "/etc/settled/settled.toml";

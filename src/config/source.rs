@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::calendar::Schedule;
+use crate::config::cron::Schedule;
 use crate::limits;
 use crate::providers::{Provider, Settings};
-use crate::run::asking::{Confirm, Policy};
-use crate::run::{Kind, SourceName};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::{Kind, SourceName};
 use crate::secret::{Key, Keyring, Redactor, Secret};
 
 /// Everything settled knows about an account before it has spoken to it.

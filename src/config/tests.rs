@@ -2,9 +2,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::providers::{Answer, Delivery, Environment, Listing, Proof, Question, Reading, Settings, Subject, Webhook};
-use crate::run::asking::{self, Confirm, Policy};
-use crate::run::observation::Observation;
-use crate::run::{At, Kind, RunId};
+use crate::model::schedule::{self, Confirm, Policy};
+use crate::model::observation::Observation;
+use crate::model::{At, Kind, RunId};
 
 /// A provider of which only the configuration's side works.
 struct Fake {
@@ -35,7 +35,7 @@ impl Provider for Fake {
     }
     fn policy(&self, kind: Option<Kind>) -> Policy {
         let deadline = Duration::from_secs(if kind == Some(Kind::Crawl) { 48 } else { 24 } * 3600);
-        Policy { deadline, ..asking::tests::policy() }
+        Policy { deadline, ..schedule::tests::policy() }
     }
     fn kind_of(&self, _: &RunId, _: &Settings) -> Kind {
         Kind::Task

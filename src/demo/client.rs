@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::plan::Life;
-use crate::run::{Origin, Outcome};
+use crate::model::{Origin, Outcome};
 
 /// A completion or an amendment, as far as the demo looks at it.
 #[derive(Clone, Debug, PartialEq, Eq)]

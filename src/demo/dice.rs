@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::run::asking::unit;
+use crate::model::schedule::unit;
 
 /// A stream of pseudo-random numbers (splitmix64). Not for secrets.
 #[derive(Clone, Debug)]

@@ -21,7 +21,7 @@
 pub mod client;
 pub mod clouds;
 pub mod dice;
-pub mod ledger;
+pub mod tally;
 pub mod plan;
 mod screen;
 pub mod stage;
@@ -38,11 +38,11 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use ledger::{Audit, Book, Ledger, Offender};
+pub use tally::{Audit, Book, Ledger, Offender};
 pub use plan::{Plan, Rates};
 pub use stage::Stage;
 
-use crate::store::{self, Finding, Reader};
+use crate::ledger::{self, Finding, Reader};
 use client::{Client, News};
 use clouds::World;
 use dice::Dice;
@@ -204,7 +204,7 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
 
 /// What is wrong with the daemon's ledger. That it cannot be read is wrong too.
 async fn check(store: PathBuf) -> Vec<Finding> {
-    let look = move || Reader::open(&store).and_then(|reader| reader.read(store::check_with_all_reports));
+    let look = move || Reader::open(&store).and_then(|reader| reader.read(ledger::check_with_all_reports));
     let seen = tokio::task::spawn_blocking(look).await;
     seen.map_or_else(
         |_| vec![Finding::unreadable("the check panicked")],

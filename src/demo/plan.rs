@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::stories;
-use crate::run::{Kind, Outcome, words};
+use crate::model::{Kind, Outcome, words};
 
 words! {
     /// The clouds.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::clouds::{Count, World};
-use super::ledger::Book;
+use super::tally::Book;
 use super::plan::Life;
-use crate::run::Origin;
+use crate::model::Origin;
 
 /// The live view, on standard error.
 pub(super) struct Screen {

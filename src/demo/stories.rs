@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::plan::{Answers, Form, Hinge, Life, Mail, Source, State, Truth};
-use crate::run::{Kind, Outcome};
+use crate::model::{Kind, Outcome};
 
 /// A life as its story has it, before any lie is told about it.
 pub fn live(source: Source, dice: &mut Dice) -> Life {

@@ -23,9 +23,9 @@ use super::{
     Verdict, Webhook, answered, encoded, hearing_by_status, json, listed, missing_if_canary_worked, python_json, told,
 };
 use crate::providers::signature::Signature;
-use crate::run::asking::{Confirm, Policy};
-use crate::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
-use crate::run::{At, Kind, Outcome, RunId, Trust};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::{Key, Keyring, SecretLabel};
 
 /// The dialect.

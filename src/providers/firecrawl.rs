@@ -66,9 +66,9 @@ use super::{
     Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject,
     Verdict, Webhook, answered, encoded, hearing_by_status, json, listed, missing_if_canary_worked, told,
 };
-use crate::run::asking::{Confirm, Policy};
-use crate::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
-use crate::run::{At, Kind, Outcome, RunId, Trust};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::Keyring;
 
 /// The dialect.

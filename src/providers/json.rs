@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::run::At;
+use crate::model::At;
 
 /// A parsed object, or why there is none (in words that quote nothing of the body).
 pub fn object(body: &[u8]) -> Result<Map<String, Value>, String> {

@@ -2,7 +2,7 @@
 //!
 //! A [`Provider`] builds [`Question`]s, verifies deliveries into a [`Proof`], and reads webhooks
 //! and [`Answer`]s into a [`Reading`]. It concludes nothing: a reading is a list of observations,
-//! and [`crate::run::decide`] decides. Each provider is one file, a translation table whose module
+//! and [`crate::model::decide`] decides. Each provider is one file, a translation table whose module
 //! documentation names the source of its facts; its name appears in that file, in [`REGISTRY`] and
 //! in its test vectors, and nowhere else.
 //!
@@ -12,7 +12,6 @@
 pub mod browser_use;
 pub mod firecrawl;
 pub mod json;
-pub mod pace;
 pub mod python_json;
 pub mod signature;
 pub mod skyvern;
@@ -22,9 +21,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::run::asking::Policy;
-use crate::run::observation::{Claim, Observation};
-use crate::run::{At, Kind, RunId, Trust, Via, words};
+use crate::model::schedule::Policy;
+use crate::model::observation::{Claim, Observation};
+use crate::model::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
@@ -310,7 +309,7 @@ pub enum Method {
     Post,
 }
 
-/// A call to a provider. The key is put in last, by [`crate::calls`], so that no question can leak
+/// A call to a provider. The key is put in last, by [`crate::polling::client`], so that no question can leak
 /// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
@@ -489,7 +488,7 @@ pub(in crate::providers) fn answered(run_id: &RunId, kind: Option<Kind>, claim: 
         via: Via::Poll,
         asked_at,
         ask_after: None,
-        detail: crate::run::observation::Detail::default(),
+        detail: crate::model::observation::Detail::default(),
     }
 }
 
@@ -508,7 +507,7 @@ pub(in crate::providers) fn told(
         via: webhook.via,
         asked_at: webhook.received_at,
         ask_after: None,
-        detail: crate::run::observation::Detail::default(),
+        detail: crate::model::observation::Detail::default(),
     }
 }
 

@@ -47,9 +47,9 @@ use super::{
     Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question, Reading, Response,
     RetryResult, Settings, Subject, Verdict, Webhook,
 };
-use crate::run::asking::{Confirm, Policy};
-use crate::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
-use crate::run::{At, Kind, Outcome, RunId};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::Keyring;
 
 /// The dialect.

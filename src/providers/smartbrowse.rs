@@ -43,9 +43,9 @@ use super::{
     Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings, Subject, Verdict,
     Webhook,
 };
-use crate::run::asking::{Confirm, Policy};
-use crate::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
-use crate::run::{At, Kind, Outcome, RunId};
+use crate::model::schedule::{Confirm, Policy};
+use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::{Keyring, RequiredHeader, SecretLabel, same};
 
 /// The dialect.

@@ -6,12 +6,12 @@ use super::{Aftermath, Digest};
 use crate::config::Source;
 use crate::providers::{Delivery, Reading};
 use crate::report::{Head, Report};
-use crate::run::asking;
-use crate::run::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
-use crate::run::observation::{Claim, Observation};
-use crate::run::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
-use crate::run::{At, RunId, RunKey, Trust, Via};
-use crate::store::{HeardRow, StoreError, Transaction};
+use crate::model::schedule;
+use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
+use crate::model::observation::{Claim, Observation};
+use crate::model::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
+use crate::model::{At, RunId, RunKey, Trust, Via};
+use crate::ledger::{HeardRow, StoreError, Transaction};
 
 /// Reads a stored report and writes down all that follows.
 pub(super) fn digest(
@@ -110,7 +110,7 @@ fn conclude(
     };
     let before = known.as_ref().map(|(_, run)| run.clone());
     let policy = source.policy(before.as_ref().and_then(|run| run.kind).or(heard.kind));
-    let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
+    let seed = schedule::seed(source.name.as_str(), heard.run_id.as_str());
     let at = Circumstances { policy: &policy, now, report: id, seed, since: member.since };
     let Decision { run, publish, effect } = decide(before, heard, &at);
     let Some(run) = run else { return Ok(None) };

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::Source;
-use crate::run::{At, SourceName, asking};
+use crate::model::{At, SourceName, schedule};
 use crate::secret::Redactor;
-use crate::store::{SourceRow, StoreError, Transaction, Writer};
+use crate::ledger::{SourceRow, StoreError, Transaction, Writer};
 
 /// The configured sources, by the row ids they have in the ledger.
 #[derive(Clone, Default)]
@@ -32,9 +32,9 @@ impl Member {
         Member { id: row.id, since: row.since, redactor: source.redactor(), source }
     }
 
-    /// What its pace jitters by; see [`asking::seed`].
+    /// What its pace jitters by; see [`schedule::seed`].
     pub fn seed(&self) -> u64 {
-        asking::seed(self.source.name.as_str(), "")
+        schedule::seed(self.source.name.as_str(), "")
     }
 
     /// Hides this source's secrets.

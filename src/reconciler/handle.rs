@@ -11,11 +11,11 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
-use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, place};
+use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, sync};
 use crate::limits;
 use crate::report::Report;
-use crate::run::At;
-use crate::store::{StoreError, Transaction};
+use crate::model::At;
+use crate::ledger::{StoreError, Transaction};
 
 /// Why nothing was written.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -125,7 +125,7 @@ impl Handle {
     }
 
     pub(super) async fn submit(&self, job: Job) -> Result<(), Refusal> {
-        match place::patiently(self.jobs.send(job)).await {
+        match sync::patiently(self.jobs.send(job)).await {
             Some(Ok(())) => Ok(()),
             Some(Err(_)) => Err(Refusal::Stopping),
             None => Err(Refusal::Busy),
@@ -235,8 +235,8 @@ impl<L: Turns> Writing<L> {
         loop {
             if self.ledger.behind() && !self.catch_up() {
                 // Requests must not wait for a sick disk to be well; they get their refusal.
-                place::pause(CATCH_UP_PAUSE);
-            } else if self.ledger.pending() == 0 && place::receive(&mut waiting, &mut group, self.group_max) == 0 {
+                sync::pause(CATCH_UP_PAUSE);
+            } else if self.ledger.pending() == 0 && sync::receive(&mut waiting, &mut group, self.group_max) == 0 {
                 return self.ledger.close();
             }
             let closed = take(&mut waiting, &mut group, self.group_max);
@@ -291,10 +291,10 @@ impl<L: Turns> Writing<L> {
                 return;
             }
         };
-        place::step();
+        sync::step();
         for (tell, result) in done.into_iter().zip(turn.work) {
             let _ = tell.send(result);
-            place::step();
+            sync::step();
         }
         self.tell_digested(turn.digested);
         for (reply, id) in replies.into_iter().zip(turn.stored) {
@@ -302,7 +302,7 @@ impl<L: Turns> Writing<L> {
                 Reply::Recorded(tell) => drop(tell.send(Ok(id))),
                 Reply::Digested(tell) => self.unheard.push((id, tell)),
             }
-            place::step();
+            sync::step();
         }
         if self.ledger.behind() {
             // They are stored, and digested from disk when their turn comes.
@@ -314,7 +314,7 @@ impl<L: Turns> Writing<L> {
         match digested {
             Ok(aftermath) => {
                 publish(&aftermath, &self.head, &self.nudges);
-                place::step();
+                sync::step();
                 let mut digests = aftermath.digests.into_iter();
                 for (id, tell) in self.unheard.drain(..) {
                     // A failure in between may have left it to the next catching up.
@@ -345,7 +345,7 @@ impl<L: Turns> Writing<L> {
 /// Takes what waits without waiting for more; true when nobody is left to hand anything in.
 fn take(waiting: &mut mpsc::Receiver<Job>, group: &mut Vec<Job>, max: usize) -> bool {
     while group.len() < max {
-        place::step();
+        sync::step();
         match waiting.try_recv() {
             Ok(job) => group.push(job),
             Err(error) => return error == TryRecvError::Disconnected,
@@ -373,7 +373,7 @@ impl Reply {
 fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
     if let Some(seq) = aftermath.head {
         head.send_replace(seq);
-        place::step();
+        sync::step();
     }
     if aftermath.urgent {
         nudge.send_modify(|count| *count += 1);

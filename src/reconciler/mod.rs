@@ -16,7 +16,7 @@ mod conclude;
 mod fleet;
 mod handle;
 mod overload;
-mod place;
+mod sync;
 #[cfg(test)]
 mod schedules;
 
@@ -26,9 +26,9 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::report::{Head, Report};
-use crate::run::decide::Effect;
-use crate::run::{At, RunId};
-use crate::store::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
+use crate::model::decide::Effect;
+use crate::model::{At, RunId};
+use crate::ledger::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
 
 pub use fleet::{Fleet, Member};
 pub use handle::{Handle, Refusal, channel};

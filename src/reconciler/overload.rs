@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::place;
+use super::sync;
 use crate::limits;
 
 /// What the writer and those who hand in know of it together.
@@ -41,7 +41,7 @@ impl Overload {
         if left >= self.group {
             let fresh = || Standing { since: Instant::now(), lasts: false, turned_away: 0 };
             let standing = standing.get_or_insert_with(fresh);
-            standing.lasts = place::since(standing.since) >= limits::STANDING_MAX;
+            standing.lasts = sync::since(standing.since) >= limits::STANDING_MAX;
         } else if let Some(Standing { turned_away: turned_away @ 1.., .. }) = standing.take() {
             tracing::warn!(turned_away, "what comes in can be written again");
         }

@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 use super::handle::{Job, Sizes, Turns, channel_of};
 use super::{Aftermath, Digest, Fleet, Handle, Refusal, Reverified, Turn, Work};
 use crate::report::{Head, Report};
-use crate::run::{At, RunId};
-use crate::store::StoreError;
+use crate::model::{At, RunId};
+use crate::ledger::StoreError;
 
 // ── What `place` asks of us ─────────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use settled::run::asking::unit;
+use settled::model::schedule::unit;
 
 use crate::support::Daemon;
 use crate::support::ledger::{self, Promises};

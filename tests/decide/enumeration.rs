@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use settled::run::asking::Policy;
-use settled::run::observation::{Claim, Latch, Observation};
-use settled::run::{At, Outcome, Trust};
+use settled::model::schedule::Policy;
+use settled::model::observation::{Claim, Latch, Observation};
+use settled::model::{At, Outcome, Trust};
 
 use super::laws::{History, outcome, says_nothing_new};
 use super::speech::{START, Subject, observation, policy, span};

@@ -1,8 +1,8 @@
 //! What must hold of every decision, and of every history.
 
-use settled::run::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, Run, Settled};
-use settled::run::observation::{Claim, Latch, Observation, Voice};
-use settled::run::{At, Outcome, Trust};
+use settled::model::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, Run, Settled};
+use settled::model::observation::{Claim, Latch, Observation, Voice};
+use settled::model::{At, Outcome, Trust};
 
 use super::speech::{Subject, observation};
 

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use settled::run::asking::{Confirm, Policy};
-use settled::run::decide::{Circumstances, Run, decide};
-use settled::run::observation::{Latch, Observation};
-use settled::run::{At, Trust};
+use settled::model::schedule::{Confirm, Policy};
+use settled::model::decide::{Circumstances, Run, decide};
+use settled::model::observation::{Latch, Observation};
+use settled::model::{At, Trust};
 
 use super::laws::{History, says_nothing_new};
 use super::speech::{DAY, MINUTE, SECOND, Subject, observation};

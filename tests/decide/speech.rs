@@ -8,10 +8,10 @@
 
 use std::time::Duration;
 
-use settled::run::asking::{Confirm, Policy};
-use settled::run::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
-use settled::run::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
-use settled::run::{At, Outcome, RunId, Trust, Via};
+use settled::model::schedule::{Confirm, Policy};
+use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
+use settled::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use settled::model::{At, Outcome, RunId, Trust, Via};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);

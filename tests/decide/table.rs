@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-use settled::run::At;
-use settled::run::decide::{Arrivals, Effect, Publication};
+use settled::model::At;
+use settled::model::decide::{Arrivals, Effect, Publication};
 
 use super::speech::{DAY, HOUR, MINUTE, START, Subject, policy, span};
 

@@ -46,7 +46,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "synchronous NORMAL instead of FULL",
-        file: "src/store/mod.rs",
+        file: "src/ledger/mod.rs",
         old: "PRAGMA synchronous = FULL;",
         new: "PRAGMA synchronous = NORMAL;",
         target: "lib",
@@ -54,7 +54,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a delivery that could not be stored is answered 200",
-        file: "src/receiver.rs",
+        file: "src/ingest/mod.rs",
         old: "            .map_err(|refusal| Problem::new(StatusCode::SERVICE_UNAVAILABLE, \"not_stored\", refusal.to_string()))?;",
         new: "            .unwrap_or_default();",
         target: "daemon",
@@ -62,7 +62,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "use a connection again after its fsync failed",
-        file: "src/store/mod.rs",
+        file: "src/ledger/mod.rs",
         old: "        self.suspect = true;
         let tx",
         new: "        let tx",
@@ -71,7 +71,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the 2xx of a delivery says nothing of its bytes",
-        file: "src/store/reports.rs",
+        file: "src/ledger/reports.rs",
         old: "                report.body,
             ])",
         new: "                String::from_utf8_lossy(&report.body).trim().as_bytes(),
@@ -98,7 +98,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "what an earlier process stored is not looked at",
-        file: "src/store/reports.rs",
+        file: "src/ledger/reports.rs",
         old: "SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1",
         new: "SELECT id, attempts FROM reports WHERE id > max(?1, (SELECT max(id) FROM reports)) ORDER BY id LIMIT 1",
         target: "ledger",
@@ -115,7 +115,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "work that fails leaves half of what it did",
-        file: "src/store/mod.rs",
+        file: "src/ledger/mod.rs",
         old: "\"ROLLBACK TO apart; RELEASE apart\"",
         new: "\"RELEASE apart\"",
         target: "ledger",
@@ -123,7 +123,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "what a failure took back is counted all the same",
-        file: "src/store/mod.rs",
+        file: "src/ledger/mod.rs",
         old: "            self.totals = before;
 ",
         new: "            drop(before);
@@ -142,7 +142,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a settled run settles again instead of being amended",
-        file: "src/run/decide.rs",
+        file: "src/model/decide.rs",
         old: "    let publication = Publication::Amendment { number: settled.amendments, previous };",
         new: "    let _ = previous;
     let publication = Publication::Completion;",
@@ -151,7 +151,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "amendments without end",
-        file: "src/run/decide.rs",
+        file: "src/model/decide.rs",
         old: "    if settled.amendments == AMENDMENTS_MAX {",
         new: "    if settled.amendments == u32::MAX {",
         target: "decide",
@@ -159,7 +159,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the last to arrive is believed, not the strongest",
-        file: "src/run/observation.rs",
+        file: "src/model/observation.rs",
         old: "        self.rank(latch) > other.rank(latch)",
         new: "        self.rank(latch) >= other.rank(latch) || self.heard_at > other.heard_at",
         target: "decide",
@@ -167,7 +167,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a row of a list is believed as a verdict",
-        file: "src/run/decide.rs",
+        file: "src/model/decide.rs",
         old: "    if over {
         run.ask_now(at);
         return Effect::Hinted;
@@ -182,7 +182,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a hint settles",
-        file: "src/run/decide.rs",
+        file: "src/model/decide.rs",
         old: "    if !heard.entitled() {
         return (None, run.hint(at));
     }",
@@ -202,7 +202,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the first 404 is believed",
-        file: "src/run/asking.rs",
+        file: "src/model/schedule.rs",
         old: "pub const MISSES_SPAN: Duration = Duration::from_secs(600);",
         new: "pub const MISSES_SPAN: Duration = Duration::ZERO;",
         target: "decide",
@@ -218,7 +218,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a run that was given up is called failed",
-        file: "src/run/decide.rs",
+        file: "src/model/decide.rs",
         old: "        ending: Ending::needs_answer(Outcome::Indeterminate),",
         new: "        ending: Ending::needs_answer(Outcome::Failed),",
         target: "decide",
@@ -273,15 +273,15 @@ pub const BUGS: &[Bug] = &[
     // ── How we ask ──────────────────────────────────────────────────────────────────────────────────
     Bug {
         name: "Retry-After is ignored",
-        file: "src/providers/pace.rs",
+        file: "src/polling/rate_limit.rs",
         old: "            Some(span) => self.pause_for(span, PauseReason::RetryAfter, \"too many requests\", now),",
         new: "            Some(_) => {}",
         target: "lib",
-        test: "providers::pace::tests::nothing_is_granted_before_a_retry_after_has_passed",
+        test: "providers::rate_limit::tests::nothing_is_granted_before_a_retry_after_has_passed",
     },
     Bug {
         name: "redirects are followed, and the key goes along",
-        file: "src/calls.rs",
+        file: "src/polling/client.rs",
         old: "            .redirect(reqwest::redirect::Policy::none())",
         new: "            .redirect(reqwest::redirect::Policy::limited(5))",
         target: "daemon",
@@ -289,17 +289,17 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a refused key is tried on and on",
-        file: "src/providers/pace.rs",
+        file: "src/polling/rate_limit.rs",
         old: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });",
         new: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
             self.breaker = None;",
         target: "lib",
-        test: "providers::pace::tests::an_open_breaker_grants_probes_and_nothing_else",
+        test: "providers::rate_limit::tests::an_open_breaker_grants_probes_and_nothing_else",
     },
     // ── The feed ────────────────────────────────────────────────────────────────────────────────────
     Bug {
         name: "record ids are not the same after a crash",
-        file: "src/run/record.rs",
+        file: "src/model/record.rs",
         old: "    let id = format!(\"{}:{suffix}\", about.key);",
         new: "    let id = format!(\"{}:{suffix}:{:p}\", about.key, Box::new(0_u8));",
         target: "ledger",
@@ -307,7 +307,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the cursor is told before what it stands for is delivered",
-        file: "src/feed/stream.rs",
+        file: "src/api/feed/stream.rs",
         old: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
         new: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
         target: "feed",
@@ -326,7 +326,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the acknowledgement of a reader that was superseded counts",
-        file: "src/store/consumers.rs",
+        file: "src/ledger/consumers.rs",
         old: "        if generation.is_some_and(|generation| generation != consumer.generation) {",
         new: "        if generation.is_some_and(|generation| generation > consumer.generation) {",
         target: "feed",
@@ -334,7 +334,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "an acknowledgement moves the position back",
-        file: "src/store/consumers.rs",
+        file: "src/ledger/consumers.rs",
         old: "        let acked = seq.max(consumer.acked);",
         new: "        let acked = seq;",
         target: "feed",
@@ -342,7 +342,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a restored copy goes on with the old epoch",
-        file: "src/store/mod.rs",
+        file: "src/ledger/mod.rs",
         old: "        .execute(\"UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1\", [&here])?;",
         new: "        .execute(\"UPDATE meta SET identity = ?1 WHERE identity <> ?1\", [&here])?;",
         target: "ledger",
@@ -350,7 +350,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "retention takes what a consumer has not read",
-        file: "src/store/trimming.rs",
+        file: "src/ledger/trimming.rs",
         old: "slowest.is_none_or(|slowest| seq <= slowest));",
         new: "slowest.is_none_or(|slowest| seq <= slowest.saturating_add(1_000)));",
         target: "feed",
@@ -358,7 +358,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "retention forgets that a run has settled",
-        file: "src/store/trimming.rs",
+        file: "src/ledger/trimming.rs",
         old: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;",
         new: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;
         self.tx.execute(\"DELETE FROM heard WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;

@@ -8,7 +8,7 @@
 use std::fs;
 
 use rusqlite::Connection;
-use settled::store::SCHEMA_VERSION;
+use settled::ledger::SCHEMA_VERSION;
 
 use crate::schema::Schema;
 use crate::support::{Home, Lines};

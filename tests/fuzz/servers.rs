@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
 use settled::config::Source;
-use settled::feed::{self, Desk};
-use settled::http::{self, Allowance, Function, Listener, Peer};
+use settled::api::{self, Desk};
+use settled::server::{self, Allowance, Function, Listener, Peer};
 use settled::limits;
 use settled::providers::{REGISTRY, signature};
-use settled::receiver::Receiver;
+use settled::ingest::Receiver;
 use settled::reconciler::{self, Clock, Fleet, Handle, Reconciler};
-use settled::run::{At, SourceName};
-use settled::store::{Reader, RingLimits, Writer};
+use settled::model::{At, SourceName};
+use settled::ledger::{Reader, RingLimits, Writer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -98,8 +98,8 @@ impl Place {
             trouble: watch::channel(None).1,
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
-            consumers: feed::Readers::default(),
-            tail: feed::Tail::default(),
+            consumers: api::Readers::default(),
+            tail: api::Tail::default(),
         };
         runtime.block_on(async {
             // A fuzzer's main function is not Rust's, so a connection that breaks would end the process.
@@ -113,7 +113,7 @@ impl Place {
                     async move { receiver.respond(request, &peer).await }
                 })
             };
-            let routes = feed::control_routes(Arc::new(desk));
+            let routes = api::control_routes(Arc::new(desk));
             let control = move |_: Peer| {
                 let routes = TowerToHyperService::new(routes.clone());
                 Function(move |request| {
@@ -121,8 +121,8 @@ impl Place {
                     async move { answer.await.unwrap_or_else(|never| match never {}) }
                 })
             };
-            tokio::spawn(http::serve(listen("hooks"), allowance(), hooks, stopped.clone()));
-            tokio::spawn(http::serve(listen("control"), allowance(), control, stopped));
+            tokio::spawn(server::serve(listen("hooks"), allowance(), hooks, stopped.clone()));
+            tokio::spawn(server::serve(listen("control"), allowance(), control, stopped));
         });
         Place { runtime: Some(runtime), folder, ledger, reader, inputs: 0, _stop: stop }
     }

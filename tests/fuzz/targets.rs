@@ -10,10 +10,10 @@ use settled::providers::{
     signature,
 };
 use settled::report::{AnswerHead, Head, PollHead, Report, WebhookHead};
-use settled::run::decide::{Circumstances, Publication, Run, decide};
-use settled::run::observation::Observation;
-use settled::run::record::{About, Cursor, PAYLOAD_BYTES_MAX, Payload, draft, line, payload_text};
-use settled::run::{At, Kind, RunId, RunKey, SourceName, Trust};
+use settled::model::decide::{Circumstances, Publication, Run, decide};
+use settled::model::observation::Observation;
+use settled::model::record::{About, Cursor, PAYLOAD_BYTES_MAX, Payload, draft, line, payload_text};
+use settled::model::{At, Kind, RunId, RunKey, SourceName, Trust};
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 pub const NOW: At = At(1_795_249_022_000);

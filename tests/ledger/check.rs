@@ -1,7 +1,7 @@
 //! Every invariant of the ledger, broken: what `check` must find and name.
 
 use settled::providers::Verdict;
-use settled::store::{Reader, StoreError, check, check_with_all_reports};
+use settled::ledger::{Reader, StoreError, check, check_with_all_reports};
 
 use super::setting::{Ledger, answer, delivery, forged, signed, state, track};
 

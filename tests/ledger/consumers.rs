@@ -1,8 +1,8 @@
 //! Named readers: where each has come to, who may move it, and what it has parked.
 
-use settled::run::At;
-use settled::run::record::RecordType;
-use settled::store::{Consumer, Filter, Moved, ParkedRow, Parking};
+use settled::model::At;
+use settled::model::record::RecordType;
+use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking};
 
 use super::setting::{Bare, Ledger, signed};
 

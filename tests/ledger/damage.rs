@@ -1,8 +1,8 @@
 //! A ledger in which something was damaged: what can be answered is answered, and the rest is named.
 
 use rusqlite::Connection;
-use settled::run::{At, RunId, RunKey, SourceName};
-use settled::store::{DamagedRow, Filter, RunPage, RunQuery, StoreError, Writer, examine};
+use settled::model::{At, RunId, RunKey, SourceName};
+use settled::ledger::{DamagedRow, Filter, RunPage, RunQuery, StoreError, Writer, examine};
 
 use crate::setting::{Ledger, forged, signed, track};
 
@@ -157,7 +157,7 @@ fn a_file_with_overwritten_pages_is_found_damaged_whatever_cannot_be_asked_any_m
     }
     let path = ledger.path();
     let copy = ledger.folder.path().join("copy.db");
-    settled::store::copy(&ledger.reader, &copy).unwrap();
+    settled::ledger::copy(&ledger.reader, &copy).unwrap();
     assert_eq!(examine(&copy).unwrap().findings, []);
     let mut bytes = std::fs::read(&copy).unwrap();
     let pages = bytes.len() / 4096;

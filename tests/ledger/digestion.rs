@@ -9,12 +9,12 @@ use settled::providers::{
 };
 use settled::reconciler::{Reconciler, Work};
 use settled::report::{AnswerHead, Head, Report, SweepHead};
-use settled::run::asking::Policy;
-use settled::run::decide::Effect;
-use settled::run::observation::Observation;
-use settled::run::{At, Kind, RunId};
+use settled::model::schedule::Policy;
+use settled::model::decide::Effect;
+use settled::model::observation::Observation;
+use settled::model::{At, Kind, RunId};
 use settled::secret::Keyring;
-use settled::store::{Filter, RingLimits, StoreError, Writer};
+use settled::ledger::{Filter, RingLimits, StoreError, Writer};
 
 use super::setting::{Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track};
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
-use settled::run::decide::Effect;
-use settled::run::record::{Cursor, PAYLOAD_BYTES_MAX, RecordType};
-use settled::run::{At, Origin, Outcome};
-use settled::store::Filter;
+use settled::model::decide::Effect;
+use settled::model::record::{Cursor, PAYLOAD_BYTES_MAX, RecordType};
+use settled::model::{At, Origin, Outcome};
+use settled::ledger::Filter;
 
 use super::setting::{API_KEY, Ledger, ROOMY, answer, bounds, delivery, json, signed, source, state, track};
 
@@ -104,7 +104,7 @@ fn a_page_ends_where_its_bounds_say_and_says_how_far_it_came() {
     let page =
         |filter: &Filter, rows, scan| ledger.reader.read(|view| view.records(0, i64::MAX, filter, rows, scan)).unwrap();
     let all = Filter { types: Vec::new(), ..Filter::default() };
-    let seqs = |records: &[settled::store::StoredRecord]| records.iter().map(|record| record.seq).collect::<Vec<_>>();
+    let seqs = |records: &[settled::ledger::StoredRecord]| records.iter().map(|record| record.seq).collect::<Vec<_>>();
     let (records, position) = page(&all, 2, 100);
     assert_eq!((seqs(&records), position), (vec![1, 2], 2));
     let (records, position) = page(&Filter::default(), 100, 2);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
-use settled::store::{Reader, SCHEMA_VERSION, StoreError, Writer};
+use settled::ledger::{Reader, SCHEMA_VERSION, StoreError, Writer};
 
 use super::setting::{Ledger, START, bounds, signed};
 

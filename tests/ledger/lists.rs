@@ -8,9 +8,9 @@ use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
 use settled::report::{Head, Report};
-use settled::run::At;
+use settled::model::At;
 use settled::secret::SecretLabel;
-use settled::store::{
+use settled::ledger::{
     DeliveryQuery, Filter, LOSS_SPANS, Loss, RunQuery, RunRow, SecretUse, SourceCounts, SourceRow, StoreError,
     StoredRecord, Traffic, check, examine,
 };

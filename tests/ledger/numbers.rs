@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use settled::run::At;
-use settled::store::{Loss, StoreError, Writer};
+use settled::model::At;
+use settled::ledger::{Loss, StoreError, Writer};
 
 use super::setting::{Ledger, START, answer, signed, state, track};
 

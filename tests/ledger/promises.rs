@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use settled::reconciler::{Handle, Refusal, channel};
-use settled::store::Filter;
+use settled::ledger::Filter;
 
 use super::setting::{Ledger, START, signed};
 

@@ -2,8 +2,8 @@
 
 use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
 use settled::providers::Verdict;
-use settled::run::At;
-use settled::store::{Filter, Removable, TrimLimits, Trimmed, check};
+use settled::model::At;
+use settled::ledger::{Filter, Removable, TrimLimits, Trimmed, check};
 
 use super::setting::{Bare, Ledger, START, bounds, delivery, forged, signed};
 

@@ -11,10 +11,10 @@ use settled::providers::skyvern::Skyvern;
 use settled::providers::{Answer, Provider, Response, Verdict};
 use settled::reconciler::{Digest, Fleet, Reconciler};
 use settled::report::{AnswerHead, Head, PollHead, Report, TrackHead, WebhookHead};
-use settled::run::record::Cursor;
-use settled::run::{At, Kind, RunId, RunKey, SourceName};
+use settled::model::record::Cursor;
+use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::secret::{Key, Secret, SecretLabel};
-use settled::store::{FeedBounds, Filter, HeardRow, Reader, RingLimits, RunRow, StoredRecord, Writer};
+use settled::ledger::{FeedBounds, Filter, HeardRow, Reader, RingLimits, RunRow, StoredRecord, Writer};
 use tempfile::TempDir;
 
 pub const API_KEY: &str = "sk-0123456789abcdef";

@@ -7,9 +7,9 @@ use settled::providers::signature::sign;
 use settled::providers::skyvern::Skyvern;
 use settled::reconciler::{Fleet, Member, Reverified};
 use settled::report::{Head, Report};
-use settled::run::At;
+use settled::model::At;
 use settled::secret::{Key, Secret, SecretLabel};
-use settled::store::SourceRow;
+use settled::ledger::SourceRow;
 
 use super::setting::{Ledger, forged, signed, source, state};
 

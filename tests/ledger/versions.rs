@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use settled::reconciler::Reconciler;
-use settled::store::{SCHEMA_VERSION, Writer, check_with_all_reports};
+use settled::ledger::{SCHEMA_VERSION, Writer, check_with_all_reports};
 
 use super::check::a_ledger;
 use super::setting::{Ledger, ROOMY, START, fleet, json, signed, source};

@@ -1,6 +1,6 @@
 //! What must hold, whatever happened: the one judge that every layer calls.
 //!
-//! What can be seen in the file alone is [`settled::store::check`], written once for people's
+//! What can be seen in the file alone is [`settled::ledger::check`], written once for people's
 //! ledgers and for these; [`check`] adds what the world outside knows: what senders were told, which
 //! runs there are, what the feed had said before. The numbers are those of the invariants in
 //! `docs/reliability.md`.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use settled::providers::signature::sign;
-use settled::store::{self, Reader};
+use settled::ledger::{self, Reader};
 
 /// What is known outside of the ledger.
 pub struct World<'a> {
@@ -53,7 +53,7 @@ pub fn digest(bytes: &[u8]) -> String {
 /// Everything that is wrong; nothing, if all is well. `before` is what the feed said when it was
 /// last read, and is brought up to date.
 pub fn check(world: &World<'_>, before: &mut Feed) -> Result<(), String> {
-    let looked = if world.all_reports { store::check_with_all_reports } else { store::check };
+    let looked = if world.all_reports { ledger::check_with_all_reports } else { ledger::check };
     let seen = Reader::open(world.store).and_then(|reader| reader.read(looked));
     let mut faults = match seen {
         Ok(findings) => findings.iter().map(ToString::to_string).collect(),

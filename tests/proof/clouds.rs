@@ -14,7 +14,7 @@ use settled::demo::plan;
 use settled::providers::{self, Answer, Delivery, Method, Question, Response};
 use settled::reconciler::Member;
 use settled::report::{Head, Report, WebhookHead};
-use settled::run::{At, SourceName};
+use settled::model::{At, SourceName};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 /// When every world begins: a Saturday morning.

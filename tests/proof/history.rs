@@ -12,7 +12,7 @@ use settled::demo::stories;
 use settled::providers::{Answer, Delivery, Response, Subject};
 use settled::reconciler::Member;
 use settled::report::{AnswerHead, Head, PollHead, Report, SweepHead, TrackHead};
-use settled::run::{At, RunId};
+use settled::model::{At, RunId};
 
 use crate::clouds::{self, BEGIN};
 use crate::readers::{Deed, deed, limits};

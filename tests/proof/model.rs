@@ -19,10 +19,10 @@ use settled::demo::plan::{self, Mail, State};
 use settled::providers::Reading;
 use settled::reconciler::{Fleet, Member, Reconciler, Work};
 use settled::report::{Head, Report};
-use settled::run::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
-use settled::run::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
-use settled::run::{At, RunId, RunKey, SourceName, Trust, Via, asking};
-use settled::store::{Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer};
+use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
+use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
+use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
+use settled::ledger::{Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer};
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
@@ -89,7 +89,7 @@ impl Reference {
             let key = (member.id, heard.run_id.clone());
             let known = self.runs.get(&key).cloned();
             let policy = source.policy(known.as_ref().and_then(|run| run.kind).or(heard.kind));
-            let seed = asking::seed(source.name.as_str(), heard.run_id.as_str());
+            let seed = schedule::seed(source.name.as_str(), heard.run_id.as_str());
             let id = i64::try_from(number).unwrap() + 1;
             let decision =
                 decide(known, &heard, &Circumstances { policy: &policy, now, report: id, seed, since: At(0) });

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use settled::run::At;
-use settled::run::record::line;
-use settled::store::{Consumer, Filter, Moved, ParkedRow, Parking, Reader, Transaction, TrimLimits, Trimmed};
+use settled::model::At;
+use settled::model::record::line;
+use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking, Reader, Transaction, TrimLimits, Trimmed};
 
 /// So few events may be parked here.
 const PARKED_MAX: i64 = 2;
@@ -115,7 +115,7 @@ impl Readers {
     // ── What they do, there and here ────────────────────────────────────────────────────────────
 
     /// Does it in the ledger and here, and compares what they were told.
-    pub fn act(&mut self, deed: &Deed, tx: &mut Transaction<'_>, now: At) -> settled::store::Result<()> {
+    pub fn act(&mut self, deed: &Deed, tx: &mut Transaction<'_>, now: At) -> settled::ledger::Result<()> {
         let Deed { name, what, .. } = deed;
         // One too many, so that nobody acknowledges what is not there.
         let seq = i64::try_from(deed.seq.index(self.feed.len() + 2)).unwrap();
@@ -227,7 +227,7 @@ impl Readers {
     // ── What retention takes ────────────────────────────────────────────────────────────────────
 
     /// Trims the feed there and here, and compares what went.
-    pub fn trim(&mut self, limits: &TrimLimits, tx: &mut Transaction<'_>) -> settled::store::Result<()> {
+    pub fn trim(&mut self, limits: &TrimLimits, tx: &mut Transaction<'_>) -> settled::ledger::Result<()> {
         let trimmed = tx.trim_records(limits)?;
         let begin = self.trimmed;
         let acked = |consumer: &Consumer| consumer.acked;

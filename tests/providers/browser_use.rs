@@ -13,9 +13,9 @@ use settled::providers::{
     Answer, Delivery, Headers, Hearing, Proof, Provider, Question, Reading, Response, Settings, Subject, Verdict,
     Webhook, named, python_json,
 };
-use settled::run::decide::{Circumstances, Effect, Phase, decide};
-use settled::run::observation::{Claim, Observation, Rank};
-use settled::run::{At, Kind, Outcome, RunId, Trust, Via};
+use settled::model::decide::{Circumstances, Effect, Phase, decide};
+use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::{At, Kind, Outcome, RunId, Trust, Via};
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
 const TASK: &str = "5b73fb3f-a3cb-4912-be40-17ce9e9e1a45";

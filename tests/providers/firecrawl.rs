@@ -14,10 +14,10 @@ use settled::providers::{
     Answer, Delivery, Headers, Hearing, Listing, Provider, Question, Reading, Response, Settings, Subject, Verdict,
     Webhook, named,
 };
-use settled::run::asking::Confirm;
-use settled::run::decide::{Circumstances, Decision, Phase, Publication, decide};
-use settled::run::observation::{Claim, Ending, Latch, Observation, Rank};
-use settled::run::{At, Kind, Origin, Outcome, RunId, Trust, Via};
+use settled::model::schedule::Confirm;
+use settled::model::decide::{Circumstances, Decision, Phase, Publication, decide};
+use settled::model::observation::{Claim, Ending, Latch, Observation, Rank};
+use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
 const CRAWL: &str = "01989f60-3c1a-7d2e-9b57-0c6f2a7e1d01";

@@ -19,7 +19,7 @@ fn cited(table: &str) -> impl Iterator<Item = &str> {
 fn every_test_that_the_table_of_facts_names_exists() {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
-    for folder in ["tests/providers", "tests/decide", "tests/ledger", "src", "src/providers", "src/run", "src/config"] {
+    for folder in ["tests/providers", "tests/decide", "tests/ledger", "src", "src/providers", "src/model", "src/config"] {
         for file in std::fs::read_dir(here.join(folder)).into_iter().flatten().flatten() {
             sources.push_str(&std::fs::read_to_string(file.path()).unwrap_or_default());
         }

@@ -8,10 +8,10 @@ use settled::providers::{
     Answer, Delivery, Headers, Hearing, Method, Provider, Reading, Response, RetryResult, Settings, Subject, Verdict,
     Webhook, signature,
 };
-use settled::run::asking::{Confirm, Policy};
-use settled::run::decide::{Circumstances, Publication, decide};
-use settled::run::observation::{Claim, Observation, Rank};
-use settled::run::{At, Kind, RunId, Trust, Via};
+use settled::model::schedule::{Confirm, Policy};
+use settled::model::decide::{Circumstances, Publication, decide};
+use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
 const NOW: At = At(1_795_249_022_000);

@@ -8,10 +8,10 @@ use settled::providers::{
     Answer, Delivery, Gap, Headers, Hearing, Method, Provider, Reading, Response, RetryResult, Settings, Subject,
     Verdict, Webhook,
 };
-use settled::run::asking::{Confirm, Policy};
-use settled::run::decide::{Circumstances, Effect, decide};
-use settled::run::observation::{Claim, Observation, Rank};
-use settled::run::{At, Kind, RunId, Trust, Via};
+use settled::model::schedule::{Confirm, Policy};
+use settled::model::decide::{Circumstances, Effect, decide};
+use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 const NOW: At = At(1_795_249_022_000);

@@ -10,7 +10,7 @@ use super::world::{Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
 use crate::demo::plan::{Forgery, Form, Life, Source, State};
 use crate::providers::signature::sign;
-use crate::run::{At, asking};
+use crate::model::{At, schedule};
 
 /// The cloud.
 pub(super) struct BrowserUse;
@@ -246,7 +246,7 @@ fn slim_sessions(world: &World, ask: &Ask) -> Reply {
 /// Whether a letter is of the generation that signs the raw body without a time: a part of the
 /// tasks, and whatever the other scheme could not rewrite before signing it.
 fn untimed(item: &Item<'_>) -> bool {
-    let part = item.life.source == Source::Tasks && asking::seed("scheme", &item.life.id).is_multiple_of(5);
+    let part = item.life.source == Source::Tasks && schedule::seed("scheme", &item.life.id).is_multiple_of(5);
     matches!(item.mail.form, Form::Poisoned(_)) || (part && item.mail.form != Form::Stale)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::run::At;
+use crate::model::At;
 
 /// A clock that has not begun, goes, or is held.
 #[derive(Debug, Default)]

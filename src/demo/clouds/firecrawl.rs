@@ -13,7 +13,7 @@ use super::{Item, Letter, Patience, Service, poisoned, random_hex};
 use crate::demo::dice::Dice;
 use crate::demo::plan::{Forgery, Form, Life, Source, State};
 use crate::providers::signature::sign;
-use crate::run::{Kind, asking};
+use crate::model::{Kind, schedule};
 
 /// The cloud.
 pub(super) struct Firecrawl;
@@ -116,7 +116,7 @@ impl Service for Firecrawl {
 
 /// Whether the run's letters go through the dispatcher.
 fn dispatched(life: &Life) -> bool {
-    asking::seed("dispatcher", &life.id).is_multiple_of(2)
+    schedule::seed("dispatcher", &life.id).is_multiple_of(2)
 }
 
 // ── Answers ─────────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +275,7 @@ fn body(item: &Item<'_>) -> String {
     let (life, says) = (item.life, item.mail.says);
     let event = format!("{}.{}", life.kind.word(), says.word);
     let again = u64::from(item.mail.form == Form::Rewritten);
-    let webhook_id = Dice::new(asking::seed("webhook", &life.id), item.number as u64 * 2 + again).uuid(4);
+    let webhook_id = Dice::new(schedule::seed("webhook", &life.id), item.number as u64 * 2 + again).uuid(4);
     // A page that ran into the cancellation of its crawl.
     let cancelled = says.word == "page"
         && life.states.iter().any(|(at, state)| state.word == "cancelled" && item.mail.times[0] > *at);
@@ -302,7 +302,7 @@ fn data(item: &Item<'_>, cancelled: bool) -> Value {
     match (life.kind, item.mail.says.word) {
         (_, "page") if cancelled => json!([{ "metadata": { "sourceURL": "https://example.com/late" } }]),
         (_, "page") => {
-            let scrape = Dice::new(asking::seed("page", &life.id), item.number as u64).uuid(7);
+            let scrape = Dice::new(schedule::seed("page", &life.id), item.number as u64).uuid(7);
             json!([{ "markdown": "# Tést page ✓", "metadata": { "sourceURL": "https://example.com/", "statusCode": 200,
                 "scrapeId": scrape } }])
         }

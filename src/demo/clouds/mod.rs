@@ -29,7 +29,7 @@ pub use world::{Count, Keys, Tally, World};
 
 use super::dice::Dice;
 use super::plan::{Cloud, Form, Life, Mail, Plan, Poison};
-use crate::run::{At, asking};
+use crate::model::{At, schedule};
 
 /// How deep a deeply nested body is: four times what most parsers take.
 const DEPTH: usize = 512;
@@ -161,7 +161,7 @@ fn naive(at: At) -> String {
 
 /// 64 digits that look like a signature.
 fn random_hex(item: &Item<'_>) -> String {
-    let mut dice = Dice::new(asking::seed("forged", &item.life.id), item.number as u64);
+    let mut dice = Dice::new(schedule::seed("forged", &item.life.id), item.number as u64);
     let bytes: Vec<u8> = (0..4).flat_map(|_| dice.bits().to_be_bytes()).collect();
     data_encoding::HEXLOWER.encode(&bytes)
 }
@@ -270,10 +270,10 @@ mod tests {
         let clouds = clouds(300).await;
         when_runs_have_begun(&clouds).await;
         for (kind, path) in [
-            (crate::run::Kind::Crawl, "/v2/crawl/{}?skip=1000000&limit=1"),
-            (crate::run::Kind::BatchScrape, "/v2/batch/scrape/{}"),
-            (crate::run::Kind::Extract, "/v2/extract/{}"),
-            (crate::run::Kind::Agent, "/v2/agent/{}"),
+            (crate::model::Kind::Crawl, "/v2/crawl/{}?skip=1000000&limit=1"),
+            (crate::model::Kind::BatchScrape, "/v2/batch/scrape/{}"),
+            (crate::model::Kind::Extract, "/v2/extract/{}"),
+            (crate::model::Kind::Agent, "/v2/agent/{}"),
         ] {
             let life = loop {
                 match clouds.world().listed(Source::Jobs).find(|(life, _)| life.kind == kind) {

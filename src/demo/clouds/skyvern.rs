@@ -11,7 +11,7 @@ use super::world::{Count, Found, Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
 use crate::demo::plan::{Cloud, Forgery, Form, Life, Source, State};
 use crate::providers::signature::sign;
-use crate::run::Kind;
+use crate::model::Kind;
 
 /// The cloud.
 pub(super) struct Skyvern;
@@ -145,7 +145,7 @@ fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
 }
 
 /// What only workflow runs have.
-fn attempts(world: &World, life: &Life, state: &State, since: crate::run::At) -> Map<String, Value> {
+fn attempts(world: &World, life: &Life, state: &State, since: crate::model::At) -> Map<String, Value> {
     let next = life.states.iter().find(|(_, other)| state.retry_pending && other.attempt > state.attempt);
     let next = next.map(|(at, _)| naive(world.wall(life.begins + *at)));
     let body = json!({

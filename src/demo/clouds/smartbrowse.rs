@@ -9,7 +9,7 @@ use super::reply::{Ask, Reply};
 use super::world::{Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned};
 use crate::demo::plan::{Forgery, Form, Life, Source, State};
-use crate::run::asking;
+use crate::model::schedule;
 
 /// The cloud.
 pub(super) struct SmartBrowse;
@@ -136,7 +136,7 @@ fn usage(world: &World) -> Reply {
 /// The flat body of a webhook. The vendor's pages disagree about the event's name, so both occur.
 fn body(item: &Item<'_>) -> Value {
     let (life, says) = (item.life, item.mail.says);
-    let prefix = if asking::seed("event", &life.id) & 1 == 0 { "smartbrowse." } else { "" };
+    let prefix = if schedule::seed("event", &life.id) & 1 == 0 { "smartbrowse." } else { "" };
     let completed = says.word == "completed";
     json!({
         "event": format!("{prefix}{}", says.word),

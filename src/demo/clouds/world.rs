@@ -11,7 +11,7 @@ use super::reply::{Manner, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
 use crate::demo::plan::{Cloud, Life, Plan, Source, State, Stumble};
-use crate::run::{At, words};
+use crate::model::{At, words};
 
 /// The secrets of a demo. They open nothing but its clouds.
 #[derive(Clone, Debug)]

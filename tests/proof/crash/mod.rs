@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use settled::demo::clouds::Keys;
 use settled::demo::dice::Dice;
 use settled::reconciler::{Fleet, Reconciler};
-use settled::run::At;
-use settled::store::{StoreError, Writer};
+use settled::model::At;
+use settled::ledger::{StoreError, Writer};
 
 use crate::check::{self, Feed};
 use crate::clouds;

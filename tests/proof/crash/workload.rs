@@ -16,8 +16,8 @@ use rusqlite::{Connection, OpenFlags};
 use settled::demo::clouds::Keys;
 use settled::reconciler::{Clock, Fleet, Handle, Reconciler, channel};
 use settled::report::{Head, Report};
-use settled::run::At;
-use settled::store::{RingLimits, TrimLimits, Writer};
+use settled::model::At;
+use settled::ledger::{RingLimits, TrimLimits, Writer};
 
 use super::trace::LOG;
 use crate::check::{self, Acked, Feed};
@@ -128,7 +128,7 @@ impl Workload {
             let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
             let mut reconciler = Reconciler::new(writer, fleet.clone(), RING);
             reconciler.recover(now, |_| ())?;
-            Ok::<_, settled::store::StoreError>((reconciler, fleet))
+            Ok::<_, settled::ledger::StoreError>((reconciler, fleet))
         };
         let (reconciler, fleet) = insist(|| open().ok());
         self.scribe.members = fleet.members().cloned().collect();

@@ -8,14 +8,14 @@ use std::time::Duration;
 use settled::demo::clouds::Keys;
 use settled::demo::plan::{Cloud, Source};
 use settled::limits;
-use settled::poller::{Begun, Rounds, Task};
-use settled::providers::pace::Pace;
+use settled::polling::{Begun, Rounds, Task};
+use settled::polling::rate_limit::Pace;
 use settled::providers::{Answer, Hearing};
 use settled::reconciler::{Fleet, Member, Reconciler};
 use settled::report::{Head, Report};
-use settled::run::At;
-use settled::run::asking;
-use settled::store::{Reader, RingLimits, View, Writer};
+use settled::model::At;
+use settled::model::schedule;
+use settled::ledger::{Reader, RingLimits, View, Writer};
 
 use crate::clouds;
 
@@ -43,7 +43,7 @@ impl Daemon {
     /// Starts in the order of the real one: the ledger, what is owed, the askers.
     pub fn start(store: &Path, keys: &Keys, now: At) -> Daemon {
         let mut writer = Writer::open(store, now).unwrap();
-        let latest = now.plus(asking::CHECKS[1] + Duration::from_secs(3600));
+        let latest = now.plus(schedule::CHECKS[1] + Duration::from_secs(3600));
         writer.transaction(|tx| tx.clamp_asks(now, latest)).unwrap();
         let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();

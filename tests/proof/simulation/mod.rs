@@ -20,13 +20,13 @@ use std::time::Duration;
 use settled::demo::clouds::{Item, Letter, Reply, World, service};
 use settled::demo::dice::Dice;
 use settled::demo::plan::{Form, Life, Mail, Source};
-use settled::errand::{Errand, Next};
-use settled::poller::{Begun, Task};
+use settled::polling::exchange::{Errand, Next};
+use settled::polling::{Begun, Task};
 use settled::providers::{Answer, Hearing, Question};
 use settled::report::{Head, Report, TrackHead};
-use settled::run::decide::Phase;
-use settled::run::{At, Outcome, RunId, RunKey, SourceName, Trust};
-use settled::store::RunRow;
+use settled::model::decide::Phase;
+use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
+use settled::ledger::RunRow;
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use settled::demo::plan::{Answers, Life, Plan, Rates, Source};
-use settled::run::Kind;
+use settled::model::Kind;
 
 use super::script::Script;
 use super::{Simulation, number};

@@ -1,0 +1,380 @@
+//! The daemon: what starts in which order, what stops in which, and who holds whom.
+//!
+//! Start: the ledger is opened and what an earlier process left undigested is digested; then
+//! webhooks are taken; then the sockets answer; then providers are asked. Reload: the reader of
+//! reports learns of the new sources first, then the webhook endpoint, then those who ask. Stop: no
+//! new connection, those in progress finish, the writer writes what it was handed, the process ends.
+
+pub mod telemetry;
+pub mod watchdog;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::polling::client::{Asker, Calls};
+use crate::config::{Config, ConfigError, Hooks};
+use crate::api::{self, Desk};
+use crate::server::{self, Allowance, Function, Listener, Peer};
+use crate::limits;
+use crate::server::listen::{ListenError, Listeners};
+use crate::polling::{self, Poller};
+use crate::daemon::watchdog::Pulse;
+use crate::ingest::Receiver;
+use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler, Refusal};
+use crate::model::At;
+use crate::model::schedule;
+use crate::ledger::{Reader, RingLimits, StoreError, Writer};
+use crate::server::systemd::{self, Inherited};
+use crate::retention::Upkeep;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The ledger.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The sockets.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The HTTP client.
+    #[error("the HTTPS client cannot be set up: {}; are the system's certificates (ca-certificates) installed?", innermost(.0))]
+    Client(#[from] reqwest::Error),
+    /// The writer's thread.
+    #[error("the writer's thread cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// Why a new configuration was not taken. The old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It could not be written down.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+}
+
+/// The system's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        At(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    })
+}
+
+/// A daemon that is serving.
+pub struct Daemon {
+    /// Where webhooks are taken.
+    pub hooks: SocketAddr,
+    /// What was found undigested at the start.
+    pub recovered: usize,
+    config: Config,
+    stop: watch::Sender<bool>,
+    servers: JoinSet<()>,
+    tasks: JoinSet<()>,
+    writer: JoinHandle<()>,
+    /// Sockets that we made and must take away.
+    sockets: Vec<PathBuf>,
+    fleet: watch::Sender<Arc<Fleet>>,
+    trouble: watch::Sender<Option<String>>,
+    voices: Voices,
+    pulse: Pulse,
+}
+
+impl Daemon {
+    /// Starts everything, on the sockets that systemd handed in and on its own where it did not. When this
+    /// returns, webhooks are taken and the sockets answer. Within a tokio runtime.
+    pub fn start(config: Config, clock: &Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+        let files = server::raise_file_limit();
+        let calls = Calls::new()?;
+        let (mut reconciler, fleet, recovered) = recover(&config, clock)?;
+        let checkpointer = reconciler.checkpointer()?;
+        thread("checkpointer", move || checkpointer.run())?;
+        let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
+        let reader = reconciler.reader();
+        let head = reader.read(|view| Ok(view.bounds()?.head))?;
+        let (ledger, serve) = reconciler::channel(reconciler, clock.clone(), head);
+        let writer = thread("writer", serve)?;
+
+        let listeners = Listeners::open(&config, inherited)?;
+        let (stop, stopped) = watch::channel(false);
+        let (askers, askers_seen) = watch::channel(Arc::default());
+        let (trouble, trouble_seen) = watch::channel(None);
+        let desk = Arc::new(Desk {
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            fleet: fleet_seen.clone(),
+            askers: askers_seen,
+            clock: clock.clone(),
+            started_at: clock(),
+            stop: stopped.clone(),
+            trouble: trouble_seen.clone(),
+            streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
+            lookups: Semaphore::new(limits::LOOKUPS_MAX),
+            consumers: api::Readers::default(),
+            tail: api::Tail::default(),
+        });
+        let pulse = Pulse {
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            fleet: fleet_seen.clone(),
+            trouble: trouble_seen,
+            clock: clock.clone(),
+        };
+        let body_limit = config.hooks.body_limit;
+        let receiver = Arc::new(Receiver::new(fleet_seen.clone(), ledger.clone(), clock.clone(), body_limit));
+        // Known before the control socket answers, so that nobody is told of a source without a voice.
+        // Webhooks that come meanwhile wait in the sockets, which are open.
+        let mut tasks = JoinSet::new();
+        let mut voices = Voices {
+            askers,
+            tasks: BTreeMap::new(),
+            calls,
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            clock: clock.clone(),
+            stop: stopped.clone(),
+        };
+        voices.follow(&fleet_seen.borrow(), &mut tasks);
+        let mut servers = JoinSet::new();
+        for socket in listeners.hooks {
+            serve_hooks(&mut servers, socket, receiver.clone(), files, stopped.clone());
+        }
+        serve_socket(&mut servers, listeners.feed, api::feed_routes(desk.clone()), stopped.clone());
+        serve_socket(&mut servers, listeners.control, api::control_routes(desk), stopped.clone());
+        let time =
+            polling::keep_time(fleet_seen.clone(), ledger.clone(), reader.clone(), clock.clone(), stopped.clone());
+        tasks.spawn(time);
+        tasks.spawn(pulse.clone().beat(stopped.clone()));
+        let upkeep = Upkeep {
+            ledger: ledger.clone(),
+            reader: reader.clone(),
+            clock: clock.clone(),
+            retention: config.retention.clone(),
+        };
+        tasks.spawn(upkeep.run(stopped.clone()));
+        let keep_feed = crate::retention::feed::keep(ledger.clone(), clock.clone(), config.retention.clone(), stopped.clone());
+        tasks.spawn(keep_feed);
+        let (hooks, sockets) = (listeners.address, listeners.ours);
+        Ok(Daemon { hooks, recovered, config, stop, servers, tasks, writer, sockets, fleet, trouble, voices, pulse })
+    }
+
+    /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one
+    /// stays in force, and the log, `settled status` and `systemctl status` say so.
+    pub async fn reload(&mut self, config: Result<Config, ConfigError>) {
+        systemd::reloading();
+        let result = match config {
+            Ok(config) => self.take(config).await,
+            Err(error) => Err(error.into()),
+        };
+        let trouble = result.err().map(|error| {
+            let text = error.to_string();
+            tracing::error!("the new configuration is not taken, the old one stays in force: {text}");
+            format!("OLD CONFIGURATION IN FORCE ({})", text.lines().next().unwrap_or_default())
+        });
+        self.trouble.send_replace(trouble);
+        systemd::ready(&self.pulse.line().await);
+    }
+
+    async fn take(&mut self, config: Config) -> Result<(), ReloadError> {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        warn_of_fixed(&self.config, &config);
+        let (sources, now) = (config.sources.clone(), (self.voices.clock)());
+        let fleet = self.voices.ledger.write(move |tx| Fleet::enlist_in(tx, &sources, now)).await?;
+        let earlier = self.fleet.borrow().clone();
+        self.voices.ledger.set_fleet(fleet.remembering(&earlier)).await?;
+        let fleet = Arc::new(fleet);
+        self.fleet.send_replace(fleet.clone());
+        self.voices.follow(&fleet, &mut self.tasks);
+        self.config.sources = config.sources;
+        tracing::info!(sources = self.config.sources.len(), origin = %config.origin, "reloaded");
+        Ok(())
+    }
+
+    /// How things are, in one line.
+    pub async fn line(&self) -> String {
+        self.pulse.line().await
+    }
+
+    /// Stops: drains connections, lets the writer finish, takes our sockets away.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        self.voices.hush();
+        while self.tasks.join_next().await.is_some() {}
+        while self.servers.join_next().await.is_some() {}
+        drop((self.voices, self.pulse, self.fleet));
+        // Every handle is gone with those who held it, so the writer's loop ends by itself.
+        let writer = self.writer;
+        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        for path in &self.sockets {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The cause that names what is missing; what is around it only says that something failed.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
+}
+
+/// Opens the ledger and digests what an earlier process left.
+fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
+    let mut writer = Writer::open(&config.store_path, clock())?;
+    writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600))))?;
+    let fleet = Fleet::enlist(&mut writer, &config.sources, clock())?;
+    let ring = ring(&config.hooks);
+    let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
+    let tell = |count: usize| {
+        if count % 100 == 1 {
+            systemd::starting(&format!("Recovering: {count} reports read"), limits::RECOVERY_STEP);
+        }
+    };
+    let recovered = reconciler.recover(clock(), tell)?;
+    Ok((reconciler, fleet, recovered))
+}
+
+fn ring(hooks: &Hooks) -> RingLimits {
+    RingLimits {
+        rows_max: i64::try_from(hooks.unverified_rows).unwrap_or(i64::MAX),
+        bytes_max: i64::try_from(hooks.unverified_bytes).unwrap_or(i64::MAX),
+    }
+}
+
+/// Says which changes wait for a restart.
+fn warn_of_fixed(old: &Config, new: &Config) {
+    let changed = [
+        ("hooks", old.hooks != new.hooks),
+        ("store", old.store_path != new.store_path),
+        ("sockets", old.sockets != new.sockets),
+        ("retention", old.retention != new.retention),
+    ];
+    for (table, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+        tracing::warn!("[{table}] has changed, which takes a restart: systemctl restart settled");
+    }
+}
+
+/// Those who ask: one voice and one loop per source.
+struct Voices {
+    askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    tasks: BTreeMap<i64, AbortHandle>,
+    calls: Calls,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+    stop: watch::Receiver<bool>,
+}
+
+impl Voices {
+    /// Gives every source of the fleet its voice and its loop. One that has not changed keeps both,
+    /// with its pace and its breaker. Questions of the others that are under way are dropped, and
+    /// asked again.
+    fn follow(&mut self, fleet: &Fleet, tasks: &mut JoinSet<()>) {
+        let earlier = self.askers.borrow().clone();
+        let unchanged = |id: &i64| {
+            let asker: &Arc<Asker> = earlier.get(id)?;
+            let member = fleet.members().find(|member| member.id == *id)?;
+            (asker.member.source == member.source).then(|| asker.clone())
+        };
+        self.tasks.retain(|id, task| {
+            let keep = unchanged(id).is_some();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let voices: BTreeMap<i64, Arc<Asker>> = fleet
+            .members()
+            .map(|member| {
+                let fresh = || Arc::new(Asker::new(member.clone(), self.calls.clone(), self.clock.clone()));
+                (member.id, unchanged(&member.id).unwrap_or_else(fresh))
+            })
+            .collect();
+        for (id, asker) in &voices {
+            self.start_loop(*id, asker, tasks);
+        }
+        self.askers.send_replace(Arc::new(voices));
+    }
+
+    fn start_loop(&mut self, id: i64, asker: &Arc<Asker>, tasks: &mut JoinSet<()>) {
+        if asker.member.source.api_key.is_none() {
+            tracing::warn!(source = %asker.member.source.name, "no api_key: webhooks are recorded, nothing can be polled");
+        } else if !self.tasks.contains_key(&id) {
+            let poller = Poller::new(asker.clone(), self.ledger.clone(), self.reader.clone(), self.clock.clone());
+            self.tasks.insert(id, tasks.spawn(poller.run(self.stop.clone())));
+        }
+    }
+
+    /// Ends every loop.
+    fn hush(&mut self) {
+        self.tasks.values().for_each(AbortHandle::abort);
+    }
+}
+
+fn serve_hooks(
+    servers: &mut JoinSet<()>,
+    listener: TcpListener,
+    receiver: Arc<Receiver>,
+    files: usize,
+    stop: watch::Receiver<bool>,
+) {
+    // Half of what may be open, where that is little: the database and the sockets need the rest.
+    let allowance = Allowance {
+        connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
+        header_timeout: limits::HOOK_HEADER_TIMEOUT,
+        write_timeout: limits::WRITE_STALL,
+    };
+    let service = move |peer: Peer| {
+        let receiver = receiver.clone();
+        let peer = Arc::new(peer);
+        Function(move |request| {
+            let (receiver, peer) = (receiver.clone(), peer.clone());
+            async move { receiver.respond(request, &peer).await }
+        })
+    };
+    servers.spawn(server::serve(Listener::Tcp(listener), allowance, service, stop));
+}
+
+fn serve_socket(servers: &mut JoinSet<()>, listener: UnixListener, routes: axum::Router, stop: watch::Receiver<bool>) {
+    let allowance = Allowance {
+        connections_max: limits::SOCKET_CONNECTIONS_MAX,
+        header_timeout: limits::SOCKET_HEADER_TIMEOUT,
+        write_timeout: limits::WRITE_STALL,
+    };
+    let service = move |peer: Peer| {
+        if let Peer::Unix { uid, pid } = peer {
+            tracing::debug!(uid, pid, "a local client connected");
+        }
+        let (routes, peer) = (TowerToHyperService::new(routes.clone()), Arc::new(peer));
+        Function(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let answer = routes.call(request);
+            async move { answer.await.unwrap_or_else(|never| match never {}) }
+        })
+    };
+    servers.spawn(server::serve(Listener::Unix(listener), allowance, service, stop));
+}

@@ -1,0 +1,114 @@
+//! The pulse: proof that the writer lives, and the line that `systemctl status` shows.
+//!
+//! The watchdog is fed when an empty transaction has gone through the whole hand-off to the writer
+//! and come back, and at no other time. A timer that beats by itself would go on beating in a
+//! daemon that stores nothing any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::limits;
+use crate::reconciler::{Clock, Fleet, Handle, Refusal};
+use crate::model::At;
+use crate::ledger::{Reader, SourceCounts, StoreError};
+use crate::server::systemd;
+
+/// What the pulse takes and tells.
+#[derive(Clone)]
+pub struct Pulse {
+    /// The way to the writer.
+    pub ledger: Handle,
+    /// Read-only access.
+    pub reader: Reader,
+    /// The configured sources.
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    /// What a person has to put right: a configuration that was not taken.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Pulse {
+    /// Beats until `stop` turns true.
+    pub async fn beat(self, mut stop: watch::Receiver<bool>) {
+        // Thrice per watchdog interval: one beat may be lost to a long transaction.
+        let interval = systemd::watchdog().map_or(limits::PULSE, |most| (most / 3).min(limits::PULSE));
+        loop {
+            match self.ledger.write(|_| Ok(())).await {
+                Ok(()) => systemd::alive(&self.line().await),
+                Err(Refusal::Stopping) => return,
+                Err(refusal) => {
+                    tracing::error!(%refusal, "the writer does not answer");
+                    systemd::status(&format!("Nothing can be stored: {refusal}"));
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// How things are, in one line.
+    pub async fn line(&self) -> String {
+        let reader = self.reader.clone();
+        let look = move || reader.read(|view| Ok((view.source_counts()?, view.set_aside_count()?)));
+        let looked = tokio::task::spawn_blocking(look).await;
+        let facts = match looked {
+            Ok(Ok(facts)) => facts,
+            Ok(Err(error)) => return cannot_look(&error),
+            Err(_) => return "A lookup panicked; please report this".to_owned(),
+        };
+        let sources = self.fleet.borrow().members().count();
+        line(self.trouble.borrow().as_deref(), sources, &facts.0, facts.1, (self.clock)())
+    }
+}
+
+fn cannot_look(error: &StoreError) -> String {
+    format!("The database cannot be read: {error}")
+}
+
+fn line(trouble: Option<&str>, sources: usize, counts: &[SourceCounts], set_aside: i64, now: At) -> String {
+    let (open, overdue) = counts.iter().fold((0, 0), |sum, source| (sum.0 + source.open, sum.1 + source.overdue));
+    let serving = format!("{sources} source{}", if sources == 1 { "" } else { "s" });
+    let overdue = if overdue > 0 { format!(", {overdue} overdue") } else { String::new() };
+    let heard = match counts.iter().filter_map(|source| source.webhook_at).max() {
+        Some(at) => format!("last webhook {} ago", span(now.since(at))),
+        None => "no webhook yet".to_owned(),
+    };
+    let mut parts = match trouble {
+        Some(trouble) => vec![trouble.to_owned(), format!("serving {serving}")],
+        None => vec![format!("Serving {serving}")],
+    };
+    parts.extend([format!("{open} runs open{overdue}"), heard]);
+    parts.extend((set_aside > 0).then(|| format!("{set_aside} reports set aside, see `settled status`")));
+    parts.join("; ")
+}
+
+/// A span in its largest unit.
+fn span(span: Duration) -> String {
+    match span.as_secs() {
+        seconds @ 0..=119 => format!("{seconds} s"),
+        seconds @ 120..=7_199 => format!("{} min", seconds / 60),
+        seconds @ 7_200..=172_799 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_what_a_person_wants_to_know() {
+        let busy = SourceCounts { open: 3, overdue: 1, webhook_at: Some(At(60_000)), ..SourceCounts::default() };
+        assert_eq!(
+            line(None, 1, &[busy], 2, At(360_000)),
+            "Serving 1 source; 3 runs open, 1 overdue; last webhook 5 min ago; 2 reports set aside, see `settled status`"
+        );
+        let line = line(Some("OLD CONFIGURATION IN FORCE (a.toml:3: x: y)"), 2, &[], 0, At(0));
+        assert_eq!(line, "OLD CONFIGURATION IN FORCE (a.toml:3: x: y); serving 2 sources; 0 runs open; no webhook yet");
+    }
+}

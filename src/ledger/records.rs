@@ -1,0 +1,203 @@
+//! Records in the ledger: appended in the transaction of the decision that caused them, read in
+//! order, never changed.
+
+use rusqlite::{Row, params, params_from_iter, types::Value};
+use serde::{Deserialize, Serialize};
+
+use super::{Result, Transaction, View, stored};
+use crate::limits;
+use crate::model::decide::{Phase, Run};
+use crate::model::record::{self, Cursor, Draft, RecordType};
+use crate::model::{At, Origin, Outcome};
+
+impl Transaction<'_> {
+    /// The seq that the next record appended will have.
+    pub fn next_seq(&mut self) -> Result<i64> {
+        Ok(self.marks()?.recorded + 1)
+    }
+
+    /// Appends a record and gives its seq.
+    pub fn append(&mut self, run_row: i64, source: i64, run: &Run, draft: &Draft, now: At) -> Result<i64> {
+        let (outcome, origin) = match &run.phase {
+            Phase::Settled(settled) => (Some(settled.belief.ending.outcome.word()), Some(settled.origin.word())),
+            Phase::Open(_) => (None, None),
+        };
+        let seq = self.next_seq()?;
+        let mut insert = self.tx.prepare_cached(
+            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, envelope, data)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
+        insert.execute(params![
+            seq,
+            run_row,
+            draft.record_type.word(),
+            now.0,
+            source,
+            run.detail.group_id,
+            outcome,
+            origin,
+            draft.envelope,
+            draft.data,
+        ])?;
+        drop(insert);
+        let marks = self.marks()?;
+        marks.recorded = seq;
+        marks.fed_bytes += i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
+        Ok(seq)
+    }
+
+    /// Seq of the last record there is or ever was.
+    pub fn head(&mut self) -> Result<i64> {
+        Ok(self.marks()?.recorded)
+    }
+}
+
+/// Which records a reader wants. Empty lists mean "any"; different fields must all match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Filter {
+    /// Record types.
+    pub types: Vec<RecordType>,
+    /// Source names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<String>,
+    /// Provider names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub provider: Vec<String>,
+    /// Outcomes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outcome: Vec<Outcome>,
+    /// Origins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub origin: Vec<Origin>,
+    /// Group ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<String>,
+}
+
+impl Default for Filter {
+    /// Completions, of everything.
+    fn default() -> Filter {
+        Filter {
+            types: vec![RecordType::Completion],
+            source: Vec::new(),
+            provider: Vec::new(),
+            outcome: Vec::new(),
+            origin: Vec::new(),
+            group: Vec::new(),
+        }
+    }
+}
+
+/// A record as it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Its position.
+    pub seq: i64,
+    /// Its type.
+    pub record_type: RecordType,
+    /// When it was appended.
+    pub at: At,
+    /// The whole line, cursor and all, without a newline.
+    pub line: String,
+}
+
+/// Where the feed begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedBounds {
+    /// Records up to this seq were removed by retention: the earliest position to read after.
+    pub trimmed: i64,
+    /// Seq of the last record there is or ever was.
+    pub head: i64,
+}
+
+impl View<'_> {
+    /// Where the feed begins and ends.
+    pub fn bounds(&self) -> Result<FeedBounds> {
+        let mut select = self.connection.prepare_cached("SELECT trimmed, recorded FROM meta")?;
+        Ok(select.query_row([], |row| Ok(FeedBounds { trimmed: row.get(0)?, head: row.get(1)? }))?)
+    }
+
+    /// Up to `rows_max` records that match, after `after` and up to `upto`, and the position up to
+    /// which everything has now been looked at. Looks at no more than `scan_max` rows, so that a
+    /// narrow filter does not hold a snapshot for long, and stops after [`limits::PAGE_BYTES`].
+    pub fn records(
+        &self,
+        after: i64,
+        upto: i64,
+        filter: &Filter,
+        rows_max: usize,
+        scan_max: i64,
+    ) -> Result<(Vec<StoredRecord>, i64)> {
+        let last = upto.min(after.saturating_add(scan_max));
+        let (conditions, values) = filter.sql();
+        let sql = format!(
+            "SELECT seq, type, at, envelope, data FROM records WHERE seq > ? AND seq <= ? {conditions} ORDER BY seq LIMIT ?"
+        );
+        let bounds = [Value::Integer(after), Value::Integer(last)];
+        let limit = [Value::Integer(i64::try_from(rows_max).unwrap_or(i64::MAX))];
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let rows = select
+            .query_and_then(params_from_iter(bounds.into_iter().chain(values).chain(limit)), |row| self.record(row))?;
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for record in rows {
+            let record: StoredRecord = record?;
+            bytes += record.line.len();
+            records.push(record);
+            if bytes >= limits::PAGE_BYTES {
+                break;
+            }
+        }
+        let position = match records.last() {
+            Some(record) if records.len() == rows_max || bytes >= limits::PAGE_BYTES => record.seq,
+            _ => last.max(after),
+        };
+        Ok((records, position))
+    }
+
+    /// The record at a position.
+    pub fn record_at(&self, seq: i64) -> Result<Option<StoredRecord>> {
+        let mut select =
+            self.connection.prepare_cached("SELECT seq, type, at, envelope, data FROM records WHERE seq = ?1")?;
+        let mut rows = select.query_and_then([seq], |row| self.record(row))?;
+        rows.next().transpose()
+    }
+
+    /// A position as a cursor.
+    pub fn cursor(&self, seq: i64) -> Cursor {
+        Cursor { epoch: self.epoch.to_owned(), seq }
+    }
+
+    fn record(&self, row: &Row<'_>) -> Result<StoredRecord> {
+        let text = |index: usize| row.get_ref(index)?.as_str().map_err(rusqlite::Error::from);
+        let seq = row.get(0)?;
+        Ok(StoredRecord {
+            seq,
+            record_type: stored(RecordType::from_word(text(1)?), "a record's type")?,
+            at: At(row.get(2)?),
+            line: record::line(text(3)?, self.epoch, seq, text(4)?),
+        })
+    }
+}
+
+impl Filter {
+    /// Conditions with their values. Values are always bound, never part of the text.
+    fn sql(&self) -> (String, Vec<Value>) {
+        let mut sql = String::new();
+        let mut values = Vec::new();
+        let mut any_of = |column: &str, list: Vec<String>| {
+            if !list.is_empty() {
+                let marks = vec!["?"; list.len()].join(", ");
+                sql.push_str(&column.replace("{}", &marks));
+                values.extend(list.into_iter().map(Value::Text));
+            }
+        };
+        any_of(" AND type IN ({})", self.types.iter().map(ToString::to_string).collect());
+        any_of(" AND source IN (SELECT id FROM sources WHERE name IN ({}))", self.source.clone());
+        any_of(" AND source IN (SELECT id FROM sources WHERE provider IN ({}))", self.provider.clone());
+        any_of(" AND outcome IN ({})", self.outcome.iter().map(ToString::to_string).collect());
+        any_of(" AND origin IN ({})", self.origin.iter().map(ToString::to_string).collect());
+        any_of(" AND group_id IN ({})", self.group.clone());
+        (sql, values)
+    }
+}

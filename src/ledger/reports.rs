@@ -1,0 +1,325 @@
+//! Reports in the ledger: written before they are understood, read back in order, listed.
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Result, Transaction, View, from_json, stored, to_json};
+use crate::providers::Verdict;
+use crate::report::{Head, Report, WebhookHead};
+use crate::model::{At, Via};
+
+/// How much of what could not be verified is kept, per source.
+#[derive(Clone, Copy, Debug)]
+pub struct RingLimits {
+    /// So many deliveries.
+    pub rows_max: i64,
+    /// And so many bytes of headers and body.
+    pub bytes_max: i64,
+}
+
+impl Transaction<'_> {
+    /// Stores a report and gives its id. Ids grow and are never used again.
+    pub fn add_report(&mut self, report: &Report) -> Result<i64> {
+        let webhook = report.head.webhook();
+        let ring = webhook.filter(|head| !head.verdict.authentic()).map(|_| 1);
+        let id = self.marks()?.reported + 1;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO reports (id, source, via, at, verdict, secret, ring, head, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute(params![
+                id,
+                report.source,
+                report.head.via().word(),
+                report.at.0,
+                webhook.map(|head| head.verdict.word()),
+                webhook.and_then(|head| head.secret.as_ref()).map(|label| label.0.as_str()),
+                ring,
+                to_json(&report.head),
+                report.body,
+            ])?;
+        self.marks()?.reported = id;
+        Ok(id)
+    }
+
+    /// Drops the oldest unverified deliveries of a source until it is within its limits.
+    pub fn trim_ring(&mut self, source: i64, limits: RingLimits) -> Result<usize> {
+        let mut oldest_kept = self.tx.prepare_cached(
+            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
+                FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
+             WHERE rows <= ?2 AND bytes <= ?3",
+        )?;
+        let kept: Option<i64> = oldest_kept.query_row((source, limits.rows_max, limits.bytes_max), |row| row.get(0))?;
+        let mut drop = self.tx.prepare_cached("DELETE FROM reports WHERE source = ?1 AND ring = 1 AND id < ?2")?;
+        Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
+    }
+
+    /// Unverified deliveries of `source` after `after`, oldest first.
+    pub fn ring(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND ring = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+        )?;
+        let rows = select.query_and_then((source, after, max), |row| Ok((row.get("id")?, report(row)?)))?;
+        rows.collect()
+    }
+
+    /// Takes a delivery that verifies after all out of the ring, with what verification now says.
+    pub fn promote(&mut self, id: i64, head: &WebhookHead) -> Result<()> {
+        let secret = head.secret.as_ref().map(|label| label.0.as_str());
+        self.tx
+            .prepare_cached(
+                "UPDATE reports SET ring = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
+            )?
+            .execute(params![id, head.verdict.word(), secret, to_json(&Head::Webhook(head.clone()))])?;
+        Ok(())
+    }
+
+    /// Up to `max` reports that have not been digested, in order, with the attempts made on each.
+    pub fn undigested(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
+        let digested = self.marks()?.digested;
+        let mut select = self.tx.prepare_cached(
+            "SELECT id, source, at, head, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
+        )?;
+        let rows =
+            select.query_and_then((digested, max), |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
+        rows.collect()
+    }
+
+    /// The first report that has not been digested, and the attempts made on it.
+    pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
+        let digested = self.marks()?.digested;
+        let mut select =
+            self.tx.prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
+        Ok(select.query_row([digested], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+    }
+
+    /// One stored report.
+    pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
+        let mut select = self.tx.prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+        let mut rows = select.query_and_then([id], report)?;
+        rows.next().transpose()
+    }
+
+    /// Every report up to `id` is digested.
+    pub fn mark_digested(&mut self, id: i64) -> Result<()> {
+        let marks = self.marks()?;
+        marks.digested = marks.digested.max(id);
+        Ok(())
+    }
+
+    /// Counts an attempt to digest a report before it is made.
+    pub fn count_attempt(&mut self, id: i64) -> Result<()> {
+        self.tx.prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    /// Sets a report aside: it will not be tried again by itself. One that the ring has already
+    /// dropped is as far aside as can be.
+    pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
+        self.tx
+            .prepare_cached(
+                "INSERT INTO set_aside (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute((id, now.0, why))?;
+        Ok(())
+    }
+
+    /// Writes down why a report could not be read.
+    pub fn note(&mut self, id: i64, note: &str) -> Result<()> {
+        self.tx.prepare_cached("UPDATE reports SET note = ?2 WHERE id = ?1")?.execute((id, note))?;
+        Ok(())
+    }
+
+    /// Drops the bytes of a report that said nothing new; that it came stays on record.
+    pub fn drop_body(&mut self, id: i64) -> Result<()> {
+        self.tx.prepare_cached("UPDATE reports SET body = x'' WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    /// Writes a line of a run's timeline: one per report, the last, unless an earlier one names the
+    /// record that it caused.
+    pub fn note_heard(&mut self, run: i64, report: i64, line: &HeardRow) -> Result<()> {
+        self.tx
+            .prepare_cached(
+                "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT DO UPDATE SET at = excluded.at, via = excluded.via, trust = excluded.trust,
+                    claim = excluded.claim, status = excluded.status, effect = excluded.effect, seq = excluded.seq
+                 WHERE seq IS NULL",
+            )?
+            .execute(params![
+                run,
+                report,
+                line.at.0,
+                line.via,
+                line.trust,
+                line.claim,
+                line.status,
+                line.effect,
+                line.seq
+            ])?;
+        Ok(())
+    }
+}
+
+/// A line of a run's timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeardRow {
+    /// The report that spoke.
+    pub report: i64,
+    /// When it reached us.
+    pub at: At,
+    /// By which mouth.
+    pub via: String,
+    /// How far it may be believed.
+    pub trust: String,
+    /// What it claimed, in one word.
+    pub claim: String,
+    /// The provider's status word.
+    pub status: Option<String>,
+    /// What it did.
+    pub effect: String,
+    /// The record it caused.
+    pub seq: Option<i64>,
+}
+
+/// A delivery as it is listed. No header values: they hold secrets.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DeliveryRow {
+    /// Report id.
+    pub id: i64,
+    /// Source name.
+    pub source: String,
+    /// Always `webhook` or `replay`.
+    pub via: String,
+    /// When it came, RFC 3339.
+    pub at: String,
+    /// What verification found.
+    pub verdict: Option<String>,
+    /// Which secret matched.
+    pub secret: Option<String>,
+    /// Bytes of body kept.
+    pub bytes: i64,
+    /// Why it could not be read.
+    pub note: Option<String>,
+    /// Digestion was given up, and why.
+    pub set_aside: Option<String>,
+    /// Runs it spoke of.
+    pub runs: Vec<String>,
+}
+
+/// Which deliveries to list, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryQuery {
+    /// Of this source.
+    pub source: Option<String>,
+    /// With this verdict.
+    pub verdict: Option<Verdict>,
+    /// About this run.
+    pub run_id: Option<String>,
+    /// Older than this id.
+    pub before: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+const DELIVERY_COLUMNS: &str = "SELECT r.id, s.name AS source, r.via, r.at, r.verdict, r.secret, length(r.body) AS bytes, r.note, a.why AS set_aside
+     FROM reports r JOIN sources s ON s.id = r.source LEFT JOIN set_aside a ON a.report = r.id";
+
+impl View<'_> {
+    /// What came in, newest first.
+    pub fn deliveries(&self, query: &DeliveryQuery) -> Result<Vec<DeliveryRow>> {
+        let sql = format!(
+            "{DELIVERY_COLUMNS} WHERE r.via IN ('webhook', 'replay')
+               AND (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR r.verdict = ?2)
+               AND (?3 IS NULL OR r.id IN (SELECT h.report FROM heard h JOIN runs u ON u.id = h.run WHERE u.run_id = ?3))
+               AND (?4 IS NULL OR r.id < ?4)
+             ORDER BY r.id DESC LIMIT ?5"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let verdict = query.verdict.map(Verdict::word);
+        let rows =
+            select.query_and_then(params![query.source, verdict, query.run_id, query.before, query.limit], delivery)?;
+        let mut rows: Vec<DeliveryRow> = rows.collect::<Result<_>>()?;
+        for row in &mut rows {
+            row.runs = self.runs_of_report(row.id)?;
+        }
+        Ok(rows)
+    }
+
+    /// One report of any kind, with its head.
+    pub fn delivery(&self, id: i64) -> Result<Option<(DeliveryRow, Head)>> {
+        let mut select = self.connection.prepare_cached(&format!("{DELIVERY_COLUMNS} WHERE r.id = ?1"))?;
+        let Some(mut row) = select.query_and_then([id], delivery)?.next().transpose()? else { return Ok(None) };
+        row.runs = self.runs_of_report(id)?;
+        let head: String =
+            self.connection.query_row("SELECT head FROM reports WHERE id = ?1", [id], |row| row.get(0))?;
+        Ok(Some((row, from_json(&head, "a report's head")?)))
+    }
+
+    /// The payload of a report: for a delivery its raw body.
+    pub fn body(&self, id: i64) -> Result<Option<Vec<u8>>> {
+        let mut select = self.connection.prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+        let report = select.query_and_then([id], report)?.next().transpose()?;
+        Ok(report.map(|report| report.payload().to_vec()))
+    }
+
+    /// How many reports are set aside.
+    pub fn set_aside_count(&self) -> Result<i64> {
+        Ok(self.connection.query_row("SELECT count(*) FROM set_aside", [], |row| row.get(0))?)
+    }
+
+    /// What was heard about a run, oldest first.
+    pub fn timeline(&self, run: i64) -> Result<Vec<HeardRow>> {
+        let mut select = self.connection.prepare_cached("SELECT * FROM heard WHERE run = ?1 ORDER BY report")?;
+        let rows = select.query_and_then([run], |row| {
+            Ok(HeardRow {
+                report: row.get("report")?,
+                at: At(row.get("at")?),
+                via: row.get("via")?,
+                trust: row.get("trust")?,
+                claim: row.get("claim")?,
+                status: row.get("status")?,
+                effect: row.get("effect")?,
+                seq: row.get("seq")?,
+            })
+        })?;
+        rows.collect()
+    }
+
+    fn runs_of_report(&self, report: i64) -> Result<Vec<String>> {
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT u.run_id FROM heard h JOIN runs u ON u.id = h.run WHERE h.report = ?1 LIMIT 100")?;
+        let rows = select.query_map([report], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+fn report(row: &Row<'_>) -> Result<Report> {
+    Ok(Report {
+        source: row.get("source")?,
+        at: At(row.get("at")?),
+        head: from_json(row.get_ref("head")?.as_str().map_err(rusqlite::Error::from)?, "a report's head")?,
+        body: row.get("body")?,
+    })
+}
+
+fn delivery(row: &Row<'_>) -> Result<DeliveryRow> {
+    let via: String = row.get("via")?;
+    stored(Via::from_word(&via), "a report's via")?;
+    Ok(DeliveryRow {
+        id: row.get("id")?,
+        source: row.get("source")?,
+        via,
+        at: At(row.get("at")?).rfc3339(),
+        verdict: row.get("verdict")?,
+        secret: row.get("secret")?,
+        bytes: row.get("bytes")?,
+        note: row.get("note")?,
+        set_aside: row.get("set_aside")?,
+        runs: Vec::new(),
+    })
+}

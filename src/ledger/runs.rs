@@ -1,0 +1,401 @@
+//! Runs in the ledger: loaded for a decision, saved after it, found when due, listed.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{DamagedRow, Result, Transaction, View, from_json, stored, to_json};
+use crate::model::decide::{Phase, Run};
+use crate::model::{At, RunId, RunKey, SourceName};
+
+impl Transaction<'_> {
+    /// The row id and state of a run.
+    pub fn run(&mut self, source: i64, run_id: &RunId) -> Result<Option<(i64, Run)>> {
+        let mut select = self.tx.prepare_cached("SELECT id, state FROM runs WHERE source = ?1 AND run_id = ?2")?;
+        let row = select
+            .query_row((source, run_id.as_str()), |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
+            .optional()?;
+        row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?))).transpose()
+    }
+
+    /// Writes a run's state and gives its row. `known` is its row and state until now; without
+    /// it, the run is new. `completion` is the seq that its completion record is about to get, if
+    /// this very decision publishes it.
+    pub fn save_run(
+        &mut self,
+        key: (i64, &RunId),
+        known: Option<(i64, &Run)>,
+        run: &Run,
+        completion: Option<i64>,
+    ) -> Result<i64> {
+        let (source, run_id) = key;
+        let before = known.map(|(_, before)| before);
+        if let Some((row, _)) = known.filter(|_| before == Some(run)) {
+            return Ok(row);
+        }
+        self.note_settlement(source, before, run);
+        self.note_run(source, before, run);
+        let (phase, outcome, origin, settled_at) = match &run.phase {
+            Phase::Open(_) => ("open", None, None, None),
+            Phase::Settled(settled) => {
+                ("settled", Some(settled.belief.ending.outcome.word()), Some(settled.origin.word()), Some(settled.at.0))
+            }
+        };
+        let (urgent_at, ask_at) = match run.ask {
+            Some(ask) if ask.urgent => (Some(ask.at.0), None),
+            Some(ask) => (None, Some(ask.at.0)),
+            None => (None, None),
+        };
+        let mut save = self.tx.prepare_cached(match known {
+            None => {
+                "INSERT INTO runs (id, phase, overdue, outcome, origin, settled_at, first_webhook_at, ask_at, urgent_at,
+                    wake_at, completion, state, opened_at, source, run_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+            }
+            Some(_) => {
+                "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
+                    first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
+                    completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
+                 WHERE id = ?1 AND source = ?14 AND run_id = ?15"
+            }
+        })?;
+        save.execute(params![
+            known.map(|(row, _)| row),
+            phase,
+            run.overdue,
+            outcome,
+            origin,
+            settled_at,
+            run.webhooks.first.map(|at| at.0),
+            ask_at,
+            urgent_at,
+            run.wake_at.map(|at| at.0),
+            completion,
+            to_json(run),
+            run.opened_at().0,
+            source,
+            run_id.as_str(),
+        ])?;
+        Ok(known.map_or_else(|| self.tx.last_insert_rowid(), |(row, _)| row))
+    }
+
+    fn note_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
+        let (was, is) = (RunCounts::of(before), RunCounts::of(Some(after)));
+        if was != is {
+            let change = self.totals.runs.entry(source).or_default();
+            change.known += is.known - was.known;
+            change.open += is.open - was.open;
+            change.overdue += is.overdue - was.overdue;
+        }
+    }
+
+    pub(super) fn write_run_counts(&mut self) -> Result<()> {
+        for (source, change) in std::mem::take(&mut self.totals.runs) {
+            let sql = "UPDATE sources SET known = known + ?2, open = open + ?3, overdue = overdue + ?4 WHERE id = ?1";
+            self.tx.prepare_cached(sql)?.execute((source, change.known, change.open, change.overdue))?;
+        }
+        Ok(())
+    }
+
+    /// Compares a provider's counter of runs with the runs known of `source`. Gives by how many more
+    /// the counter has risen since it was last looked at than runs became known. A counter over a
+    /// sliding window also falls, so only a rise means anything.
+    pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
+        // What this transaction has added counts too.
+        self.write_run_counts()?;
+        let mut select =
+            self.tx.prepare_cached("SELECT counted - counted_known, ?2 - known FROM sources WHERE id = ?1")?;
+        let (before, unknown) =
+            select.query_row((source, counted), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?)))?;
+        let missing = before.map_or(0, |before| (unknown - before).max(0));
+        self.tx
+            .prepare_cached(
+                "UPDATE sources SET counted = ?2, counted_known = known, unaccounted = unaccounted + ?3 WHERE id = ?1",
+            )?
+            .execute((source, counted, missing))?;
+        Ok(missing)
+    }
+
+    /// Moves every question that lies further ahead than any rule could have put it back to `now`:
+    /// the clock was stepped back, and must not freeze polling.
+    pub fn clamp_asks(&mut self, now: At, latest: At) -> Result<usize> {
+        Ok(self.tx.execute(
+            "UPDATE runs SET ask_at = ?1,
+                    state = CASE WHEN json_valid(state) THEN json_set(state, '$.ask.at', ?1) ELSE state END
+                 WHERE ask_at IS NOT NULL AND ask_at > ?2",
+            (now.0, latest.0),
+        )?)
+    }
+}
+
+/// Runs of a source, or by how many they have become more.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct RunCounts {
+    known: i64,
+    open: i64,
+    overdue: i64,
+}
+
+impl RunCounts {
+    /// What one run is among them.
+    fn of(run: Option<&Run>) -> RunCounts {
+        let Some(run) = run else { return RunCounts::default() };
+        let open = matches!(run.phase, Phase::Open(_));
+        RunCounts { known: 1, open: i64::from(open), overdue: i64::from(open && run.overdue) }
+    }
+}
+
+/// A run that is to be asked about.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// Its row id.
+    pub row: i64,
+    /// The provider's id of it.
+    pub run_id: RunId,
+    /// What is known of it.
+    pub run: Run,
+}
+
+/// Runs one of whose limits has passed, by source row, and when the next one's will.
+pub type Alarms = (Vec<(i64, RunId)>, Option<At>);
+
+/// A run as it is listed.
+#[derive(Clone, Debug)]
+pub struct RunRow {
+    /// Its row id: the position in the list.
+    pub row: i64,
+    /// Its key.
+    pub key: RunKey,
+    /// The provider's name.
+    pub provider: String,
+    /// Everything known of it.
+    pub run: Run,
+    /// Seq of its completion.
+    pub completion: Option<i64>,
+}
+
+/// Which runs to list, in the order in which they became known or in the reverse of it.
+#[derive(Clone, Debug, Default)]
+pub struct RunQuery {
+    /// `open` or `settled`.
+    pub phase: Option<&'static str>,
+    /// Of this source.
+    pub source: Option<String>,
+    /// Only overdue ones.
+    pub overdue: bool,
+    /// The newest first.
+    pub newest: bool,
+    /// Known after this row.
+    pub after: i64,
+    /// Known before this row.
+    pub before: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A page of runs.
+#[derive(Clone, Debug, Default)]
+pub struct RunPage {
+    /// Those that can be read.
+    pub runs: Vec<RunRow>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedRow>,
+    /// The row after which the list goes on, if it may.
+    pub next: Option<i64>,
+}
+
+/// Numbers about one source's runs and traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// Row id of the source.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Its provider.
+    pub provider: String,
+    /// Open runs.
+    pub open: i64,
+    /// Open runs past their deadline.
+    pub overdue: i64,
+    /// Last authentic delivery.
+    pub webhook_at: Option<At>,
+    /// Last delivery that could not be verified.
+    pub unverified_at: Option<At>,
+    /// Last answer to a question of ours.
+    pub answer_at: Option<At>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
+}
+
+/// When a secret last verified a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// Row id of the source.
+    pub source: i64,
+    /// The secret's label.
+    pub label: String,
+    /// When.
+    pub last_at: At,
+    /// How often in all.
+    pub uses: i64,
+}
+
+/// Among how many of those due for longest the order is by age. Sorting all of them would cost more
+/// than it is worth after a long absence, and everyone's turn comes.
+const DUE_WINDOW: u32 = 256;
+
+const RUN_COLUMNS: &str =
+    "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
+
+impl View<'_> {
+    /// Runs of `source` to ask about at `now`: urgent ones first, then those that the gate, last
+    /// opened at `gate`, lets through. Among those that have been due for longest the oldest run
+    /// comes first: it has the least time left before its provider forgets it.
+    pub fn due(&self, source: i64, now: At, gate: At, max: u32) -> Result<Vec<Due>> {
+        let mut due = self.due_by("urgent_at", source, now, max)?;
+        let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
+        due.extend(self.due_by("ask_at", source, gate.min(now), room)?);
+        Ok(due)
+    }
+
+    fn due_by(&self, column: &str, source: i64, until: At, max: u32) -> Result<Vec<Due>> {
+        let sql = format!(
+            "SELECT id, run_id, state, (SELECT name FROM sources WHERE id = ?1) FROM runs WHERE id IN (
+                SELECT id FROM runs WHERE source = ?1 AND {column} IS NOT NULL AND {column} <= ?2 ORDER BY {column} LIMIT {DUE_WINDOW})
+             ORDER BY opened_at"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        self.damages.pick(select.query((source, until.0))?, max as usize, due, |row| DamagedRow::run(row, Some(3), 1))
+    }
+
+    /// When the next urgent question of `source` after `now` falls due.
+    pub fn next_urgent_after(&self, source: i64, now: At) -> Result<Option<At>> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT min(urgent_at) FROM runs WHERE source = ?1 AND urgent_at IS NOT NULL AND urgent_at > ?2",
+        )?;
+        let at: Option<i64> = select.query_row((source, now.0), |row| row.get(0))?;
+        Ok(at.map(At))
+    }
+
+    /// Runs of `sources` one of whose limits has passed, and when the next one's will. Runs of a
+    /// source that is no longer configured have nobody to read an alarm, and wait for its return.
+    /// By the index of open runs: left to itself SQLite walks every run that the sources ever had.
+    pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<Alarms> {
+        let sources = to_json(&sources);
+        let mut select = self.connection.prepare_cached(
+            "SELECT u.source, u.run_id, u.state, s.name
+             FROM runs u INDEXED BY runs_wake CROSS JOIN sources s ON s.id = u.source
+             WHERE u.wake_at IS NOT NULL AND u.wake_at <= ?1
+                AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
+        )?;
+        let rows = select.query((now.0, &sources))?;
+        // The alarm of a damaged run would only be set aside, and ring again.
+        let due = self.damages.pick(rows, max as usize, alarm, |row| DamagedRow::run(row, Some(3), 1))?;
+        let mut select = self.connection.prepare_cached(
+            "SELECT wake_at FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL AND wake_at > ?1
+                    AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
+        )?;
+        let next: Option<i64> = select.query_row((now.0, &sources), |row| row.get(0)).optional()?;
+        Ok((due, next.map(At)))
+    }
+
+    /// One run.
+    pub fn run(&self, key: &RunKey) -> Result<Option<RunRow>> {
+        let sql = format!("{RUN_COLUMNS} WHERE s.name = ?1 AND u.run_id = ?2");
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let mut rows = select.query_and_then((key.source.as_str(), key.run_id.as_str()), run_row)?;
+        rows.next().transpose()
+    }
+
+    /// Runs, in the order in which they became known or in the reverse of it.
+    pub fn runs(&self, query: &RunQuery) -> Result<RunPage> {
+        let RunQuery { phase, source, overdue, newest, after, before, limit } = query;
+        // `wake_at IS NOT NULL` is "open" in the words of an index.
+        let open = if *phase == Some("open") || *overdue { "AND u.wake_at IS NOT NULL" } else { "" };
+        let order = if *newest { "DESC" } else { "ASC" };
+        let sql = format!(
+            "{RUN_COLUMNS} WHERE u.id > ?1 AND u.id < ?2 AND (?3 IS NULL OR u.phase = ?3) AND (?4 IS NULL OR s.name = ?4)
+               AND (?5 = 0 OR u.overdue = 1) {open} ORDER BY u.id {order} LIMIT ?6"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let mut rows = select.query(params![after, before.unwrap_or(i64::MAX), phase, source, overdue, limit])?;
+        let (mut page, mut left, mut last) = (RunPage::default(), *limit, None);
+        while let Some(row) = rows.next()? {
+            (left, last) = (left.saturating_sub(1), Some(row.get(0)?));
+            let named = || DamagedRow::run(row, Some(1), 3);
+            match self.damages.step_over(run_row(row), named)? {
+                Some(run) => page.runs.push(run),
+                None => page.damaged.push(named()),
+            }
+        }
+        page.next = last.filter(|_| left == 0);
+        Ok(page)
+    }
+
+    /// Settled runs of a source for which no webhook ever came, newest first.
+    pub fn without_webhook(&self, source: &str, limit: u32) -> Result<Vec<RunRow>> {
+        let sql = format!(
+            "{RUN_COLUMNS} WHERE s.name = ?1 AND u.settled_at IS NOT NULL AND u.first_webhook_at IS NULL AND u.origin = 'poll' ORDER BY u.id DESC LIMIT ?2"
+        );
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let rows = select.query((source, limit))?;
+        self.damages.pick(rows, limit as usize, run_row, |row| DamagedRow::run(row, Some(1), 3))
+    }
+
+    /// When each secret last verified a delivery.
+    pub fn secret_uses(&self) -> Result<Vec<SecretUse>> {
+        let mut select = self.connection.prepare_cached("SELECT source, label, last_at, uses FROM secret_uses")?;
+        let rows = select.query_map([], |row| {
+            Ok(SecretUse { source: row.get(0)?, label: row.get(1)?, last_at: At(row.get(2)?), uses: row.get(3)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Every source that has or ever had a row, with its numbers.
+    pub fn source_counts(&self) -> Result<Vec<SourceCounts>> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT id, name, provider, open, overdue, webhook_at, unverified_at, answer_at, unaccounted
+             FROM sources ORDER BY name",
+        )?;
+        let rows = select.query_map([], |row| {
+            let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
+            Ok(SourceCounts {
+                id: row.get("id")?,
+                name: row.get("name")?,
+                provider: row.get("provider")?,
+                open: row.get("open")?,
+                overdue: row.get("overdue")?,
+                webhook_at: at("webhook_at")?,
+                unverified_at: at("unverified_at")?,
+                answer_at: at("answer_at")?,
+                unaccounted: row.get("unaccounted")?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+fn due(row: &Row<'_>) -> Result<Due> {
+    Ok(Due { row: row.get(0)?, run_id: run_id(row, 1)?, run: from_json(text(row, 2)?, "a run's state")? })
+}
+
+fn alarm(row: &Row<'_>) -> Result<(i64, RunId)> {
+    let _: Run = from_json(text(row, 2)?, "a run's state")?;
+    Ok((row.get(0)?, run_id(row, 1)?))
+}
+
+fn run_id(row: &Row<'_>, index: usize) -> Result<RunId> {
+    stored(RunId::new(text(row, index)?).ok(), "a run id")
+}
+
+fn text<'r>(row: &'r Row<'_>, index: usize) -> Result<&'r str> {
+    Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
+}
+
+fn run_row(row: &Row<'_>) -> Result<RunRow> {
+    Ok(RunRow {
+        row: row.get(0)?,
+        key: RunKey { source: stored(SourceName::new(text(row, 1)?).ok(), "a source name")?, run_id: run_id(row, 3)? },
+        provider: row.get(2)?,
+        run: from_json(text(row, 4)?, "a run's state")?,
+        completion: row.get(5)?,
+    })
+}

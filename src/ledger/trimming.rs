@@ -1,0 +1,78 @@
+//! Retention of the feed. Records go from the oldest on, never from the middle, so that what is
+//! left is always the whole of what comes after one position.
+
+use super::{Result, Transaction};
+use crate::model::At;
+
+/// What may go.
+#[derive(Clone, Copy, Debug)]
+pub struct TrimLimits {
+    /// Records appended before this may go once every consumer has acknowledged them.
+    pub before: At,
+    /// When all records together have more bytes than this, the oldest go, whoever wants them.
+    pub bytes_max: i64,
+    /// Records looked at in one transaction: others want to write too.
+    pub rows_max: u32,
+}
+
+/// What went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// How many records.
+    pub rows: usize,
+    /// There may be more to remove.
+    pub more: bool,
+    /// Consumers that lost records they had not acknowledged.
+    pub overrun: Vec<String>,
+    /// Consumers that alone keep records from going whose time has come.
+    pub holding: Vec<String>,
+}
+
+impl Transaction<'_> {
+    /// Removes the oldest records as far as `limits` says.
+    pub fn trim_records(&mut self, limits: &TrimLimits) -> Result<Trimmed> {
+        let mut bytes = self.marks()?.fed_bytes;
+        let trimmed: i64 = self.tx.query_row("SELECT trimmed FROM meta", [], |row| row.get(0))?;
+        let slowest: Option<i64> = self.tx.query_row("SELECT min(acked) FROM consumers", [], |row| row.get(0))?;
+        let (mut last, mut rows, mut held) = (trimmed, 0, false);
+        {
+            let mut oldest = self.tx.prepare_cached(
+                "SELECT seq, at, length(CAST(envelope AS BLOB)) + length(CAST(data AS BLOB)) FROM records ORDER BY seq LIMIT ?1",
+            )?;
+            let mut oldest = oldest.query([limits.rows_max])?;
+            while let Some(row) = oldest.next()? {
+                let (seq, at, size): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                let (old, free) = (at < limits.before.0, slowest.is_none_or(|slowest| seq <= slowest));
+                held |= old && !free;
+                if bytes <= limits.bytes_max && !(old && free) {
+                    break;
+                }
+                (last, rows, bytes) = (seq, rows + 1, bytes - size);
+            }
+        }
+        let holding = if held { self.behind(last + 1)? } else { Vec::new() };
+        if rows == 0 {
+            return Ok(Trimmed { holding, ..Trimmed::default() });
+        }
+        let overrun = self.overrun(trimmed, last)?;
+        self.tx.prepare_cached("DELETE FROM records WHERE seq <= ?1")?.execute([last])?;
+        self.tx.prepare_cached("UPDATE meta SET trimmed = ?1")?.execute([last])?;
+        self.marks()?.fed_bytes = bytes;
+        Ok(Trimmed { rows, more: rows >= limits.rows_max as usize, overrun, holding })
+    }
+
+    /// Consumers that have not acknowledged `seq`.
+    fn behind(&mut self, seq: i64) -> Result<Vec<String>> {
+        let mut select = self.tx.prepare_cached("SELECT name FROM consumers WHERE acked < ?1 ORDER BY name")?;
+        let names = select.query_map([seq], |row| row.get(0))?;
+        Ok(names.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Consumers that had everything they need and will not have, once records up to `last` go.
+    fn overrun(&mut self, trimmed: i64, last: i64) -> Result<Vec<String>> {
+        let mut select =
+            self.tx.prepare_cached("SELECT name FROM consumers WHERE acked >= ?1 AND acked < ?2 ORDER BY name")?;
+        let names = select.query_map([trimmed, last], |row| row.get(0))?;
+        Ok(names.collect::<rusqlite::Result<_>>()?)
+    }
+}

@@ -1,0 +1,794 @@
+//! The only place where anything is concluded.
+//!
+//! [`decide`] is a function of a run, one observation, the source's policy and the time. What it
+//! returns is the whole truth about what happens next: the run's new state, what the feed says
+//! (at most one record), and when to ask or wake again.
+//!
+//! The rules, in the order of the code:
+//!
+//! * A hint opens nothing and settles nothing; it may bring a known run's next poll forward.
+//! * A list that reaches back shows an account's whole history. Of what it shows as over only that
+//!   is watched which was still alive when its source was first configured.
+//! * The phase goes from open to settled once and never back.
+//! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
+//!   ask, and if no answer comes in time it settles unconfirmed.
+//! * An answer that says "ended" settles at once when `grace` is zero or when a claim that could
+//!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree. If
+//!   none comes in time it settles unconfirmed too.
+//! * Of several voices the one that outranks the others is believed, in whatever order they came.
+//!   After the completion this can only lead to amendments, at most [`AMENDMENTS_MAX`].
+//! * Nothing is guessed: vanished and overdue runs end as indeterminate, with a reason.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::{self, Confirm, Policy};
+use super::observation::{Claim, Detail, Ending, Latch, Observation, Rank, Voice};
+use super::{At, Kind, Origin, Outcome, Trust, Via, words};
+
+/// No run is ever amended more often than this; a further contradiction is reported, not published.
+pub const AMENDMENTS_MAX: u32 = 3;
+/// How often a settled run is asked about because a weaker voice disputes it.
+const DISPUTES_MAX: u32 = 3;
+
+/// Everything `decide` needs to know of a run, and all it changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// What sort of run, once anybody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// When we first heard of it.
+    pub known_since: At,
+    /// By which mouth we first heard of it.
+    pub found_by: Via,
+    /// What is known about it beside its end: group, metadata, birth, last open status.
+    pub detail: Detail,
+    /// How far along it was seen to be while open.
+    pub rank: Rank,
+    /// Authentic webhooks about it.
+    pub webhooks: Arrivals,
+    /// Questions asked about it that were answered or failed.
+    pub asks: u32,
+    /// When a question was last really answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<At>,
+    /// When a hint last moved its next poll.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hinted_at: Option<At>,
+    /// It has been open for longer than its deadline.
+    pub overdue: bool,
+    /// Status records published.
+    pub statuses: u32,
+    /// Every outcome that an entitled voice has told, so that one that only covers another is
+    /// read as that other whichever came first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<Outcome>,
+    /// Open, with what we hold against it, or settled, with what we believe.
+    pub phase: Phase,
+    /// When to ask next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
+    /// When our own clock has something to say next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake_at: Option<At>,
+}
+
+/// How many came, and when the first and the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrivals {
+    /// How many.
+    pub count: u32,
+    /// When the first came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<At>,
+    /// When the last came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<At>,
+}
+
+/// A question that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Not before this.
+    pub at: At,
+    /// Does not wait for the source's cron gate.
+    pub urgent: bool,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not over, as far as anybody entitled has said conclusively.
+    Open(Open),
+    /// Over; its completion is published.
+    Settled(Settled),
+}
+
+/// What we hold about the end of an open run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Open {
+    /// A webhook's "ended" that waits for an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claimed>,
+    /// An answer's "ended" that waits for a second one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Voice>,
+    /// Consecutive misses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub misses: Option<Misses>,
+}
+
+impl Open {
+    /// The ends that were heard.
+    fn held(&self) -> impl Iterator<Item = &Voice> {
+        self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
+    }
+
+    /// When that settles the run even if nothing more was to be had. A claim waits for an answer; once
+    /// it has one, what is waited for is the second, or the grace would end before it was over.
+    fn held_until(&self, policy: &Policy) -> Option<At> {
+        let answered = |claim: &Claimed| self.seen.as_ref().is_some_and(|seen| seen.asked_at >= claim.voice.heard_at);
+        let claim = self.claim.as_ref().filter(|claim| !answered(claim)).map(|claim| claim.until);
+        let seen = self.seen.as_ref().map(|seen| seen.heard_at.plus(policy.grace).plus(policy.confirm_timeout));
+        claim.into_iter().chain(seen).min()
+    }
+}
+
+/// A held webhook.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// What it said.
+    pub voice: Voice,
+    /// When it settles the run even if no answer was to be had.
+    pub until: At,
+    /// Questions asked since.
+    pub asks: u32,
+}
+
+/// Consecutive answers "no such run", each with a canary that worked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Misses {
+    /// When the first came.
+    pub first: At,
+    /// How many.
+    pub count: u32,
+}
+
+/// What we believe of a settled run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settled {
+    /// The voice last published.
+    pub belief: Voice,
+    /// What settled it.
+    pub origin: Origin,
+    /// Nothing the policy wanted to hear is missing; see [`Publication::Completion`].
+    pub confirmed: bool,
+    /// When it settled.
+    pub at: At,
+    /// Amendments published.
+    pub amendments: u32,
+    /// Questions wanted because of a dispute.
+    pub disputes: u32,
+    /// Since when a dispute waits for the answer that decides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disputed_at: Option<At>,
+    /// Verification polls done of [`schedule::CHECKS`]; `None` when none is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<u32>,
+}
+
+/// What the feed is to say. The record's content is the run's new state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// The run has settled. `confirmed` in it is false exactly when the policy wanted an
+    /// authoritative answer (or a second one) and none was to be had in time, or when the end was
+    /// inferred.
+    Completion,
+    /// The `number`-th time (from 1) that what was published had to be corrected.
+    Amendment {
+        /// Which correction this is.
+        number: u32,
+        /// What had been published before.
+        previous: Outcome,
+    },
+    /// The n-th change (from 1) of an open run's status.
+    Status(u32),
+}
+
+words! {
+    /// What an observation did, for the run's timeline.
+    Effect {
+        /// We had not known the run; now we watch it.
+        Opened = "opened",
+        /// An open run's status changed.
+        Status = "status",
+        /// Nothing new.
+        Unchanged = "unchanged",
+        /// An end was heard and is held until it is confirmed.
+        Held = "held",
+        /// What was held is withdrawn: the provider says the run goes on.
+        Withdrawn = "withdrawn",
+        /// The run settled.
+        Settled = "settled",
+        /// A published end was corrected.
+        Amended = "amended",
+        /// A settled run heard its own end again.
+        Confirmed = "confirmed",
+        /// A weaker voice contradicts; we ask where an answer could change anything.
+        Disputed = "disputed",
+        /// A contradiction beyond the last amendment; it stays unpublished.
+        Exhausted = "exhausted",
+        /// The provider does not know the run (yet, or any more).
+        Missed = "missed",
+        /// The run passed its deadline.
+        Overdue = "overdue",
+        /// A hint brought the next poll forward.
+        Hinted = "hinted",
+        /// Stored, and without consequence.
+        Ignored = "ignored",
+    }
+}
+
+/// What is concluded from one observation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The run's new state; `None`: there is no such run and there will be none.
+    pub run: Option<Run>,
+    /// What the feed says.
+    pub publish: Option<Publication>,
+    /// What to write into the run's timeline.
+    pub effect: Effect,
+}
+
+/// The circumstances of a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The policy of the run's source and kind.
+    pub policy: &'a Policy,
+    /// The time.
+    pub now: At,
+    /// The stored report that the observation was read from.
+    pub report: i64,
+    /// See [`schedule::seed`].
+    pub seed: u64,
+    /// When the run's source was first configured. What was over before is history.
+    pub since: At,
+}
+
+/// Concludes.
+pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> Decision {
+    let known = run.is_some();
+    let Some(mut run) = run.or_else(|| open(heard, at)) else {
+        return Decision { run: None, publish: None, effect: Effect::Ignored };
+    };
+    if heard.entitled() {
+        run.clamp(at.policy, at.now);
+    }
+    run.note(heard, at.now);
+    let settled = matches!(run.phase, Phase::Settled(_));
+    let (publish, effect) = if settled { once_settled(&mut run, heard, at) } else { while_open(&mut run, heard, at) };
+    run.set_alarm(at.policy, at.now);
+    let quiet = matches!(effect, Effect::Unchanged | Effect::Ignored | Effect::Hinted);
+    let effect = if !known && quiet { Effect::Opened } else { effect };
+    Decision { run: Some(run), publish, effect }
+}
+
+/// A run we had not heard of, if what we hear may open one.
+fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
+    let opens = match heard.claim {
+        Claim::Listed { over: true } if heard.via == Via::Sweep => heard.last_sign() >= Some(at.since),
+        Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
+        Claim::Missing | Claim::Nothing | Claim::Alarm => false,
+    };
+    if !opens || !heard.entitled() {
+        return None;
+    }
+    let mut run = Run {
+        kind: heard.kind,
+        known_since: at.now,
+        found_by: heard.via,
+        detail: Detail::default(),
+        rank: Rank::Waiting,
+        webhooks: Arrivals::default(),
+        asks: 0,
+        answered_at: None,
+        hinted_at: None,
+        overdue: false,
+        statuses: 0,
+        told: Vec::new(),
+        phase: Phase::Open(Open::default()),
+        ask: None,
+        wake_at: None,
+    };
+    run.learn(heard);
+    run.ask_at(schedule::first(at.policy, run.opened_at(), at.now), at.policy);
+    Some(run)
+}
+
+type Conclusion = (Option<Publication>, Effect);
+
+/// An observation about a run that has not ended yet.
+fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
+    if !heard.entitled() {
+        return (None, run.hint(at));
+    }
+    match &heard.claim {
+        Claim::Tracked => (None, Effect::Unchanged),
+        Claim::Listed { over } => (None, listed(run, heard, *over, at)),
+        Claim::Open(rank) => goes_on(run, heard, *rank, at),
+        Claim::Ended(ending) => {
+            let voice = run.refined(voice(*ending, heard, at));
+            if voice.trust == Trust::Authoritative {
+                answered_ended(run, voice, at)
+            } else {
+                told_ended(run, voice, at)
+            }
+        }
+        Claim::Missing => missing(run, heard, at),
+        Claim::Nothing => {
+            run.ask_again(at);
+            (None, Effect::Unchanged)
+        }
+        Claim::Alarm => alarm(run, at),
+    }
+}
+
+fn voice(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Voice {
+    Voice {
+        ending,
+        trust: heard.trust,
+        via: heard.via,
+        asked_at: heard.asked_at,
+        heard_at: at.now,
+        report: at.report,
+        detail: heard.detail.clone(),
+    }
+}
+
+/// A list shows the run, so it is not gone. Still open there: its own question can wait, within
+/// reason. Over there: ask, since a list is a copy that may be wrong.
+fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
+    if let (Trust::Authoritative, Phase::Open(open)) = (heard.trust, &mut run.phase) {
+        open.misses = None;
+    }
+    if over {
+        run.ask_now(at);
+        return Effect::Hinted;
+    }
+    let bound = run.answered_at.unwrap_or(run.known_since).plus(at.policy.max_interval.saturating_mul(10));
+    let spared = at.now.plus(at.policy.listed_for).min(bound);
+    if let Some(ask) = &mut run.ask
+        && !ask.urgent
+    {
+        ask.at = ask.at.max(spared);
+    }
+    Effect::Unchanged
+}
+
+/// Somebody entitled says that the run goes on.
+fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_>) -> Conclusion {
+    let authoritative = heard.trust == Trust::Authoritative;
+    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    let mut effect = Effect::Unchanged;
+    if authoritative {
+        open.misses = None;
+        if open.seen.take_if(|seen| seen.asked_at <= heard.asked_at).is_some() {
+            effect = Effect::Withdrawn;
+        }
+    }
+    let mut publish = None;
+    let news = heard.detail.provider_status.is_some()
+        && (heard.detail.provider_status != run.detail.provider_status || heard.detail.reason != run.detail.reason);
+    if news && (authoritative || rank >= run.rank) {
+        run.rank = rank;
+        run.detail.provider_status.clone_from(&heard.detail.provider_status);
+        run.detail.reason.clone_from(&heard.detail.reason);
+        run.statuses += 1;
+        publish = Some(Publication::Status(run.statuses));
+        effect = Effect::Status;
+    }
+    if authoritative {
+        run.ask_again(at);
+    }
+    if let (Some(span), Some(ask)) = (heard.ask_after, &mut run.ask)
+        && !ask.urgent
+    {
+        ask.at = ask.at.max(at.now.plus(span));
+    }
+    (publish, effect)
+}
+
+/// A webhook (or a replayed one) says that the run has ended.
+fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+    let latch = at.policy.latch;
+    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
+    let enough = match at.policy.confirm {
+        Confirm::Never => true,
+        Confirm::Always => false,
+        Confirm::Auto => voice.ending.sufficient,
+    };
+    // Something stronger already said otherwise and is held: an answer decides.
+    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
+    if (enough && !contradicted) || !at.policy.can_ask {
+        let confirmed = enough || open.seen.is_some();
+        return run.settle(voice, confirmed, at);
+    }
+    let held = match &open.claim {
+        Some(held) if !voice.outranks(&held.voice, latch) => held.clone(),
+        Some(held) => Claimed { voice, ..held.clone() },
+        None => Claimed { voice, until: at.now.plus(at.policy.confirm_timeout), asks: 0 },
+    };
+    run.phase = Phase::Open(Open { claim: Some(held), ..open.clone() });
+    run.ask_now(at);
+    (None, Effect::Held)
+}
+
+/// An answer of the provider says that the run has ended.
+fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+    let policy = at.policy;
+    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    open.misses = None;
+    let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
+    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+    let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
+    if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
+        return run.settle(seen, true, at);
+    }
+    open.seen = Some(seen);
+    run.ask_again(at);
+    (None, Effect::Held)
+}
+
+/// The answer to go by after one more, with the time since which it holds, and whether it has been
+/// given twice: a later question did not change it.
+fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) {
+    let Some(seen) = seen else { return (voice, false) };
+    let later = voice.asked_at >= seen.asked_at;
+    match (voice.outranks(&seen, latch), voice.agrees(&seen)) {
+        (true, true) => (Voice { heard_at: seen.heard_at, ..voice }, later),
+        (true, false) => (voice, false),
+        (false, _) => (seen, later),
+    }
+}
+
+/// The provider does not know the run, and our key works.
+fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
+    let asks = run.asks;
+    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    if open.held().next().is_some() {
+        // It lags behind its own word, or has forgotten a run that is over; the hold has its end.
+        run.ask_again(at);
+        return (None, Effect::Missed);
+    }
+    if at.now.since(run.known_since) < schedule::YOUNG {
+        run.ask_at(schedule::after_lag(asks.saturating_sub(1), at.now), at.policy);
+        return (None, Effect::Missed);
+    }
+    let misses = open.misses.get_or_insert(Misses { first: at.now, count: 0 });
+    misses.count += 1;
+    if misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN {
+        return conclude_without_answer(run, "provider_gone", heard.via, at);
+    }
+    run.ask_at(at.now.plus(schedule::MISS_INTERVAL), at.policy);
+    (None, Effect::Missed)
+}
+
+/// One of our own limits was passed.
+fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
+    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
+    if open.held_until(at.policy).is_some_and(|until| until <= at.now) {
+        return conclude_without_answer(run, "", Via::Clock, at);
+    }
+    let end = run.known_since.plus(at.policy.give_up);
+    if end <= at.now {
+        let answered = run.answered_at.is_some_and(|answered| answered >= end);
+        if answered || !at.policy.can_ask || end.plus(schedule::LAST_CHANCE) <= at.now {
+            return conclude_without_answer(run, "deadline_exceeded", Via::Clock, at);
+        }
+        run.ask_now(at);
+    }
+    if !run.overdue && run.opened_at().plus(at.policy.deadline) <= at.now {
+        run.overdue = true;
+        return (None, Effect::Overdue);
+    }
+    (None, Effect::Unchanged)
+}
+
+/// Settles on the strongest voice held, or, where there is none, as indeterminate.
+fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumstances<'_>) -> Conclusion {
+    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
+    match (open.seen.clone(), open.claim.clone()) {
+        (Some(seen), claim) => {
+            let confirmed = claim.is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+            return run.settle(seen, confirmed, at);
+        }
+        (None, Some(held)) => return run.settle(held.voice, false, at),
+        (None, None) => {}
+    }
+    let detail = Detail {
+        reason: Some(reason.to_owned()),
+        provider_status: run.detail.provider_status.clone(),
+        ..Detail::default()
+    };
+    let inferred = Voice {
+        ending: Ending::needs_answer(Outcome::Indeterminate),
+        trust: Trust::Hint,
+        via,
+        asked_at: at.now,
+        heard_at: at.now,
+        report: at.report,
+        detail,
+    };
+    run.settle(inferred, false, at)
+}
+
+/// An observation about a run whose completion is published.
+fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
+    let asked = heard.via == Via::Poll;
+    let conclusion = match &heard.claim {
+        Claim::Ended(ending) if heard.entitled() => {
+            let voice = run.refined(voice(*ending, heard, at));
+            hear_again(run, voice, at)
+        }
+        _ => (None, if asked { Effect::Unchanged } else { Effect::Ignored }),
+    };
+    if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
+        settled.note_answer(heard);
+        run.ask = next_look(settled, at);
+    }
+    conclusion
+}
+
+/// When a settled run is looked at again, if at all: while it is disputed, and on the occasions of
+/// [`schedule::CHECKS`] if nobody confirmed it.
+fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
+    let pending = |since: At| at.now.since(since) < schedule::LOOK_FOR;
+    if !at.policy.can_ask {
+        None
+    } else if let Some(since) = settled.disputed_at.filter(|since| pending(*since)) {
+        // Soon at first (the answer was merely late or lost), then ever more rarely.
+        let pause = at.now.since(since).clamp(Duration::from_secs(1), schedule::MISS_INTERVAL);
+        Some(Ask { at: at.now.plus(pause), urgent: true })
+    } else {
+        let span = *schedule::CHECKS.get(settled.checks? as usize)?;
+        let next = settled.at.plus(span).max(at.now.plus(schedule::CHECKS[0]));
+        pending(settled.at).then_some(Ask { at: next, urgent: false })
+    }
+}
+
+/// A settled run hears an end, its own or another.
+fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+    let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
+    let belief = &settled.belief;
+    let authoritative = voice.trust == Trust::Authoritative;
+    let outranks = voice.outranks(belief, at.policy.latch);
+    if voice.agrees(belief) {
+        if authoritative {
+            settled.confirm();
+        }
+        if outranks {
+            settled.belief.trust = voice.trust;
+            settled.belief.asked_at = voice.asked_at;
+            settled.belief.ending.covers = voice.ending.covers;
+        }
+        return (None, Effect::Confirmed);
+    }
+    if !outranks && !belief.is_refined_by(&voice) {
+        if authoritative {
+            return (None, Effect::Ignored);
+        }
+        run.dispute(at);
+        return (None, Effect::Disputed);
+    }
+    if settled.amendments == AMENDMENTS_MAX {
+        return (None, Effect::Exhausted);
+    }
+    let previous = belief.ending.outcome;
+    let overtaken = voice.overtaken_by(belief);
+    // A refinement keeps the authority of what it refines.
+    let (trust, asked_at) = if outranks { (voice.trust, voice.asked_at) } else { (belief.trust, belief.asked_at) };
+    settled.belief = Voice { trust, asked_at, ..voice };
+    settled.amendments += 1;
+    let publication = Publication::Amendment { number: settled.amendments, previous };
+    if authoritative && !overtaken {
+        settled.confirm();
+    } else if overtaken || settled.belief.trust < Trust::Authoritative {
+        run.dispute(at);
+    }
+    (Some(publication), Effect::Amended)
+}
+
+impl Settled {
+    /// The provider itself has said it.
+    fn confirm(&mut self) {
+        self.confirmed = true;
+        self.checks = None;
+    }
+
+    /// A question was answered: the check that was due is done, and a dispute older than the
+    /// question is decided.
+    fn note_answer(&mut self, heard: &Observation) {
+        if heard.claim == Claim::Nothing {
+            return;
+        }
+        self.disputed_at = self.disputed_at.filter(|since| *since > heard.asked_at);
+        let due =
+            |done: u32| schedule::CHECKS.get(done as usize).is_some_and(|span| self.at.plus(*span) <= heard.asked_at);
+        self.checks = self.checks.map(|done| done + u32::from(due(done)));
+    }
+}
+
+impl Run {
+    /// When the run began, as far as anybody said; else when we first heard of it.
+    pub fn opened_at(&self) -> At {
+        self.detail.opened_at.map_or(self.known_since, |told| told.min(self.known_since))
+    }
+
+    /// Whether it is to be asked about without waiting for the source's cron gate.
+    pub fn is_urgent(&self) -> bool {
+        self.ask.is_some_and(|ask| ask.urgent)
+    }
+
+    /// The clock may have been stepped back: nothing is held for longer because of it.
+    fn clamp(&mut self, policy: &Policy, now: At) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some(held) = &mut open.claim {
+            held.until = held.until.min(now.plus(policy.confirm_timeout));
+        }
+        if let Some(seen) = &mut open.seen {
+            seen.heard_at = seen.heard_at.min(now);
+        }
+    }
+
+    /// Counts what came and keeps what it tells.
+    fn note(&mut self, heard: &Observation, now: At) {
+        match heard.via {
+            Via::Webhook if heard.entitled() => {
+                self.webhooks.count = self.webhooks.count.saturating_add(1);
+                self.webhooks.first.get_or_insert(now);
+                self.webhooks.last = self.webhooks.last.max(Some(now));
+            }
+            Via::Poll => {
+                self.asks = self.asks.saturating_add(1);
+                if let Phase::Open(Open { claim: Some(held), .. }) = &mut self.phase {
+                    held.asks += 1;
+                }
+                if heard.claim != Claim::Nothing {
+                    self.answered_at = Some(now);
+                }
+            }
+            _ => {}
+        }
+        if heard.entitled() {
+            self.learn(heard);
+        }
+    }
+
+    /// The voice, saying as exactly as anybody did what it says.
+    fn refined(&self, mut voice: Voice) -> Voice {
+        if let Some(finer) = voice.ending.covers.filter(|finer| self.told.contains(finer)) {
+            voice.ending = Ending { outcome: finer, covers: None, ..voice.ending };
+        }
+        voice
+    }
+
+    /// Keeps what is said about the run itself. What was said first stays, except metadata, where
+    /// later keys are added.
+    fn learn(&mut self, heard: &Observation) {
+        let (mine, said) = (&mut self.detail, &heard.detail);
+        self.kind = self.kind.or(heard.kind);
+        if let Claim::Ended(Ending { outcome, .. }) = heard.claim
+            && !self.told.contains(&outcome)
+        {
+            self.told.push(outcome);
+        }
+        mine.opened_at = mine.opened_at.or(said.opened_at);
+        if mine.group_id.is_none() {
+            mine.group_id.clone_from(&said.group_id);
+        }
+        if let Some(said) = &said.metadata {
+            let mine = mine.metadata.get_or_insert_default();
+            for (key, value) in said {
+                mine.entry(key).or_insert_with(|| value.clone());
+            }
+        }
+    }
+
+    /// A hint: at most the next poll comes sooner.
+    fn hint(&mut self, at: &Circumstances<'_>) -> Effect {
+        let recent = self.hinted_at.is_some_and(|last| at.now.since(last) < schedule::HINT_INTERVAL);
+        if recent || !at.policy.can_ask || self.ask.is_some_and(|ask| ask.urgent && ask.at <= at.now) {
+            return Effect::Ignored;
+        }
+        self.hinted_at = Some(at.now);
+        self.ask_now(at);
+        Effect::Hinted
+    }
+
+    /// A voice without the last word contradicts what was published: we ask, unless that was an
+    /// answer already which no later one can outrank.
+    fn dispute(&mut self, at: &Circumstances<'_>) {
+        let Phase::Settled(settled) = &mut self.phase else { return };
+        let final_word = settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
+        if settled.disputes < DISPUTES_MAX && !final_word {
+            settled.disputes += 1;
+            settled.disputed_at = Some(at.now);
+            self.ask_now(at);
+        }
+    }
+
+    fn ask_now(&mut self, at: &Circumstances<'_>) {
+        self.ask_urgently(at.now, at.policy);
+    }
+
+    fn ask_urgently(&mut self, when: At, policy: &Policy) {
+        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: true });
+    }
+
+    fn ask_at(&mut self, when: At, policy: &Policy) {
+        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: false });
+    }
+
+    /// After an answer that left the run open.
+    fn ask_again(&mut self, at: &Circumstances<'_>) {
+        match &self.phase {
+            Phase::Open(Open { seen: Some(seen), .. }) => {
+                let due = seen.heard_at.plus(at.policy.grace);
+                self.ask_urgently(due.max(schedule::after_failing_since(due, at.now)), at.policy);
+            }
+            Phase::Open(Open { claim: Some(held), .. }) => {
+                self.ask_urgently(schedule::after_lag(held.asks.saturating_sub(1), at.now), at.policy);
+            }
+            _ => {
+                let when = schedule::next(at.policy, self.opened_at(), self.asks, self.overdue, at.seed, at.now);
+                self.ask_at(when, at.policy);
+            }
+        }
+    }
+
+    /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
+    /// makes the origin a webhook.
+    fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
+        let Phase::Open(open) = &self.phase else { unreachable!("a run settles once") };
+        let latch = at.policy.latch;
+        let stronger = |best, other: &Voice| if other.outranks(&best, latch) { other.clone() } else { best };
+        let claim = open.claim.as_ref().map(|held| &held.voice);
+        let told_by = claim.unwrap_or(&voice).via;
+        let voice = open.held().fold(voice, stronger);
+        let origin = match (voice.trust, told_by) {
+            (Trust::Hint, _) => Origin::Inferred,
+            (_, Via::Webhook) => Origin::Webhook,
+            (_, Via::Replay) => Origin::Replay,
+            _ => Origin::Poll,
+        };
+        let overtaken = claim.is_some_and(|claim| voice.overtaken_by(claim));
+        let belief = self.refined(voice);
+        let checks = (!confirmed && at.policy.can_ask).then_some(0);
+        let settled =
+            Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };
+        self.ask = next_look(&settled, at);
+        self.phase = Phase::Settled(settled);
+        if overtaken {
+            self.dispute(at);
+        }
+        (Some(Publication::Completion), Effect::Settled)
+    }
+
+    /// The next moment at which a limit of ours is passed. Once `give_up` has passed unanswered
+    /// that is each minute, until the last chance is gone.
+    fn set_alarm(&mut self, policy: &Policy, now: At) {
+        let Phase::Open(open) = &self.phase else {
+            self.wake_at = None;
+            return;
+        };
+        let overdue = (!self.overdue).then(|| self.opened_at().plus(policy.deadline));
+        let held = open.held_until(policy);
+        let end = self.known_since.plus(policy.give_up);
+        let given_up =
+            if end > now { end } else { now.plus(Duration::from_secs(60)).min(end.plus(schedule::LAST_CHANCE)) };
+        self.wake_at = [overdue, held, Some(given_up)].into_iter().flatten().min();
+    }
+}

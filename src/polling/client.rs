@@ -1,0 +1,200 @@
+//! Questions to providers over HTTPS: timeouts, a byte cap, no redirects, the key put in last.
+//!
+//! An [`Asker`] is one source's voice: everything that is asked of its provider goes through it,
+//! so that there is one pace, one breaker and one count of calls per account.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
+
+use crate::polling::exchange::{Errand, Next};
+use crate::limits;
+use crate::polling::rate_limit::Pace;
+use crate::providers::{Answer, Hearing, Method, Question, Response};
+use crate::reconciler::{Clock, Member};
+use crate::report::Report;
+use crate::model::decide::Run;
+use crate::model::{At, RunId};
+
+/// The one HTTP client of the process.
+#[derive(Clone)]
+pub struct Calls {
+    client: reqwest::Client,
+}
+
+impl Calls {
+    /// A client that follows nothing, decompresses nothing, obeys the proxy variables of the
+    /// environment, and names itself.
+    pub fn new() -> Result<Calls, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("settled/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(limits::CONNECT_TIMEOUT)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .build()?;
+        Ok(Calls { client })
+    }
+
+    /// Asks. Failures are answers too.
+    async fn ask(&self, member: &Member, question: &Question) -> Answer {
+        match tokio::time::timeout(question.timeout, self.exchange(member, question)).await {
+            Ok(Ok(response)) => Answer::Http(response),
+            Ok(Err(error)) => Answer::Failed { what: describe(error) },
+            Err(_) => Answer::Failed { what: format!("no answer within {} s", question.timeout.as_secs()) },
+        }
+    }
+
+    async fn exchange(&self, member: &Member, question: &Question) -> Result<Response, reqwest::Error> {
+        let source = &member.source;
+        let url = format!("{}{}", source.base_url, question.path);
+        let mut request = match question.method {
+            Method::Get => self.client.get(url),
+            Method::Post => self.client.post(url),
+        };
+        if let Some(body) = &question.body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        if let Some(key) = &source.api_key {
+            let (name, prefix) = source.provider.key_header();
+            let mut value =
+                HeaderValue::from_str(&format!("{prefix}{}", key.expose())).unwrap_or(HeaderValue::from_static(""));
+            value.set_sensitive(true);
+            request = request.header(HeaderName::from_bytes(name.as_bytes()).unwrap_or(DATE), value);
+        }
+        let mut answer = request.send().await?;
+        let mut response =
+            Response { status: answer.status().as_u16(), headers: headers(answer.headers()), ..Response::default() };
+        while let Some(chunk) = answer.chunk().await? {
+            let room = question.bytes_max - response.body.len();
+            response.body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if chunk.len() > room {
+                response.truncated = true;
+                break;
+            }
+        }
+        Ok(response)
+    }
+}
+
+fn headers(map: &reqwest::header::HeaderMap) -> Vec<(String, String)> {
+    map.iter()
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect()
+}
+
+/// What went wrong, without the address: it is the configured one, and a query may hold secrets.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// One source's voice.
+pub struct Asker {
+    /// The source.
+    pub member: Arc<Member>,
+    calls: Calls,
+    pace: Mutex<Pace>,
+    skew_ms: Mutex<Option<i64>>,
+    clock: Clock,
+}
+
+impl Asker {
+    /// A voice with a fresh pace.
+    pub fn new(member: Arc<Member>, calls: Calls, clock: Clock) -> Asker {
+        let pace = Pace::new(member.source.rate, clock());
+        Asker { member, calls, pace: Mutex::new(pace), skew_ms: Mutex::new(None), clock }
+    }
+
+    /// The pace, for looking at and for asking permission.
+    pub fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far the provider's clock is ahead of ours, by the last answer's `Date`, in milliseconds.
+    pub fn skew_ms(&self) -> Option<i64> {
+        *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks at once, whatever the pace says, and lets the pace learn from the answer.
+    pub async fn ask_now(&self, question: &Question) -> Answer {
+        let answer = self.calls.ask(&self.member, question).await;
+        let now = (self.clock)();
+        self.note_skew(&answer, now);
+        let hearing = self.member.source.provider.hearing(&answer);
+        self.learn(&hearing, now);
+        answer
+    }
+
+    /// Waits until the pace allows it, before anything new is begun, then asks. `None` once the breaker is
+    /// open: only a probe may find out that the key works again.
+    pub async fn ask(&self, question: &Question) -> Option<Answer> {
+        loop {
+            let now = (self.clock)();
+            let allowed = self.pace().may_go_on(now, self.member.seed());
+            match allowed {
+                Ok(()) => return Some(self.ask_now(question).await),
+                Err(_) if self.pace().broken() => return None,
+                Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
+            }
+        }
+    }
+
+    /// Runs an errand up to its next report, and gives what is to be asked further once that is handed
+    /// in. `paid`: the pace has let the first question go already. `None`: nothing comes of it, or the
+    /// breaker is open.
+    pub async fn run(
+        &self,
+        mut errand: Errand,
+        mut question: Question,
+        mut paid: bool,
+    ) -> Option<(Report, Option<(Errand, Question)>)> {
+        loop {
+            let answer = if paid { self.ask_now(&question).await } else { self.ask(&question).await? };
+            paid = false;
+            match errand.go_on(question, answer, (self.clock)()) {
+                Next::Ask(on, further) => (errand, question) = (on, further),
+                Next::Report(report, further) => return Some((report, further)),
+                Next::Done => return None,
+            }
+        }
+    }
+
+    /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
+    pub async fn inquire(&self, run_id: &RunId, run: &Run) -> Option<Report> {
+        let (errand, question) = Errand::about(&self.member, run_id, run, (self.clock)());
+        self.run(errand, question, true).await.map(|(report, _)| report)
+    }
+
+    fn learn(&self, hearing: &Hearing, now: At) {
+        let source = self.member.source.name.as_str();
+        let mut pace = self.pace();
+        let was_open = pace.broken();
+        pace.told(hearing, now, self.member.seed());
+        match (was_open, pace.state(now).breaker) {
+            (false, Some(breaker)) => {
+                tracing::error!(source, why = breaker.why, "polling stops until the key works; check the API key");
+            }
+            (true, None) => tracing::info!(source, "the key works again; polling goes on"),
+            _ => {}
+        }
+        if let Hearing::Throttled { .. } = hearing {
+            tracing::warn!(source, "the provider asks us to slow down");
+        }
+    }
+
+    fn note_skew(&self, answer: &Answer, now: At) {
+        let Answer::Http(response) = answer else { return };
+        let date = response.header("date").and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        if let Some(date) = date {
+            *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(date.timestamp().as_millisecond() - now.0);
+        }
+    }
+}

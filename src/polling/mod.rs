@@ -1,0 +1,151 @@
+//! Questions out: for every source one loop that asks about the runs that are due, and sweeps the
+//! lists. It hands every answer in as a report and understands none of them.
+//!
+//! What is to be asked when is decided by [`Rounds`], and what an answer leads to by the
+//! [`errand`](crate::polling::exchange) it belongs to. Here is only the loop that lets time pass between them.
+
+pub mod client;
+pub mod exchange;
+pub mod rate_limit;
+mod scheduler;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::watch;
+
+use crate::polling::client::Asker;
+use crate::limits;
+use crate::reconciler::{Clock, Fleet, Handle};
+use crate::report::{Head, Report};
+use crate::model::At;
+use crate::ledger::{Reader, StoreError, View};
+
+pub use scheduler::{Begun, Found, Rounds, Task, Wanted};
+
+/// One source's loop.
+pub struct Poller {
+    asker: Arc<Asker>,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+}
+
+impl Poller {
+    /// A loop for one source.
+    pub fn new(asker: Arc<Asker>, ledger: Handle, reader: Reader, clock: Clock) -> Poller {
+        Poller { asker, ledger, reader, clock }
+    }
+
+    /// Asks until `stop` turns true; what is under way then is dropped, and asked again after the
+    /// next start.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut nudges = self.ledger.nudges();
+        let mut rounds = Rounds::new(self.asker.member.clone(), (self.clock)());
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            let now = (self.clock)();
+            let begun = rounds.strike(&mut self.asker.pace(), now);
+            let (due, look_again) = self.due(&mut rounds, now).await;
+            under_way.extend(begun.into_iter().chain(due).map(|begun| self.work(begun)));
+            let wait = look_again.min(rounds.next_at(&self.asker.pace())).min(now.plus(limits::POLLER_IDLE_MAX));
+            let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
+            tokio::select! {
+                Some(task) = under_way.next() => rounds.finished(task),
+                _ = nudges.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// What is begun of the due runs, and the moment at which looking again is worthwhile.
+    async fn due(&self, rounds: &mut Rounds, now: At) -> (Vec<Begun>, At) {
+        let wanted = rounds.wanted(&self.asker.pace());
+        let Some(wanted) = wanted else { return (Vec::new(), At::NEVER) };
+        match self.look(wanted, now).await {
+            Ok(found) => rounds.choose(found, &mut self.asker.pace(), now),
+            Err(error) => {
+                tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
+                (Vec::new(), now.plus(limits::FAILURE_PAUSE))
+            }
+        }
+    }
+
+    async fn look(&self, wanted: Wanted, now: At) -> Result<Found, StoreError> {
+        let (reader, source) = (self.reader.clone(), self.asker.member.id);
+        let look = move || reader.read(|view| wanted.look(view, source, now));
+        tokio::task::spawn_blocking(look).await.unwrap_or(Ok(Found::default()))
+    }
+
+    /// Runs an errand to its end.
+    async fn work(&self, Begun { task, errand, question }: Begun) -> Task {
+        let (mut next, mut paid) = (Some((errand, question)), task.paid());
+        while let Some((errand, question)) = next
+            && let Some((report, further)) = self.asker.run(errand, question, paid).await
+        {
+            self.hand_in(report).await;
+            (next, paid) = (further, false);
+        }
+        task
+    }
+
+    async fn hand_in(&self, report: Report) {
+        if let Err(refusal) = self.ledger.digest(report).await {
+            // The run stays due; a moment's pause keeps a sick disk from turning into a flood of calls.
+            tracing::warn!(source = %self.asker.member.source.name, %refusal, "an answer could not be stored");
+            tokio::time::sleep(limits::FAILURE_PAUSE).await;
+        }
+    }
+}
+
+impl Wanted {
+    /// Looks for them in the ledger.
+    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<Found, StoreError> {
+        let max = u32::try_from(self.max).unwrap_or(u32::MAX);
+        let due = view.due(source, now, self.gate, max)?;
+        Ok(Found { due, next_urgent: view.next_urgent_after(source, now)? })
+    }
+}
+
+/// Hands in a clock report for every run one of whose limits has passed.
+pub async fn keep_time(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    ledger: Handle,
+    reader: Reader,
+    clock: Clock,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut pause = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let now = clock();
+        let look = {
+            let (reader, sources) = (reader.clone(), fleet.borrow().rows());
+            move || reader.read(|view| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX))
+        };
+        pause = match tokio::task::spawn_blocking(look).await {
+            Ok(Ok((due, next))) if due.is_empty() => {
+                let next = next.map_or(limits::ALARM_INTERVAL_MAX, |next| next.since(now));
+                next.clamp(Duration::from_millis(10), limits::ALARM_INTERVAL_MAX)
+            }
+            Ok(Ok((due, _))) => {
+                let ring = |(source, run_id)| {
+                    let report = Report { source, at: now, head: Head::Clock { run_id }, body: Vec::new() };
+                    ledger.digest(report)
+                };
+                let rung = futures_util::future::join_all(due.into_iter().map(ring)).await;
+                if rung.iter().all(Result::is_ok) { Duration::ZERO } else { limits::FAILURE_PAUSE }
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot look for passed limits");
+                limits::FAILURE_PAUSE
+            }
+            Err(_) => limits::FAILURE_PAUSE,
+        };
+    }
+}

@@ -1,0 +1,739 @@
+//! How fast one source may be asked, and whether at all: what a good client keeps in mind.
+//!
+//! A [`Pace`] is told what every answer let us hear ([`Pace::told`]) and says whether one more
+//! question may go out ([`Pace::may_ask`], [`Pace::may_go_on`]). In the order of precedence:
+//!
+//! 1. **Pause.** A `Retry-After` is honoured to its full value and stops the whole source, since
+//!    every provider here limits accounts and not runs. A 429 without a value pauses for
+//!    [`THROTTLE_PAUSE`]; the third trouble in a row and every further one for a full-jitter
+//!    exponential span of at most [`TROUBLE_PAUSE_MAX`]. The first two are let pass: one timeout
+//!    must not hold up everything else.
+//! 2. **Breaker.** A refused key stops all questions but probes ([`Pace::may_probe`]), which go
+//!    out after 1, 2, 4, … at most 15 minutes until one works.
+//! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
+//!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was begun is
+//!    finished first: while somebody waits for the token to go on with ([`Pace::may_go_on`]), nobody
+//!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
+//!    wait behind these; what is urgent does not wait behind pages.
+//!
+//! A pause ends with one token, not with a full bucket. Answers to questions that were already
+//! under way when a pause began neither halve nor back off a second time: they tell the same news.
+//!
+//! Pure: time and jitter's seed come in as arguments. A wall clock that steps back takes every
+//! stored moment with it, so that time seems to have stood still and nothing waits longer than it
+//! was told to.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::providers::Hearing;
+use crate::model::{At, schedule, words};
+
+/// How long a 429 pauses the source when it names no time.
+pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
+/// The longest back-off because of trouble.
+pub const TROUBLE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The longest time between two probes of a refused key.
+pub const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
+/// The longest `Retry-After` believed: the same bound as in [`super::retry_after`].
+pub const PAUSE_MAX: Duration = Duration::from_secs(86_400);
+
+/// So many troubles in a row are let pass.
+const TROUBLES_FREE: u32 = 2;
+const TROUBLE_PAUSE_BASE: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(60);
+/// The lowest rate AIMD goes to, and what one good answer gives back, as parts of the whole.
+const RATE_PARTS: f64 = 60.0;
+/// Configured rates outside these are brought inside, so that nothing here divides by zero.
+const RATES: (f64, f64) = (1.0 / 3600.0, 10_000.0);
+/// Callers that read the clock before they got here may be this late without it having stepped.
+const SLACK: Duration = Duration::from_secs(1);
+/// Moments are whole milliseconds, rounded down: the answer may have come nearly one later than the
+/// clock says, and so may the end of what it asks for.
+const CLOCK_GRAIN: Duration = Duration::from_nanos(1_999_999);
+/// Those who wait for one moment come back spread over this much.
+const SPREAD: Duration = Duration::from_secs(1);
+/// How late somebody may be for a token that is kept for him: alarm clocks are late on a busy
+/// machine, and whoever was stopped meanwhile never comes.
+const KEPT_FOR: Duration = Duration::from_millis(100);
+/// What rounding may take from a token.
+const EPSILON: f64 = 1e-9;
+
+words! {
+    /// Why a source is paused.
+    PauseReason {
+        /// The provider said when to come back.
+        RetryAfter = "retry_after",
+        /// The provider said that we are too fast, and nothing more.
+        Throttled = "throttled",
+        /// The service failed several times in a row.
+        Trouble = "trouble",
+    }
+}
+
+/// A time in which nothing at all is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Pause {
+    /// Not before this.
+    pub until: At,
+    /// What led to it.
+    pub reason: PauseReason,
+    /// The same in a few words.
+    pub why: String,
+}
+
+/// The key is refused: only probes go out.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Breaker {
+    /// Since when.
+    pub since: At,
+    /// What the provider said last.
+    pub why: String,
+    /// When the next probe may go out.
+    pub next_probe: At,
+    /// Probes sent since it opened.
+    pub probes: u32,
+}
+
+/// What was heard, counted by result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Heard {
+    /// Answers.
+    pub fine: u64,
+    /// "Too fast".
+    pub throttled: u64,
+    /// "Not with this key".
+    pub refused: u64,
+    /// Failures of the service and silence.
+    pub trouble: u64,
+}
+
+/// The state of a [`Pace`], for `settled status`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct PaceState {
+    /// Questions a second, as configured.
+    pub rate: f64,
+    /// Questions a second, as the provider has taught us.
+    pub effective_rate: f64,
+    /// Questions that could go out at once.
+    pub tokens: f64,
+    /// The pause, if one is on.
+    pub pause: Option<Pause>,
+    /// The breaker, if it is open.
+    pub breaker: Option<Breaker>,
+    /// Failures of the service in a row.
+    pub troubles_in_a_row: u32,
+    /// What was heard since the start.
+    pub heard: Heard,
+}
+
+/// How fast one source may be asked. See the module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pace {
+    rate: f64,
+    effective: f64,
+    tokens: f64,
+    /// Up to when `tokens` is reckoned; ahead of us during a pause, in which nothing is saved up.
+    filled_at: At,
+    /// The next token is kept up to then for somebody who was told to come again.
+    kept_until: Option<At>,
+    pause: Option<Pause>,
+    breaker: Option<Breaker>,
+    /// How far the probe intervals have grown. Outlives the breaker until an ordinary question
+    /// works, or a key that may do the canary and nothing else would be tried every minute.
+    caution: u32,
+    troubles: u32,
+    heard: Heard,
+    /// The latest time we were told.
+    now: At,
+}
+
+impl Pace {
+    /// A pace of `rate` questions a second with a full bucket.
+    pub fn new(rate: f64, now: At) -> Pace {
+        let rate = if rate.is_nan() { 1.0 } else { rate.clamp(RATES.0, RATES.1) };
+        Pace {
+            rate,
+            effective: rate,
+            tokens: burst(rate),
+            filled_at: now,
+            kept_until: None,
+            pause: None,
+            breaker: None,
+            caution: 0,
+            troubles: 0,
+            heard: Heard::default(),
+            now,
+        }
+    }
+
+    /// Takes a token for a question to begin with, or says before when it is useless to come again.
+    pub fn may_ask(&mut self, now: At, seed: u64) -> Result<(), At> {
+        let now = self.advance(now);
+        match self.kept_until {
+            Some(until) => Err(until.plus(MILLISECOND)),
+            None => self.ask(now, seed),
+        }
+    }
+
+    /// Takes a token for a question to go on with, or says when to come again; the next token is kept
+    /// until then, and a little longer.
+    pub fn may_go_on(&mut self, now: At, seed: u64) -> Result<(), At> {
+        let now = self.advance(now);
+        let answer = self.ask(now, seed);
+        // Behind a refused key nobody waits.
+        self.kept_until = answer.err().filter(|_| self.breaker.is_none()).map(|at| at.plus(KEPT_FOR));
+        answer
+    }
+
+    /// Takes a token for a question about a run, or says when to come again. An urgent one waits for no
+    /// list to be read.
+    pub fn may_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
+        if urgent { self.may_go_on(now, seed) } else { self.may_ask(now, seed) }
+    }
+
+    /// For whoever it is kept or not: pause, breaker and bucket.
+    fn ask(&mut self, now: At, seed: u64) -> Result<(), At> {
+        let blocked = self.breaker.as_ref().map(|breaker| breaker.next_probe);
+        match blocked.max(self.pause.as_ref().map(|pause| pause.until)) {
+            Some(until) => Err(until.max(now).plus(SPREAD.mul_f64(schedule::unit(seed)) + MILLISECOND)),
+            None => self.take(now, seed),
+        }
+    }
+
+    /// Takes a token for a probe of a refused key: true once per interval while the breaker is
+    /// open and the source is not paused. When the breaker is closed no probe is needed.
+    pub fn may_probe(&mut self, now: At) -> bool {
+        let now = self.advance(now);
+        let due = self.breaker.as_ref().is_some_and(|breaker| breaker.next_probe <= now);
+        if !due || self.pause.is_some() || self.take(now, 0).is_err() {
+            return false;
+        }
+        self.caution = self.caution.saturating_add(1);
+        if let Some(breaker) = &mut self.breaker {
+            breaker.probes = breaker.probes.saturating_add(1);
+            breaker.next_probe = now.plus(probe_interval(self.caution));
+        }
+        true
+    }
+
+    /// When the next probe is due; `None` while the breaker is closed.
+    pub fn probe_at(&self) -> Option<At> {
+        let due = self.breaker.as_ref()?.next_probe;
+        Some(self.pause.as_ref().map_or(due, |pause| due.max(pause.until)))
+    }
+
+    /// Whether a refused key has stopped all questions but probes.
+    pub fn broken(&self) -> bool {
+        self.breaker.is_some()
+    }
+
+    /// Learns from one answer, ordinary or of a probe.
+    pub fn told(&mut self, hearing: &Hearing, now: At, seed: u64) {
+        let now = self.advance(now);
+        match hearing {
+            Hearing::Fine => self.fine(),
+            Hearing::Throttled { retry_after } => self.throttled(*retry_after, now),
+            Hearing::Refused { why } => self.refused(why, now),
+            Hearing::Trouble { why, retry_after } => self.trouble(why, *retry_after, now, seed),
+        }
+    }
+
+    /// What to show.
+    pub fn state(&self, now: At) -> PaceState {
+        let mut shown = self.clone();
+        shown.advance(now);
+        PaceState {
+            rate: shown.rate,
+            effective_rate: shown.effective,
+            tokens: shown.tokens,
+            pause: shown.pause,
+            breaker: shown.breaker,
+            troubles_in_a_row: shown.troubles,
+            heard: shown.heard,
+        }
+    }
+
+    fn fine(&mut self) {
+        self.heard.fine += 1;
+        self.troubles = 0;
+        self.effective = (self.effective + self.rate / RATE_PARTS).min(self.rate);
+        match &self.breaker {
+            // Only a probe's success closes it; an answer that was under way when the key was
+            // refused proves nothing about the key now.
+            Some(breaker) if breaker.probes > 0 => self.breaker = None,
+            Some(_) => {}
+            None => self.caution = 0,
+        }
+    }
+
+    fn throttled(&mut self, retry_after: Option<Duration>, now: At) {
+        self.heard.throttled += 1;
+        let slowed = |pause: &Pause| pause.reason != PauseReason::Trouble;
+        if !self.pause.as_ref().is_some_and(slowed) {
+            self.effective = (self.effective / 2.0).max(self.rate / RATE_PARTS);
+        }
+        match retry_after {
+            Some(span) => self.pause_for(span, PauseReason::RetryAfter, "too many requests", now),
+            None => self.pause_for(THROTTLE_PAUSE, PauseReason::Throttled, "too many requests", now),
+        }
+    }
+
+    fn refused(&mut self, why: &str, now: At) {
+        self.heard.refused += 1;
+        if let Some(breaker) = &mut self.breaker {
+            why.clone_into(&mut breaker.why);
+        } else {
+            let next_probe = now.plus(probe_interval(self.caution));
+            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
+        }
+    }
+
+    fn trouble(&mut self, why: &str, retry_after: Option<Duration>, now: At, seed: u64) {
+        self.heard.trouble += 1;
+        if self.pause.is_none() {
+            self.troubles = self.troubles.saturating_add(1);
+            let span = trouble_span(self.troubles).mul_f64(schedule::unit(seed));
+            self.pause_for(span, PauseReason::Trouble, why, now);
+        }
+        if let Some(span) = retry_after {
+            self.pause_for(span, PauseReason::RetryAfter, why, now);
+        }
+    }
+
+    /// Pauses until the later of what was promised before and this.
+    fn pause_for(&mut self, span: Duration, reason: PauseReason, why: &str, now: At) {
+        let until = now.plus(span.min(PAUSE_MAX) + CLOCK_GRAIN);
+        if span.is_zero() || self.pause.as_ref().is_some_and(|pause| pause.until >= until) {
+            return;
+        }
+        self.tokens = self.tokens.min(1.0);
+        self.filled_at = until;
+        self.pause = Some(Pause { until, reason, why: why.to_owned() });
+    }
+
+    fn take(&mut self, now: At, seed: u64) -> Result<(), At> {
+        if self.tokens >= 1.0 - EPSILON {
+            self.tokens = (self.tokens - 1.0).max(0.0);
+            return Ok(());
+        }
+        let token = Duration::from_secs_f64((1.0 - self.tokens) / self.effective);
+        let spread = SPREAD.min(Duration::from_secs_f64(1.0 / self.effective)).mul_f64(schedule::unit(seed));
+        Err(now.plus(token + spread + MILLISECOND))
+    }
+
+    /// Brings everything up to `now` and says what time it is for us.
+    fn advance(&mut self, now: At) -> At {
+        let back = self.now.since(now);
+        if back > SLACK {
+            self.shift(back);
+            self.now = now;
+        }
+        self.now = self.now.max(now);
+        if self.pause.as_ref().is_some_and(|pause| pause.until <= self.now) {
+            self.pause = None;
+        }
+        self.kept_until = self.kept_until.filter(|until| *until > self.now);
+        let elapsed = self.now.since(self.filled_at).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * self.effective).min(burst(self.effective));
+        self.filled_at = self.filled_at.max(self.now);
+        self.now
+    }
+
+    /// Moves every stored moment back with the clock.
+    fn shift(&mut self, back: Duration) {
+        let back = i64::try_from(back.as_millis()).unwrap_or(i64::MAX);
+        let shift = |at: &mut At| at.0 = at.0.saturating_sub(back);
+        shift(&mut self.filled_at);
+        if let Some(until) = &mut self.kept_until {
+            shift(until);
+        }
+        if let Some(pause) = &mut self.pause {
+            shift(&mut pause.until);
+        }
+        if let Some(breaker) = &mut self.breaker {
+            shift(&mut breaker.since);
+            shift(&mut breaker.next_probe);
+        }
+    }
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// What may be saved up at this rate.
+fn burst(rate: f64) -> f64 {
+    rate.ceil().max(1.0)
+}
+
+/// 1, 2, 4, 8, 15, 15, … minutes.
+fn probe_interval(before: u32) -> Duration {
+    PROBE_INTERVAL_MIN.saturating_mul(1 << before.min(10)).min(PROBE_INTERVAL_MAX)
+}
+
+/// 0, 0, 1, 2, 4, … 60, 60, … seconds: the upper end of the jitter after so many troubles.
+fn trouble_span(troubles: u32) -> Duration {
+    match troubles.checked_sub(TROUBLES_FREE + 1) {
+        None => Duration::ZERO,
+        Some(doublings) => TROUBLE_PAUSE_BASE.saturating_mul(1 << doublings.min(10)).min(TROUBLE_PAUSE_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: i64 = 1000;
+
+    fn throttled(seconds: Option<u64>) -> Hearing {
+        Hearing::Throttled { retry_after: seconds.map(Duration::from_secs) }
+    }
+    fn refused() -> Hearing {
+        Hearing::Refused { why: "the API key is not accepted (401)".to_owned() }
+    }
+    fn trouble(retry_after: Option<u64>) -> Hearing {
+        Hearing::Trouble { why: "HTTP 503".to_owned(), retry_after: retry_after.map(Duration::from_secs) }
+    }
+    fn granted(pace: &mut Pace, now: At) -> usize {
+        std::iter::from_fn(|| pace.may_ask(now, 1).ok()).take(100_000).count()
+    }
+
+    #[test]
+    fn a_second_gives_rate_tokens_and_a_long_silence_no_more_than_the_burst() {
+        let mut pace = Pace::new(5.0, At(0));
+        assert_eq!(granted(&mut pace, At(0)), 5);
+        assert_eq!(granted(&mut pace, At(S)), 5);
+        assert_eq!(granted(&mut pace, At(1000 * S)), 5);
+        let mut slow = Pace::new(0.1, At(0));
+        assert_eq!(granted(&mut slow, At(0)), 1);
+        assert_eq!(granted(&mut slow, At(9 * S)), 0);
+        assert_eq!(granted(&mut slow, At(10 * S)), 1);
+    }
+
+    #[test]
+    fn what_was_begun_goes_on_before_anything_else_begins() {
+        let mut pace = Pace::new(1.0, At(0));
+        assert_eq!(pace.may_ask(At(0), 0), Ok(()));
+        let at = pace.may_go_on(At(0), 0).unwrap_err();
+        assert!(at >= At(S));
+        let later = pace.may_ask(at, 0).unwrap_err();
+        assert!(later > at, "there is a token, and it is kept");
+        assert_eq!(pace.may_go_on(at, 0), Ok(()));
+        let next = pace.may_ask(at, 0).unwrap_err();
+        assert_eq!(pace.may_ask(next, 0), Ok(()), "nobody waits any more");
+    }
+
+    #[test]
+    fn a_token_is_not_kept_for_somebody_who_does_not_come() {
+        let mut pace = Pace::new(1.0, At(0));
+        assert_eq!(granted(&mut pace, At(0)), 1);
+        pace.may_go_on(At(0), 0).unwrap_err();
+        let at = pace.may_ask(At(0), 0).unwrap_err();
+        assert_eq!(pace.may_ask(at, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_retry_after_stops_the_whole_source_and_good_news_from_before_does_not_lift_it() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&throttled(Some(90)), At(0), 0);
+        pace.told(&Hearing::Fine, At(S), 0);
+        pace.told(&throttled(None), At(S), 0);
+        assert!(pace.may_ask(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
+        assert_eq!(granted(&mut pace, At(90 * S)), 0, "our clock may be nearly a millisecond behind");
+        assert_eq!(granted(&mut pace, At(90 * S + 1)), 1, "a pause ends with one token, not with a burst");
+        let mut pace = Pace::new(5.0, At(0));
+        let odd = Duration::from_micros(5_000_700);
+        pace.told(&Hearing::Throttled { retry_after: Some(odd) }, At(0), 0);
+        assert_eq!(granted(&mut pace, At(5 * S + 1)), 0, "it may have come at 0.9 ms");
+        assert_eq!(granted(&mut pace, At(5 * S + 2)), 1);
+    }
+
+    #[test]
+    fn a_429_without_a_value_pauses_for_a_minute() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&throttled(None), At(0), 0);
+        assert_eq!(granted(&mut pace, At(60 * S)), 0);
+        assert_eq!(granted(&mut pace, At(60 * S + 1)), 1);
+    }
+
+    #[test]
+    fn the_rate_halves_once_per_pause_and_comes_back_by_sixtieths() {
+        let mut pace = Pace::new(6.0, At(0));
+        for _ in 0..4 {
+            pace.told(&throttled(Some(10)), At(0), 0);
+        }
+        assert!((pace.state(At(0)).effective_rate - 3.0).abs() < 1e-9, "four answers, one piece of news");
+        for round in 1..20 {
+            pace.told(&throttled(Some(10)), At(round * 20 * S), 0);
+        }
+        assert!((pace.state(At(0)).effective_rate - 0.1).abs() < 1e-9, "not below a sixtieth");
+        pace.told(&Hearing::Fine, At(500 * S), 0);
+        assert!((pace.state(At(500 * S)).effective_rate - 0.2).abs() < 1e-9);
+        for _ in 0..100 {
+            pace.told(&Hearing::Fine, At(500 * S), 0);
+        }
+        assert!((pace.state(At(500 * S)).effective_rate - 6.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn two_troubles_pause_nothing_and_many_at_most_a_minute() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&trouble(None), At(0), u64::MAX);
+        pace.told(&trouble(None), At(0), u64::MAX);
+        assert_eq!(pace.state(At(0)).pause, None);
+        let mut now = At(0);
+        for seed in 0..100 {
+            pace.told(&trouble(None), now, seed);
+            let until = pace.state(now).pause.map_or(now, |pause| pause.until);
+            assert!(until.since(now) <= TROUBLE_PAUSE_MAX);
+            now = until;
+        }
+        assert_eq!(pace.state(now).troubles_in_a_row, 102);
+        pace.told(&Hearing::Fine, now, 0);
+        pace.told(&trouble(None), now, 0);
+        assert_eq!(pace.state(now).pause, None, "a good answer forgives");
+    }
+
+    #[test]
+    fn the_back_off_doubles_from_one_second_and_stragglers_do_not_drive_it() {
+        let spans: Vec<u64> = (1..12).map(|troubles| trouble_span(troubles).as_secs()).collect();
+        assert_eq!(spans, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        let mut pace = Pace::new(5.0, At(0));
+        for _ in 0..50 {
+            pace.told(&trouble(None), At(0), 3);
+        }
+        assert_eq!(pace.state(At(0)).troubles_in_a_row, 3);
+        assert_eq!(pace.state(At(0)).heard.trouble, 50);
+    }
+
+    #[test]
+    fn a_single_503_with_a_retry_after_pauses() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&trouble(Some(30)), At(0), 0);
+        assert_eq!(granted(&mut pace, At(30 * S - 1)), 0);
+        assert_eq!(pace.state(At(S)).pause.unwrap().reason, PauseReason::RetryAfter);
+    }
+
+    #[test]
+    fn a_refused_key_is_probed_after_1_2_4_8_15_15_minutes() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&refused(), At(0), 0);
+        let mut now = At(0);
+        let mut minutes = vec![];
+        for _ in 0..6 {
+            let due = pace.probe_at().unwrap();
+            assert!(!pace.may_probe(At(due.0 - 1)));
+            assert!(pace.may_ask(due, 0).is_err());
+            assert!(pace.may_probe(due));
+            assert!(!pace.may_probe(due), "one probe per interval");
+            pace.told(&refused(), due, 0);
+            minutes.push(due.since(now).as_secs() / 60);
+            now = due;
+        }
+        assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
+        pace.told(&Hearing::Fine, now, 0);
+        assert!(pace.may_ask(now.plus(Duration::from_secs(1)), 0).is_ok());
+        assert_eq!(pace.probe_at(), None);
+    }
+
+    #[test]
+    fn an_answer_that_was_under_way_does_not_close_the_breaker() {
+        let mut pace = Pace::new(5.0, At(0));
+        pace.told(&refused(), At(0), 0);
+        pace.told(&Hearing::Fine, At(10), 0);
+        assert!(pace.may_ask(At(20), 0).is_err());
+    }
+
+    #[test]
+    fn a_key_that_passes_the_canary_and_nothing_else_is_tried_ever_more_rarely() {
+        let mut pace = Pace::new(5.0, At(0));
+        let mut now = At(0);
+        let mut minutes = vec![];
+        for _ in 0..6 {
+            pace.told(&refused(), now, 0);
+            let due = pace.probe_at().unwrap();
+            minutes.push(due.since(now).as_secs() / 60);
+            assert!(pace.may_probe(due));
+            pace.told(&Hearing::Fine, due, 0);
+            now = due;
+        }
+        assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
+        pace.told(&Hearing::Fine, now, 0);
+        pace.told(&refused(), now, 0);
+        assert_eq!(pace.probe_at(), Some(now.plus(Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_takes_the_pause_with_it() {
+        let mut pace = Pace::new(5.0, At(1_000_000 * S));
+        pace.told(&throttled(Some(60)), At(1_000_000 * S), 0);
+        assert_eq!(granted(&mut pace, At(0)), 0);
+        assert_eq!(granted(&mut pace, At(60 * S)), 0);
+        assert_eq!(granted(&mut pace, At(60 * S + 1)), 1);
+    }
+
+    #[test]
+    fn nonsense_rates_do_not_panic() {
+        for rate in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -1.0, f64::MIN_POSITIVE] {
+            let mut pace = Pace::new(rate, At::NEVER);
+            assert!(granted(&mut pace, At::NEVER) >= 1);
+            pace.told(&throttled(Some(u64::MAX)), At(i64::MIN), 0);
+            assert!(pace.may_ask(At(i64::MIN), 0).is_err());
+        }
+    }
+
+    #[test]
+    fn the_state_is_json_that_names_the_reason() {
+        let mut pace = Pace::new(2.0, At(0));
+        pace.told(&throttled(Some(5)), At(0), 0);
+        pace.told(&refused(), At(0), 0);
+        let state = serde_json::to_value(pace.state(At(S))).unwrap();
+        assert_eq!(state["pause"]["until"], 5001);
+        assert_eq!(state["pause"]["reason"], "retry_after");
+        assert_eq!(state["breaker"]["next_probe"], 60_000);
+        assert_eq!(state["heard"]["throttled"], 1);
+        assert_eq!(state["effective_rate"], 1.0);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask,
+        GoOn,
+        Probe,
+        Told(Hearing),
+    }
+
+    fn hearings() -> impl Strategy<Value = Hearing> {
+        prop_oneof![
+            4 => Just(Hearing::Fine),
+            1 => prop::option::of(0_u64..600).prop_map(throttled),
+            1 => Just(refused()),
+            2 => prop::option::weighted(0.2, 0_u64..600).prop_map(trouble),
+        ]
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(i64, u64, Step)>> {
+        let step = prop_oneof![
+            4 => Just(Step::Ask),
+            2 => Just(Step::GoOn),
+            1 => Just(Step::Probe),
+            2 => hearings().prop_map(Step::Told),
+        ];
+        prop::collection::vec((0_i64..20_000, any::<u64>(), step), 1..150)
+    }
+
+    fn signed_steps() -> impl Strategy<Value = Vec<(i64, u64, Hearing)>> {
+        prop::collection::vec((-10_000_000_i64..10_000_000, any::<u64>(), hearings()), 1..60)
+    }
+
+    proptest! {
+        /// Whatever is heard meanwhile.
+        #[test]
+        fn no_window_sees_more_calls_than_rate_times_length_plus_burst(
+            rate in 0.01_f64..20.0, gap in 1_i64..500, steps in steps()
+        ) {
+            let mut pace = Pace::new(rate, At(0));
+            let (mut now, mut calls) = (0, vec![]);
+            for (dt, seed, step) in steps {
+                now += dt % gap;
+                let granted = match step {
+                    Step::Ask => pace.may_ask(At(now), seed).is_ok(),
+                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
+                    Step::Probe => pace.may_probe(At(now)),
+                    Step::Told(hearing) => { pace.told(&hearing, At(now), seed); false }
+                };
+                calls.extend(granted.then_some(now));
+            }
+            for (i, from) in calls.iter().enumerate() {
+                for (count, to) in calls[i..].iter().enumerate() {
+                    #[expect(clippy::cast_precision_loss)]
+                    let (count, seconds) = ((count + 1) as f64, (to - from) as f64 / 1000.0);
+                    prop_assert!(count <= rate * seconds + rate.ceil().max(1.0) + 1e-6);
+                }
+            }
+        }
+
+        /// Neither to a question nor to a probe, whatever else is heard.
+        #[test]
+        fn nothing_is_granted_before_a_retry_after_has_passed(steps in steps()) {
+            let mut pace = Pace::new(5.0, At(0));
+            let (mut now, mut not_before) = (0, 0);
+            for (dt, seed, step) in steps {
+                now += dt;
+                let granted = match step {
+                    Step::Ask => pace.may_ask(At(now), seed).is_ok(),
+                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
+                    Step::Probe => pace.may_probe(At(now)),
+                    Step::Told(hearing) => {
+                        if let Hearing::Throttled { retry_after: Some(span) }
+                        | Hearing::Trouble { retry_after: Some(span), .. } = &hearing {
+                            not_before = not_before.max(At(now).plus(*span).0);
+                        }
+                        pace.told(&hearing, At(now), seed);
+                        false
+                    }
+                };
+                prop_assert!(!granted || now >= not_before, "granted at {now}, promised not before {not_before}");
+            }
+        }
+
+        /// Between a refusal and the good answer to a probe.
+        #[test]
+        fn an_open_breaker_grants_probes_and_nothing_else(steps in steps()) {
+            let mut pace = Pace::new(5.0, At(0));
+            let (mut now, mut open, mut probed) = (0, false, false);
+            for (dt, seed, step) in steps {
+                now += dt;
+                match step {
+                    Step::Ask => prop_assert!(pace.may_ask(At(now), seed).is_err() || !open),
+                    Step::GoOn => prop_assert!(pace.may_go_on(At(now), seed).is_err() || !open),
+                    Step::Probe => {
+                        let granted = pace.may_probe(At(now));
+                        prop_assert!(open || !granted);
+                        probed |= granted;
+                    }
+                    Step::Told(hearing) => {
+                        pace.told(&hearing, At(now), seed);
+                        match hearing {
+                            Hearing::Refused { .. } if !open => (open, probed) = (true, false),
+                            Hearing::Fine if probed => open = false,
+                            _ => {}
+                        }
+                    }
+                }
+                prop_assert_eq!(pace.state(At(now)).breaker.is_some(), open);
+            }
+        }
+
+        /// However the clock jumps, the longest thing told is the longest thing waited for.
+        #[test]
+        fn a_jumping_clock_freezes_nothing_for_longer_than_the_longest_pause(steps in signed_steps()) {
+            let mut pace = Pace::new(5.0, At(0));
+            let mut now = 0;
+            for (dt, seed, hearing) in steps {
+                now += dt;
+                let _ = if seed % 2 == 0 { pace.may_ask(At(now), seed) } else { pace.may_go_on(At(now), seed) };
+                pace.told(&hearing, At(now), seed);
+            }
+            let one_token = Duration::from_secs(12);
+            let later = At(now).plus(PROBE_INTERVAL_MAX + SLACK + one_token);
+            prop_assert!(pace.may_ask(later, 0).is_ok() || pace.may_probe(later));
+        }
+
+        /// A caller that is alone succeeds when it comes back at the moment it was given.
+        #[test]
+        fn the_moment_it_names_is_good_for_a_caller_that_is_alone(
+            rate in 0.01_f64..20.0, news in prop::collection::vec(hearings(), 0..10), seed in any::<u64>()
+        ) {
+            let mut pace = Pace::new(rate, At(0));
+            for hearing in news.iter().filter(|hearing| !matches!(hearing, Hearing::Refused { .. })) {
+                pace.told(hearing, At(0), seed);
+            }
+            let refusal = std::iter::repeat_with(|| pace.may_ask(At(0), seed)).find_map(Result::err).unwrap();
+            prop_assert!(refusal > At(0));
+            prop_assert!(pace.may_ask(refusal, seed).is_ok());
+        }
+    }
+}

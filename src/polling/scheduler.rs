@@ -1,0 +1,270 @@
+//! When a source's provider is asked about what: its gate, its lists, and how many hands are free.
+//!
+//! Pure: the due runs, the pace and the time come in, and what is to be begun comes out. Which runs are
+//! due was written down by the last decision about each.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::polling::exchange::Errand;
+use crate::providers::Question;
+use crate::polling::rate_limit::Pace;
+use crate::reconciler::Member;
+use crate::model::At;
+use crate::ledger::Due;
+
+/// One source's rounds.
+pub struct Rounds {
+    member: Arc<Member>,
+    /// When the gate last opened: what had fallen due by then may go through.
+    opened: At,
+    next_poll: At,
+    next_sweep: At,
+    /// The runs that are being asked about, by row.
+    busy: BTreeSet<i64>,
+    sweeping: bool,
+    probing: bool,
+}
+
+/// What is under way, once at a time each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// The run of this row is asked about.
+    Run(i64),
+    /// The list is read.
+    Sweep,
+    /// The key is tried.
+    Probe,
+}
+
+/// What is to be begun.
+pub struct Begun {
+    /// As what it is to be reported as [finished](Rounds::finished).
+    pub task: Task,
+    /// The errand.
+    pub errand: Errand,
+    /// Its first question.
+    pub question: Question,
+}
+
+/// Which due runs to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Not urgent ones: due by then.
+    pub gate: At,
+    /// At most so many.
+    pub max: usize,
+}
+
+/// What there is of them.
+#[derive(Default)]
+pub struct Found {
+    /// Runs to ask about, urgent ones first.
+    pub due: Vec<Due>,
+    /// When the next urgent question falls due.
+    pub next_urgent: Option<At>,
+}
+
+impl Task {
+    /// The pace has let its first question go before it was begun.
+    pub fn paid(self) -> bool {
+        self != Task::Sweep
+    }
+}
+
+impl Rounds {
+    /// From `now` on.
+    pub fn new(member: Arc<Member>, now: At) -> Rounds {
+        let (opened, busy, sweeping, probing) = (At(0), BTreeSet::new(), false, false);
+        let next_poll = member.source.poll.next_after(now).unwrap_or(At::NEVER);
+        let next_sweep = member.source.sweep.next_after(now).unwrap_or(At::NEVER);
+        Rounds { member, opened, next_poll, next_sweep, busy, sweeping, probing }
+    }
+
+    /// Opens the gate and begins the list, if their time has come, and tries a key that was refused.
+    pub fn strike(&mut self, pace: &mut Pace, now: At) -> Vec<Begun> {
+        let source = &self.member.source;
+        if self.next_poll <= now {
+            self.opened = now;
+            self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
+        }
+        let mut begun = Vec::new();
+        let broken = pace.broken();
+        if broken && !self.probing && pace.may_probe(now) {
+            self.probing = true;
+            let (errand, question) = Errand::probe(&self.member);
+            begun.push(Begun { task: Task::Probe, errand, question });
+        }
+        if self.next_sweep <= now {
+            self.next_sweep = source.sweep.next_after(now).unwrap_or(At::NEVER);
+            if !self.sweeping
+                && !broken
+                && let Some((errand, question)) = Errand::sweep(&self.member, now)
+            {
+                self.sweeping = true;
+                begun.push(Begun { task: Task::Sweep, errand, question });
+            }
+        }
+        begun
+    }
+
+    /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
+    /// under way are still due until their answer is digested, so one has to look past them.
+    pub fn wanted(&self, pace: &Pace) -> Option<Wanted> {
+        let hands = self.member.source.concurrency;
+        let free = self.busy.len() < hands && !pace.broken();
+        free.then(|| Wanted { gate: self.opened, max: hands + self.busy.len() })
+    }
+
+    /// Begins with as many of the due runs as there are free hands and the pace allows. Beside them,
+    /// when looking again is worthwhile: when the pace will allow the next, or the next is urgent.
+    pub fn choose(&mut self, Found { due, next_urgent }: Found, pace: &mut Pace, now: At) -> (Vec<Begun>, At) {
+        let mut begun = Vec::new();
+        for due in due {
+            if self.busy.len() >= self.member.source.concurrency {
+                break;
+            }
+            if self.busy.contains(&due.row) {
+                continue;
+            }
+            if let Err(at) = pace.may_poll(due.run.is_urgent(), now, self.member.seed()) {
+                return (begun, at);
+            }
+            self.busy.insert(due.row);
+            let (errand, question) = Errand::about(&self.member, &due.run_id, &due.run, now);
+            begun.push(Begun { task: Task::Run(due.row), errand, question });
+        }
+        (begun, next_urgent.unwrap_or(At::NEVER))
+    }
+
+    /// It is over, and what came of it is digested.
+    pub fn finished(&mut self, task: Task) {
+        match task {
+            Task::Run(row) => drop(self.busy.remove(&row)),
+            Task::Sweep => self.sweeping = false,
+            Task::Probe => self.probing = false,
+        }
+    }
+
+    /// When looking again is worthwhile, whatever else happens.
+    pub fn next_at(&self, pace: &Pace) -> At {
+        self.next_poll.min(self.next_sweep).min(pace.probe_at().unwrap_or(At::NEVER))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::cron::Schedule;
+    use crate::config::Source;
+    use crate::providers::{Answer, Hearing, REGISTRY};
+    use crate::model::{RunId, SourceName};
+    use crate::secret::{Key, Secret, SecretLabel};
+    use crate::ledger::SourceRow;
+
+    /// An hour on the hour, so that schedules fire when it is whole minutes later.
+    const START: At = At(1_795_248_000_000);
+
+    fn minutes(count: u64) -> At {
+        START.plus(Duration::from_secs(60 * count))
+    }
+
+    fn rounds(change: impl FnOnce(&mut Source)) -> (Rounds, Pace) {
+        let key = Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new("a-key-of-the-tests") };
+        let mut source = Source::new(SourceName::new("sky").unwrap(), REGISTRY[0]).with_keys(Some(key), []);
+        source.poll = Schedule::parse("* * * * *").unwrap();
+        source.sweep = Schedule::parse("*/5 * * * *").unwrap();
+        (source.rate, source.concurrency) = (100.0, 2);
+        change(&mut source);
+        let pace = Pace::new(source.rate, START);
+        (Rounds::new(Arc::new(Member::new(SourceRow { id: 1, since: START }, Arc::new(source))), START), pace)
+    }
+
+    fn due(rows: impl IntoIterator<Item = i64>) -> Found {
+        const RUN: &str = r#"{"known_since":0,"found_by":"operator","detail":{},"rank":"waiting","webhooks":{"count":0},
+            "asks":0,"overdue":false,"statuses":0,"phase":{"open":{}},"ask":{"at":0,"urgent":false}}"#;
+        let run = |row| Due {
+            row,
+            run_id: RunId::new(&format!("wr_{row}")).unwrap(),
+            run: serde_json::from_str(RUN).unwrap(),
+        };
+        Found { due: rows.into_iter().map(run).collect(), next_urgent: None }
+    }
+
+    fn tasks(begun: &[Begun]) -> Vec<Task> {
+        begun.iter().map(|begun| begun.task).collect()
+    }
+
+    #[test]
+    fn as_many_are_asked_about_as_there_are_hands_and_none_twice() {
+        let (mut rounds, mut pace) = rounds(|_| ());
+        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(2));
+        let (begun, again) = rounds.choose(due(1..=3), &mut pace, START);
+        assert_eq!((tasks(&begun), again), (vec![Task::Run(1), Task::Run(2)], At::NEVER));
+        assert_eq!(begun[0].question.path, "/v1/runs/wr_1");
+        assert_eq!(rounds.wanted(&pace), None, "no hand is free");
+        rounds.finished(Task::Run(1));
+        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(3), "one looks past what is under way");
+        let (begun, _) = rounds.choose(due(2..=4), &mut pace, START);
+        assert_eq!(tasks(&begun), [Task::Run(3)]);
+    }
+
+    #[test]
+    fn the_pace_is_kept_and_says_when_it_goes_on() {
+        let (mut rounds, _) = rounds(|_| ());
+        let mut pace = Pace::new(1.0, START);
+        let (begun, again) = rounds.choose(due(1..=2), &mut pace, START);
+        assert_eq!(tasks(&begun), [Task::Run(1)]);
+        assert!(again >= START.plus(Duration::from_secs(1)) && again < At::NEVER);
+        let (begun, _) = rounds.choose(due(2..=2), &mut pace, again);
+        assert_eq!(tasks(&begun), [Task::Run(2)], "who was not begun is not taken for busy");
+    }
+
+    #[test]
+    fn the_gate_opens_when_its_schedule_fires() {
+        let (mut rounds, mut pace) = rounds(|_| ());
+        let gate = |rounds: &Rounds, pace: &Pace| rounds.wanted(pace).unwrap().gate;
+        rounds.strike(&mut pace, At(minutes(1).0 - 1));
+        assert_eq!((gate(&rounds, &pace), rounds.next_at(&pace)), (At(0), minutes(1)));
+        rounds.strike(&mut pace, minutes(1));
+        assert_eq!((gate(&rounds, &pace), rounds.next_at(&pace)), (minutes(1), minutes(2)));
+    }
+
+    #[test]
+    fn a_list_is_read_once_at_a_time() {
+        let (mut rounds, mut pace) = rounds(|_| ());
+        assert!(rounds.strike(&mut pace, minutes(4)).is_empty());
+        let begun = rounds.strike(&mut pace, minutes(5));
+        assert_eq!(tasks(&begun), [Task::Sweep]);
+        assert!(!begun[0].task.paid() && begun[0].question.path.starts_with("/v1/runs?page=1&"));
+        assert!(rounds.strike(&mut pace, minutes(10)).is_empty(), "it is still being read");
+        rounds.finished(Task::Sweep);
+        assert!(rounds.strike(&mut pace, minutes(14)).is_empty());
+        assert_eq!(tasks(&rounds.strike(&mut pace, minutes(15))), [Task::Sweep]);
+    }
+
+    #[test]
+    fn without_a_key_no_list_is_read() {
+        let (mut rounds, mut pace) = rounds(|source| source.api_key = None);
+        assert!(rounds.strike(&mut pace, minutes(5)).is_empty());
+    }
+
+    #[test]
+    fn a_refused_key_is_tried_now_and_then_and_nothing_else_is_asked() {
+        let (mut rounds, mut pace) = rounds(|_| ());
+        pace.told(&Hearing::Refused { why: "401".to_owned() }, START, 0);
+        let at = pace.probe_at().unwrap();
+        assert_eq!(rounds.next_at(&pace), at.min(minutes(1)));
+        assert_eq!(rounds.wanted(&pace), None);
+        let mut begun = rounds.strike(&mut pace, at);
+        assert_eq!(tasks(&begun), [Task::Probe]);
+        assert!(rounds.strike(&mut pace, minutes(20)).is_empty(), "one probe at a time, and no list");
+        let Begun { errand, question, .. } = begun.remove(0);
+        let answer = Answer::Failed { what: "connection refused".to_owned() };
+        assert!(matches!(errand.go_on(question, answer, at), crate::polling::exchange::Next::Done));
+        rounds.finished(Task::Probe);
+        assert_eq!(tasks(&rounds.strike(&mut pace, minutes(21))), [Task::Probe]);
+    }
+}
