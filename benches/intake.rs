@@ -39,7 +39,8 @@ use hyper::{Request, Response, body::Incoming};
 use rusqlite::{Connection, ToSql};
 use settled::server::{Allowance, AnyBody, Function, Listener, serve, whole};
 use support::{
-    BODIES, Beat, Daemon, PAGE_BYTES, Sender, database, fdatasyncs, median, option, options, request, share,
+    BODIES, Beat, Daemon, PAGE_BYTES, Sender, database, fdatasyncs, median, option, options,
+    request, share,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,7 +61,10 @@ fn main() {
         connections: option("--connections", 64),
         rate: option("--rate", 0.0),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(run(options));
 }
 
@@ -69,8 +73,14 @@ async fn run(options: Options) {
     let daemon = Daemon::start(folder.path()).await;
     let mut servers = vec![
         ("do-nothing hyper".to_owned(), beside(None).await),
-        ("bare SQLite".to_owned(), beside(Some(writer(bare(&folder.path().join("bare.db"))))).await),
-        ("the rows alone".to_owned(), beside(Some(writer(rows(&folder.path().join("rows.db"))))).await),
+        (
+            "bare SQLite".to_owned(),
+            beside(Some(writer(bare(&folder.path().join("bare.db"))))).await,
+        ),
+        (
+            "the rows alone".to_owned(),
+            beside(Some(writer(rows(&folder.path().join("rows.db"))))).await,
+        ),
         ("settled".to_owned(), daemon.hooks),
     ];
     servers.extend(self::options("--beside").into_iter().map(|server| {
@@ -85,7 +95,11 @@ async fn run(options: Options) {
             for (syncs, bytes) in syncs.iter_mut().zip([PAGE_BYTES, GROUP_BYTES]) {
                 syncs.extend(fdatasyncs(folder.path(), bytes, 100, Duration::ZERO));
             }
-            let rate = if options.rate > 0.0 { options.rate } else { 100_000.0 };
+            let rate = if options.rate > 0.0 {
+                options.rate
+            } else {
+                100_000.0
+            };
             let requests = (0..(options.seconds * rate) as usize).map(|_| {
                 serial += 1;
                 request(&format!("wr_{serial:018}"))
@@ -102,12 +116,19 @@ async fn run(options: Options) {
         options.connections,
         options.rounds,
         options.seconds,
-        if options.rate > 0.0 { format!(", {} /s wanted", options.rate) } else { String::new() }
+        if options.rate > 0.0 {
+            format!(", {} /s wanted", options.rate)
+        } else {
+            String::new()
+        }
     );
     let nothing = Round::median(&rounds[0]);
     for ((name, _), rounds) in servers.iter().zip(&rounds) {
         let round = Round::median(rounds);
-        println!("{name:24} {round}   {:.3} of doing nothing", round.per_second / nothing.per_second);
+        println!(
+            "{name:24} {round}   {:.3} of doing nothing",
+            round.per_second / nothing.per_second
+        );
     }
 }
 
@@ -116,7 +137,11 @@ const GROUP_BYTES: usize = 80 * PAGE_BYTES;
 
 fn figures(mut syncs: Vec<f64>) -> String {
     syncs.sort_by(f64::total_cmp);
-    format!("p50 {:.2} ms, p99 {:.2} ms", share(&syncs, 0.5), share(&syncs, 0.99))
+    format!(
+        "p50 {:.2} ms, p99 {:.2} ms",
+        share(&syncs, 0.5),
+        share(&syncs, 0.99)
+    )
 }
 
 type Store = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
@@ -136,10 +161,18 @@ async fn beside(store: Option<Store>) -> SocketAddr {
         Function(move |request: Request<Incoming>| {
             let store = store.clone();
             async move {
-                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                let body = request
+                    .into_body()
+                    .collect()
+                    .await
+                    .expect("a body")
+                    .to_bytes();
                 if let Some(store) = store {
                     let (tell, stored) = oneshot::channel();
-                    store.send((body.to_vec(), tell)).await.expect("the writer lives");
+                    store
+                        .send((body.to_vec(), tell))
+                        .await
+                        .expect("the writer lives");
                     stored.await.expect("stored");
                 }
                 let response: Response<AnyBody> = Response::new(whole("{\"stored\":1}\n"));
@@ -155,7 +188,9 @@ async fn beside(store: Option<Store>) -> SocketAddr {
 }
 
 /// One thread that inserts what waits and commits it, synced as settled's commits are.
-fn writer((connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send + 'static)) -> Store {
+fn writer(
+    (connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send + 'static),
+) -> Store {
     let (store, mut waiting) = mpsc::channel::<(Vec<u8>, oneshot::Sender<()>)>(4096);
     std::thread::spawn(move || {
         let mut group = Vec::new();
@@ -176,7 +211,9 @@ fn writer((connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send 
 /// The least that durable intake into SQLite can be.
 fn bare(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
     let insert = |connection: &Connection, body: &[u8]| {
-        let mut insert = connection.prepare_cached("INSERT INTO events (body) VALUES (?1)").expect("a statement");
+        let mut insert = connection
+            .prepare_cached("INSERT INTO events (body) VALUES (?1)")
+            .expect("a statement");
         insert.execute([body]).expect("inserted");
     };
     (database(path, BODIES), insert)
@@ -196,7 +233,10 @@ fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
         let (id, at) = (serial.get(), 1_795_248_987_000_i64);
         let run_id = format!("wr_{id:018}");
         let execute = |sql, values: &[&dyn ToSql]| {
-            connection.prepare_cached(sql).and_then(|mut insert| insert.execute(values)).expect("inserted");
+            connection
+                .prepare_cached(sql)
+                .and_then(|mut insert| insert.execute(values))
+                .expect("inserted");
         };
         execute(
             "INSERT INTO reports (id, source, via, at, verdict, secret, head, body)
@@ -235,14 +275,27 @@ impl Round {
     fn median(rounds: &[Round]) -> Round {
         let of = |field: fn(&Round) -> f64| median(rounds.iter().map(field).collect());
         let (per_second, refused) = (of(|r| r.per_second), of(|r| r.refused));
-        Round { per_second, refused, p50_ms: of(|r| r.p50_ms), p99_ms: of(|r| r.p99_ms) }
+        Round {
+            per_second,
+            refused,
+            p50_ms: of(|r| r.p50_ms),
+            p99_ms: of(|r| r.p99_ms),
+        }
     }
 }
 
 impl std::fmt::Display for Round {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:8.0} /s   p50 {:6.2} ms   p99 {:6.2} ms", self.per_second, self.p50_ms, self.p99_ms)?;
-        if self.refused > 0.0 { write!(f, "   {:.0} /s answered 503", self.refused) } else { Ok(()) }
+        write!(
+            f,
+            "{:8.0} /s   p50 {:6.2} ms   p99 {:6.2} ms",
+            self.per_second, self.p50_ms, self.p99_ms
+        )?;
+        if self.refused > 0.0 {
+            write!(f, "   {:.0} /s answered 503", self.refused)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -251,9 +304,19 @@ async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> 
     let (requests, next) = (Arc::new(requests), Arc::new(AtomicUsize::new(0)));
     // Time for everybody to connect.
     let begin = Instant::now() + Duration::from_millis(200);
-    let beat = (options.rate > 0.0).then(|| Arc::new(Beat::start(begin, options.rate, requests.len())));
+    let beat =
+        (options.rate > 0.0).then(|| Arc::new(Beat::start(begin, options.rate, requests.len())));
     let workers: Vec<_> = (0..options.connections)
-        .map(|_| tokio::spawn(worker(address, requests.clone(), next.clone(), beat.clone(), begin, options)))
+        .map(|_| {
+            tokio::spawn(worker(
+                address,
+                requests.clone(),
+                next.clone(),
+                beat.clone(),
+                begin,
+                options,
+            ))
+        })
         .collect();
     let (mut times, mut refused) = (Vec::new(), 0);
     for worker in workers {
@@ -264,7 +327,12 @@ async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> 
     let spent = begin.elapsed().as_secs_f64();
     let per_second = times.len() as f64 / spent;
     times.sort_by(f64::total_cmp);
-    Round { per_second, refused: f64::from(refused) / spent, p50_ms: share(&times, 0.5), p99_ms: share(&times, 0.99) }
+    Round {
+        per_second,
+        refused: f64::from(refused) / spent,
+        p50_ms: share(&times, 0.5),
+        p99_ms: share(&times, 0.99),
+    }
 }
 
 /// One connection: the milliseconds of what was stored, and how many were answered 503.
@@ -288,7 +356,9 @@ async fn worker(
                 None => break,
             },
         };
-        let Some(request) = requests.get(number) else { break };
+        let Some(request) = requests.get(number) else {
+            break;
+        };
         match sender.send(request, || ()).await {
             200 => times.push(since.elapsed().as_secs_f64() * 1000.0),
             503 => {

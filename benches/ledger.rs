@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use settled::model::At;
 use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
-use settled::model::At;
 use settled::secret::SecretLabel;
 use support::{Ledger, body, database, file_bytes, option, timed};
 
@@ -33,7 +33,10 @@ const START: i64 = 1_795_248_987_000;
 
 fn main() {
     let (webhooks, group) = (option("--webhooks", 100_000_u64), option("--group", 64));
-    let (stored, ids) = (option("--stored", 0_u64), option("--ids", "random".to_owned()));
+    let (stored, ids) = (
+        option("--stored", 0_u64),
+        option("--ids", "random".to_owned()),
+    );
     let mut ledger = Ledger::new(At(START));
     if stored > 1 {
         let source = ledger.source;
@@ -43,7 +46,8 @@ fn main() {
     let before = file_bytes(&ledger.path());
     let source = ledger.source;
     let spent = timed(|| {
-        let reports = (stored..stored + webhooks).map(|serial| report(source, &run_id(&ids, serial), At(START)));
+        let reports = (stored..stored + webhooks)
+            .map(|serial| report(source, &run_id(&ids, serial), At(START)));
         ledger.hear(reports, group, At(START));
     });
     println!(
@@ -53,22 +57,38 @@ fn main() {
         (file_bytes(&ledger.path()) - before) as f64 / webhooks as f64,
         file_bytes(&ledger.path().with_extension("db-wal")),
     );
-    let spent = bare(&ledger.folder.path().join("bare.db"), &ids, stored, webhooks, group);
-    println!("one table with a unique id: {:.1} µs each", spent.as_secs_f64() * 1e6 / webhooks as f64);
+    let spent = bare(
+        &ledger.folder.path().join("bare.db"),
+        &ids,
+        stored,
+        webhooks,
+        group,
+    );
+    println!(
+        "one table with a unique id: {:.1} µs each",
+        spent.as_secs_f64() * 1e6 / webhooks as f64
+    );
 }
 
 /// The time that the least table takes, which a thread of its own keeps moving out of the log.
 fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Duration {
     let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT;";
     let mut sql = database(path, table);
-    sql.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -16384;").expect("settings");
+    sql.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -16384;")
+        .expect("settings");
     let mut insert = |serials: Range<u64>| {
         let tx = sql.transaction().expect("begun");
-        let mut insert = tx.prepare_cached("INSERT INTO events (run_id, body) VALUES (?1, ?2)").expect("a statement");
+        let mut insert = tx
+            .prepare_cached("INSERT INTO events (run_id, body) VALUES (?1, ?2)")
+            .expect("a statement");
         for serial in serials {
             let id = run_id(ids, serial);
             // What is there already is small, so that only its index is large.
-            let body = if serial < stored { String::new() } else { body(&id) };
+            let body = if serial < stored {
+                String::new()
+            } else {
+                body(&id)
+            };
             insert.execute((id, body.into_bytes())).expect("inserted");
         }
         drop(insert);
@@ -76,7 +96,9 @@ fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Dur
     };
     insert(0..stored);
     database(path, "PRAGMA wal_checkpoint(TRUNCATE);");
-    File::open(path).and_then(|file| file.sync_all()).expect("on the disk");
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .expect("on the disk");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -108,10 +130,14 @@ fn run_id(ids: &str, serial: u64) -> String {
 /// As many runs as there would be after so many webhooks.
 fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
     let mut sql = Connection::open(ledger.path()).expect("the same file");
-    sql.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -2097152;").expect("settings");
+    sql.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -2097152;")
+        .expect("settings");
     let tx = sql.transaction().expect("begun");
     let copy = |table: &str, columns: &str, key: &str| {
-        tx.prepare(&format!("INSERT INTO {table} SELECT {columns} FROM {table} WHERE {key} = 1")).expect("a statement")
+        tx.prepare(&format!(
+            "INSERT INTO {table} SELECT {columns} FROM {table} WHERE {key} = 1"
+        ))
+        .expect("a statement")
     };
     let mut run = copy(
         "runs",
@@ -119,9 +145,21 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
          wake_at, ?1, state",
         "id",
     );
-    let mut report = copy("reports", "?1, source, via, at, verdict, secret, ring, head, body, note, attempts", "id");
-    let mut heard = copy("heard", "?1, ?1, at, via, trust, claim, status, effect, ?1", "run");
-    let mut record = copy("records", "?1, ?1, type, at, source, group_id, outcome, origin, envelope, data", "seq");
+    let mut report = copy(
+        "reports",
+        "?1, source, via, at, verdict, secret, ring, head, body, note, attempts",
+        "id",
+    );
+    let mut heard = copy(
+        "heard",
+        "?1, ?1, at, via, trust, claim, status, effect, ?1",
+        "run",
+    );
+    let mut record = copy(
+        "records",
+        "?1, ?1, type, at, source, group_id, outcome, origin, envelope, data",
+        "seq",
+    );
     for serial in 1..count {
         let row = i64::try_from(serial + 1).expect("small");
         run.execute((row, run_id(ids, serial))).expect("a run");
@@ -132,12 +170,18 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
         }
     }
     drop((run, report, heard, record));
-    tx.execute("UPDATE meta SET reported = ?1, digested = ?1, recorded = ?1", [count.cast_signed()])
-        .expect("the marks");
+    tx.execute(
+        "UPDATE meta SET reported = ?1, digested = ?1, recorded = ?1",
+        [count.cast_signed()],
+    )
+    .expect("the marks");
     tx.commit().expect("committed");
-    sql.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);").expect("moved");
+    sql.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")
+        .expect("moved");
     // Else the system would still be writing all this while we look at the clock.
-    File::open(ledger.path()).and_then(|file| file.sync_all()).expect("on the disk");
+    File::open(ledger.path())
+        .and_then(|file| file.sync_all())
+        .expect("on the disk");
 }
 
 fn report(source: i64, run_id: &str, at: At) -> Report {
@@ -158,5 +202,10 @@ fn report(source: i64, run_id: &str, at: At) -> Report {
         truncated: false,
         peer: Some("127.0.0.1".to_owned()),
     };
-    Report { source, at, head: Head::Webhook(head), body: body.into_bytes() }
+    Report {
+        source,
+        at,
+        head: Head::Webhook(head),
+        body: body.into_bytes(),
+    }
 }

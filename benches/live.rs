@@ -32,7 +32,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Response, body::Frame};
 use settled::server::{Allowance, AnyBody, Function, Listener, serve};
-use support::{BODIES, Beat, Daemon, Sender, body, computed, database, median, option, request, share, timed};
+use support::{
+    BODIES, Beat, Daemon, Sender, body, computed, database, median, option, request, share, timed,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -46,10 +48,17 @@ const LINE_BYTES: usize = 1_400;
 const FOLLOWED_RATE: f64 = 50.0;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let teller: String = option("--teller", String::new());
     if !teller.is_empty() {
-        return runtime.block_on(tell(Path::new(&teller), option("--followers", 1), option("--lines", 1)));
+        return runtime.block_on(tell(
+            Path::new(&teller),
+            option("--followers", 1),
+            option("--lines", 1),
+        ));
     }
     runtime.block_on(async {
         let seconds = option("--seconds", 10.0);
@@ -70,16 +79,30 @@ async fn latency(rate: f64, seconds: f64) {
     let (warm, count) = (rate as usize, (rate * (seconds + 1.0)) as usize);
     let (sent, mut took) = (Sent::default(), Vec::new());
     let mut lines = BufReader::new(follow(&daemon.feed).await).lines();
-    let commit =
-        median(commits(&folder.path().join("bare.db"), 10.max(rate as usize), Duration::from_secs_f64(1.0 / rate)));
+    let commit = median(commits(
+        &folder.path().join("bare.db"),
+        10.max(rate as usize),
+        Duration::from_secs_f64(1.0 / rate),
+    ));
     let sending = tokio::spawn(send(daemon.hooks, count, rate, sent.clone()));
     let mut seen = 0;
     while seen < count {
-        let line = lines.next_line().await.expect("a feed").expect("it goes on");
-        let Some(run_id) = run_id(&line) else { continue };
+        let line = lines
+            .next_line()
+            .await
+            .expect("a feed")
+            .expect("it goes on");
+        let Some(run_id) = run_id(&line) else {
+            continue;
+        };
         let now = Instant::now();
         seen += 1;
-        if let Some(sent) = sent.lock().expect("no panic").remove(run_id).filter(|_| seen > warm) {
+        if let Some(sent) = sent
+            .lock()
+            .expect("no panic")
+            .remove(run_id)
+            .filter(|_| seen > warm)
+        {
             took.push((now - sent).as_secs_f64() * 1000.0);
         }
     }
@@ -99,7 +122,8 @@ fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
     let sql = database(path, BODIES);
     let body = body("wr_1").into_bytes();
     let one = || {
-        sql.execute("INSERT INTO events (body) VALUES (?1)", [&body]).expect("committed");
+        sql.execute("INSERT INTO events (body) VALUES (?1)", [&body])
+            .expect("committed");
     };
     one();
     (0..count)
@@ -113,7 +137,10 @@ fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
 /// Follows the feed from now on; the head of the answer and the first line are behind us.
 async fn follow(feed: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(feed).await.expect("a feed");
-    stream.write_all(b"GET /v1/events?follow=1&after=latest HTTP/1.0\r\n\r\n").await.expect("asked");
+    stream
+        .write_all(b"GET /v1/events?follow=1&after=latest HTTP/1.0\r\n\r\n")
+        .await
+        .expect("asked");
     let (mut seen, mut byte) = (String::new(), [0]);
     while !seen.contains("settled.feed.hello") || !seen.ends_with('\n') {
         stream.read_exact(&mut byte).await.expect("an answer");
@@ -124,13 +151,20 @@ async fn follow(feed: &Path) -> UnixStream {
 
 /// Of which run a line is, if it is of one.
 fn run_id(line: &str) -> Option<&str> {
-    line.split_once("\"subject\":\"")?.1.split_once('"').map(|(run_id, _)| run_id)
+    line.split_once("\"subject\":\"")?
+        .1
+        .split_once('"')
+        .map(|(run_id, _)| run_id)
 }
 
 /// Sends so many webhooks, each when it is due.
 async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) {
-    let requests: Arc<Vec<_>> =
-        Arc::new((0..count).map(|number| format!("wr_{number:018}")).map(|id| (request(&id), id)).collect());
+    let requests: Arc<Vec<_>> = Arc::new(
+        (0..count)
+            .map(|number| format!("wr_{number:018}"))
+            .map(|id| (request(&id), id))
+            .collect(),
+    );
     let beat = Arc::new(Beat::start(Instant::now(), rate, count));
     let worker = || {
         let (requests, beat, sent) = (requests.clone(), beat.clone(), sent.clone());
@@ -139,7 +173,9 @@ async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) 
             while let Some((number, _)) = beat.next().await {
                 let (request, run_id) = &requests[number];
                 let out = || {
-                    sent.lock().expect("no panic").insert(run_id.clone(), Instant::now());
+                    sent.lock()
+                        .expect("no panic")
+                        .insert(run_id.clone(), Instant::now());
                 };
                 assert_eq!(sender.send(request, out).await, 200);
             }
@@ -154,7 +190,11 @@ async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) 
 /// What lines cost the daemon with one follower and with so many, and what writing them costs alone.
 async fn followers(count: usize, lines: usize) {
     let alone = followed(1, lines).await;
-    let (many, bytes, told) = (followed(count, lines).await, written(count, lines).await, told(count, lines).await);
+    let (many, bytes, told) = (
+        followed(count, lines).await,
+        written(count, lines).await,
+        told(count, lines).await,
+    );
     let each = |seconds: f64| seconds * 1e6 / (lines * count) as f64;
     println!(
         "{count} followers of {lines} lines: {:.1} µs of computing a line and follower beside what one follower costs; by tokio and hyper alone {:.1} µs; writing the bytes alone {:.1} µs",
@@ -172,7 +212,10 @@ async fn followed(count: usize, lines: usize) -> f64 {
     let last = format!("wr_{:018}", lines - 1);
     let mut readers = Vec::new();
     for _ in 0..count {
-        readers.push(tokio::spawn(drain(follow(&daemon.feed).await, last.clone())));
+        readers.push(tokio::spawn(drain(
+            follow(&daemon.feed).await,
+            last.clone(),
+        )));
     }
     let before = computed(daemon.process());
     send(daemon.hooks, lines, FOLLOWED_RATE, Sent::default()).await;
@@ -235,7 +278,9 @@ async fn tell(socket: &Path, count: usize, lines: usize) {
     let (_go_on, stop) = watch::channel(false);
     let listener = UnixListener::bind(socket).expect("a socket");
     let serving = tokio::spawn(serve(Listener::Unix(listener), allowance, service, stop));
-    came.wait_for(|followers| *followers >= count).await.expect("followers");
+    came.wait_for(|followers| *followers >= count)
+        .await
+        .expect("followers");
     tokio::time::sleep(Duration::from_secs(1)).await;
     for number in 0..lines {
         tokio::time::sleep(Duration::from_secs_f64(1.0 / FOLLOWED_RATE)).await;
@@ -298,5 +343,9 @@ async fn written(count: usize, lines: usize) -> f64 {
 /// Seconds that this thread has computed for.
 fn thread_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-    stat.split_whitespace().next().and_then(|nanos| nanos.parse::<f64>().ok()).expect("nanoseconds") / 1e9
+    stat.split_whitespace()
+        .next()
+        .and_then(|nanos| nanos.parse::<f64>().ok())
+        .expect("nanoseconds")
+        / 1e9
 }

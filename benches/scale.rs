@@ -10,11 +10,11 @@ mod support;
 use std::hint::black_box;
 
 use rusqlite::Connection;
+use settled::ledger::{Filter, Reader};
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
+use settled::model::At;
 use settled::providers::Verdict;
 use settled::report::{Head, Report, WebhookHead};
-use settled::model::At;
-use settled::ledger::{Filter, Reader};
 use support::{Ledger, file_bytes, median, option, resident, timed, track};
 
 const START: At = At(1_795_248_987_000);
@@ -43,7 +43,10 @@ fn catch_up(count: usize, rounds: usize) {
         source,
         at: START,
         head: Head::Webhook(head.clone()),
-        body: format!(r#"{{"run_id":"wr_{number:018}","status":"completed","output":{{"text":"{text}"}}}}"#).into(),
+        body: format!(
+            r#"{{"run_id":"wr_{number:018}","status":"completed","output":{{"text":"{text}"}}}}"#
+        )
+        .into(),
     });
     ledger.hear(reports, GROUP, START);
     let reader = ledger.reconciler.reader();
@@ -63,8 +66,9 @@ fn catch_up(count: usize, rounds: usize) {
 }
 
 fn scan(bare: &Connection) {
-    let mut select =
-        bare.prepare_cached("SELECT seq, type, at, envelope, data FROM records ORDER BY seq").expect("a statement");
+    let mut select = bare
+        .prepare_cached("SELECT seq, type, at, envelope, data FROM records ORDER BY seq")
+        .expect("a statement");
     let mut rows = select.query([]).expect("rows");
     while let Some(row) = rows.next().expect("a row") {
         for column in 0..5 {
@@ -74,10 +78,17 @@ fn scan(bare: &Connection) {
 }
 
 fn follow(reader: &Reader) {
-    let (mut position, filter) = (0, Filter { types: Vec::new(), ..Filter::default() });
+    let (mut position, filter) = (
+        0,
+        Filter {
+            types: Vec::new(),
+            ..Filter::default()
+        },
+    );
     loop {
-        let page =
-            reader.read(|view| view.records(position, i64::MAX, &filter, PAGE_ROWS, PAGE_SCAN_ROWS)).expect("a page");
+        let page = reader
+            .read(|view| view.records(position, i64::MAX, &filter, PAGE_ROWS, PAGE_SCAN_ROWS))
+            .expect("a page");
         if page.0.is_empty() {
             return;
         }
@@ -91,17 +102,38 @@ fn choose(count: usize, rounds: usize) {
     let mut ledger = Ledger::new(START);
     let source = ledger.source;
     for part in [count / 100, count - count / 100] {
-        let before = ledger.reconciler.reader().read(|view| view.source_counts()).expect("counts")[0].open;
+        let before = ledger
+            .reconciler
+            .reader()
+            .read(|view| view.source_counts())
+            .expect("counts")[0]
+            .open;
         let first = usize::try_from(before).expect("small");
-        ledger.hear((first..first + part).map(|number| track(source, number, START)), GROUP, START);
+        ledger.hear(
+            (first..first + part).map(|number| track(source, number, START)),
+            GROUP,
+            START,
+        );
         let reader = ledger.reconciler.reader();
         let later = At(START.0 + 86_400_000);
         let mut times: [Vec<f64>; 3] = Default::default();
         for _ in 0..rounds {
-            let due =
-                |now: At| timed(|| drop(black_box(reader.read(|view| view.due(source, now, now, 64)).expect("rows"))));
-            let alarms =
-                timed(|| drop(black_box(reader.read(|view| view.alarms(&[source], START, 64)).expect("rows"))));
+            let due = |now: At| {
+                timed(|| {
+                    drop(black_box(
+                        reader
+                            .read(|view| view.due(source, now, now, 64))
+                            .expect("rows"),
+                    ))
+                })
+            };
+            let alarms = timed(|| {
+                drop(black_box(
+                    reader
+                        .read(|view| view.alarms(&[source], START, 64))
+                        .expect("rows"),
+                ))
+            });
             for (times, time) in times.iter_mut().zip([due(START), due(later), alarms]) {
                 times.push(time.as_secs_f64() * 1e6);
             }

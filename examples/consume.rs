@@ -39,7 +39,10 @@ fn follow(socket: &str, db: &mut Connection) -> Result<(), Box<dyn Error>> {
     let mut stream = UnixStream::connect(socket)?;
     // The daemon speaks at least every 15 s; a minute of silence is a loss.
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    write!(stream, "GET /v1/events?follow=1&after={cursor} HTTP/1.0\r\n\r\n")?;
+    write!(
+        stream,
+        "GET /v1/events?follow=1&after={cursor} HTTP/1.0\r\n\r\n"
+    )?;
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
     lines.read_line(&mut line)?;
@@ -61,7 +64,10 @@ fn follow(socket: &str, db: &mut Connection) -> Result<(), Box<dyn Error>> {
         }
         let event: Value = serde_json::from_str(&line)?;
         let tx = db.transaction()?;
-        if event["type"].as_str().is_some_and(|kind| kind.starts_with("settled.run.")) {
+        if event["type"]
+            .as_str()
+            .is_some_and(|kind| kind.starts_with("settled.run."))
+        {
             effect(&tx, &event)?;
         }
         if let Some(cursor) = event["cursor"].as_str() {
@@ -76,7 +82,11 @@ fn effect(tx: &Transaction<'_>, event: &Value) -> rusqlite::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     tx.execute(
         "INSERT INTO results (id, run_id, outcome) VALUES (?1, ?2, ?3)",
-        [text(&event["id"]), text(&event["data"]["run_id"]), text(&event["data"]["outcome"])],
+        [
+            text(&event["id"]),
+            text(&event["data"]["run_id"]),
+            text(&event["data"]["outcome"]),
+        ],
     )?;
     Ok(())
 }

@@ -314,12 +314,24 @@ pub const FILES_MAX: usize = 16_384;
 const _: () = {
     assert!(HOOK_BODY_IDLE_TIMEOUT.as_secs() < HOOK_BODY_TIMEOUT.as_secs());
     assert!(HOOK_BODY_BYTES_MIN <= HOOK_BODY_BYTES && HOOK_BODY_BYTES <= HOOK_BODY_BYTES_MAX);
-    assert!(HOOK_BODY_BYTES_MAX <= HOOK_BODIES_BYTES_MAX, "the largest body must fit");
+    assert!(
+        HOOK_BODY_BYTES_MAX <= HOOK_BODIES_BYTES_MAX,
+        "the largest body must fit"
+    );
     assert!(TRUNCATED_HEAD_BYTES < HOOK_BODY_BYTES_MIN);
-    assert!(UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64, "the ring must hold one whole delivery");
+    assert!(
+        UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64,
+        "the ring must hold one whole delivery"
+    );
     assert!(GROUP_REPORTS_MAX <= QUEUE_REPORTS_MAX);
-    assert!(STREAMS_MAX < SOCKET_CONNECTIONS_MAX, "commands must get through");
-    assert!(HEARTBEAT.as_secs() * 2 <= WRITE_STALL.as_secs(), "a stall shows on a heartbeat");
+    assert!(
+        STREAMS_MAX < SOCKET_CONNECTIONS_MAX,
+        "commands must get through"
+    );
+    assert!(
+        HEARTBEAT.as_secs() * 2 <= WRITE_STALL.as_secs(),
+        "a stall shows on a heartbeat"
+    );
     assert!(CONCURRENCY <= CONCURRENCY_MAX && RATE_PER_SECOND <= RATE_PER_SECOND_MAX);
     assert!(RETENTION_MIN.as_secs() <= RETENTION_DELIVERIES.as_secs());
     assert!(RETENTION_FEED.as_secs() <= DURATION_MAX.as_secs());

@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
-use crate::providers::json::shortened;
-use crate::providers::{Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook};
 use crate::model::observation::{Claim, Detail, Observation, portable};
 use crate::model::{At, Kind, RunId, Trust, Via};
+use crate::providers::json::shortened;
+use crate::providers::{
+    Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook,
+};
 use crate::secret::{SecretLabel, TokenDigest};
 
 /// A report on its way to the ledger.
@@ -162,14 +164,39 @@ impl AnswerHead {
 
     /// Splits an answer into what goes into the head and what goes into the body.
     pub fn split(path: String, answer: Answer) -> (AnswerHead, Vec<u8>) {
-        let empty = AnswerHead { path, status: None, failed: None, headers: Vec::new(), bytes: 0, truncated: false };
+        let empty = AnswerHead {
+            path,
+            status: None,
+            failed: None,
+            headers: Vec::new(),
+            bytes: 0,
+            truncated: false,
+        };
         match answer {
-            Answer::Failed { what } => (AnswerHead { failed: Some(what), ..empty }, Vec::new()),
+            Answer::Failed { what } => (
+                AnswerHead {
+                    failed: Some(what),
+                    ..empty
+                },
+                Vec::new(),
+            ),
             Answer::Http(response) => {
-                let headers =
-                    response.headers.into_iter().filter(|(name, _)| Self::KEPT.contains(&name.as_str())).collect();
+                let headers = response
+                    .headers
+                    .into_iter()
+                    .filter(|(name, _)| Self::KEPT.contains(&name.as_str()))
+                    .collect();
                 let (bytes, truncated) = (response.body.len(), response.truncated);
-                (AnswerHead { status: Some(response.status), headers, bytes, truncated, ..empty }, response.body)
+                (
+                    AnswerHead {
+                        status: Some(response.status),
+                        headers,
+                        bytes,
+                        truncated,
+                        ..empty
+                    },
+                    response.body,
+                )
             }
         }
     }
@@ -179,7 +206,9 @@ impl AnswerHead {
         let (mine, rest) = body.split_at(self.bytes.min(body.len()));
         *body = rest;
         match self.status {
-            None => Answer::Failed { what: self.failed.clone().unwrap_or_default() },
+            None => Answer::Failed {
+                what: self.failed.clone().unwrap_or_default(),
+            },
             Some(status) => Answer::Http(Response {
                 status,
                 headers: self.headers.clone(),
@@ -210,7 +239,10 @@ fn shorten(detail: &mut Detail) {
 impl PollHead {
     /// The answers again, from the report's body.
     pub fn answers(&self, mut body: &[u8]) -> Vec<Answer> {
-        self.answers.iter().map(|head| head.join(&mut body)).collect()
+        self.answers
+            .iter()
+            .map(|head| head.join(&mut body))
+            .collect()
     }
 }
 
@@ -239,29 +271,58 @@ impl Report {
             }),
             Head::Poll(head) => {
                 let group_id = head.group_id.as_deref();
-                let subject =
-                    Subject { run_id: &head.run_id, kind: head.kind, guessed: head.guessed, group_id, settings };
-                Reading::Said(vec![provider.read_status(&subject, &head.answers(&self.body), head.asked_at)])
+                let subject = Subject {
+                    run_id: &head.run_id,
+                    kind: head.kind,
+                    guessed: head.guessed,
+                    group_id,
+                    settings,
+                };
+                Reading::Said(vec![provider.read_status(
+                    &subject,
+                    &head.answers(&self.body),
+                    head.asked_at,
+                )])
             }
             Head::Sweep(head) => {
                 let answer = head.answer.join(&mut self.body.as_slice());
-                let listing = provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at);
+                let listing =
+                    provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at);
                 match listing.gap {
                     Some(gap) => Reading::Counted(listing.runs, gap),
                     None => Reading::Said(listing.runs),
                 }
             }
-            Head::Clock { run_id } => Reading::Said(vec![self.ours(run_id, None, Claim::Alarm, Detail::default())]),
+            Head::Clock { run_id } => Reading::Said(vec![self.ours(
+                run_id,
+                None,
+                Claim::Alarm,
+                Detail::default(),
+            )]),
             Head::Track(head) => {
-                let detail =
-                    Detail { group_id: head.group_id.clone(), metadata: head.metadata.clone(), ..Detail::default() };
-                Reading::Said(vec![self.ours(&head.run_id, head.kind, Claim::Tracked, detail)])
+                let detail = Detail {
+                    group_id: head.group_id.clone(),
+                    metadata: head.metadata.clone(),
+                    ..Detail::default()
+                };
+                Reading::Said(vec![self.ours(
+                    &head.run_id,
+                    head.kind,
+                    Claim::Tracked,
+                    detail,
+                )])
             }
         }
     }
 
     /// An observation that no provider made.
-    fn ours(&self, run_id: &RunId, kind: Option<Kind>, claim: Claim, detail: Detail) -> Observation {
+    fn ours(
+        &self,
+        run_id: &RunId,
+        kind: Option<Kind>,
+        claim: Claim,
+        detail: Detail,
+    ) -> Observation {
         Observation {
             run_id: run_id.clone(),
             kind,
@@ -276,7 +337,9 @@ impl Report {
 
     /// The provider's own JSON in it: the delivery's body, or the first answer that was a success.
     pub fn payload(&self) -> &[u8] {
-        let Head::Poll(head) = &self.head else { return &self.body };
+        let Head::Poll(head) = &self.head else {
+            return &self.body;
+        };
         let mut from = 0;
         for answer in &head.answers {
             let to = (from + answer.bytes).min(self.body.len());

@@ -73,13 +73,28 @@ impl Keyring {
     /// Every value in here, for [`Redactor`].
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
         let headers = self.headers.iter().flat_map(|header| &header.values);
-        self.signing.iter().chain(&self.path_tokens).chain(headers).map(|key| &key.secret)
+        self.signing
+            .iter()
+            .chain(&self.path_tokens)
+            .chain(headers)
+            .map(|key| &key.secret)
     }
 
     /// The path token that was presented, if it is one of ours. Looks at all of them.
     pub fn matching_token(&self, presented: &TokenDigest) -> Option<&SecretLabel> {
-        let ours = |key: &&Key| same(TokenDigest::of(key.secret.expose()).0.as_bytes(), presented.0.as_bytes());
-        self.path_tokens.iter().fold(None, |found, key| if ours(&key) { found.or(Some(&key.label)) } else { found })
+        let ours = |key: &&Key| {
+            same(
+                TokenDigest::of(key.secret.expose()).0.as_bytes(),
+                presented.0.as_bytes(),
+            )
+        };
+        self.path_tokens.iter().fold(None, |found, key| {
+            if ours(&key) {
+                found.or(Some(&key.label))
+            } else {
+                found
+            }
+        })
     }
 }
 
@@ -98,7 +113,9 @@ impl TokenDigest {
 /// their MACs under one key, by the MAC's own constant-time comparison.
 pub fn same(a: &[u8], b: &[u8]) -> bool {
     let mac = |bytes: &[u8]| {
-        Hmac::<Sha256>::new_from_slice(b"compare").expect("HMAC takes a key of any length").chain_update(bytes)
+        Hmac::<Sha256>::new_from_slice(b"compare")
+            .expect("HMAC takes a key of any length")
+            .chain_update(bytes)
     };
     mac(a).verify_slice(&mac(b).finalize().into_bytes()).is_ok()
 }
@@ -127,7 +144,9 @@ impl Redactor {
         let quoted = Zeroizing::new(serde_json::Value::from(secret.expose()).to_string());
         let escaped = Zeroizing::new(quoted[1..quoted.len() - 1].to_owned());
         let solidus = Zeroizing::new(escaped.replace('/', "\\/"));
-        let other = [escaped, solidus].into_iter().filter(|spelling| spelling.as_str() != secret.expose());
+        let other = [escaped, solidus]
+            .into_iter()
+            .filter(|spelling| spelling.as_str() != secret.expose());
         std::iter::once(secret.clone()).chain(other.map(Secret).collect::<Vec<_>>())
     }
 
@@ -138,11 +157,17 @@ impl Redactor {
 
     /// The text with every secret replaced; `None` if there is none in it.
     pub fn redacted(&self, text: &str) -> Option<String> {
-        self.0.iter().fold(None, |redacted: Option<String>, secret| {
-            let text = redacted.as_deref().unwrap_or(text);
-            let found = memmem::find(text.as_bytes(), secret.expose().as_bytes()).is_some();
-            if found { Some(text.replace(secret.expose(), "[secret]")) } else { redacted }
-        })
+        self.0
+            .iter()
+            .fold(None, |redacted: Option<String>, secret| {
+                let text = redacted.as_deref().unwrap_or(text);
+                let found = memmem::find(text.as_bytes(), secret.expose().as_bytes()).is_some();
+                if found {
+                    Some(text.replace(secret.expose(), "[secret]"))
+                } else {
+                    redacted
+                }
+            })
     }
 }
 
@@ -159,7 +184,10 @@ mod tests {
 
     #[test]
     fn a_label_is_shown_as_wide_as_it_is_asked_for() {
-        assert_eq!(format!("{:<8}|", SecretLabel("api_key".to_owned())), "api_key |");
+        assert_eq!(
+            format!("{:<8}|", SecretLabel("api_key".to_owned())),
+            "api_key |"
+        );
     }
 
     #[test]
@@ -179,6 +207,9 @@ mod tests {
     #[test]
     fn redaction_blots_out_every_occurrence() {
         let redactor = Redactor::new([Secret::new("topsecret1"), Secret::new("abc")].iter());
-        assert_eq!(redactor.redact("x topsecret1 abc topsecret1".to_owned()), "x [secret] abc [secret]");
+        assert_eq!(
+            redactor.redact("x topsecret1 abc topsecret1".to_owned()),
+            "x [secret] abc [secret]"
+        );
     }
 }

@@ -1,7 +1,12 @@
 //! What the benchmarks share: options, figures, a ledger, a daemon of their own, and signed webhooks.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
-#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "figures")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use settled::config::Source;
+use settled::ledger::{RingLimits, Writer};
+use settled::model::{At, Kind, RunId, SourceName};
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
 use settled::reconciler::{Fleet, Reconciler};
 use settled::report::{Head, Report, TrackHead};
-use settled::model::{At, Kind, RunId, SourceName};
 use settled::secret::{Key, Secret, SecretLabel};
-use settled::ledger::{RingLimits, Writer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -34,13 +39,19 @@ const FIRST_POLL: Duration = Duration::from_secs(3600);
 
 /// The value after `name` on the command line.
 pub fn option<T: FromStr>(name: &str, otherwise: T) -> T {
-    options(name).pop().map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} {text}")))
+    options(name).pop().map_or(otherwise, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name} {text}"))
+    })
 }
 
 /// Every value after `name`.
 pub fn options(name: &str) -> Vec<String> {
     let arguments: Vec<String> = std::env::args().collect();
-    arguments.windows(2).filter(|pair| pair[0] == name).map(|pair| pair[1].clone()).collect()
+    arguments
+        .windows(2)
+        .filter(|pair| pair[0] == name)
+        .map(|pair| pair[1].clone())
+        .collect()
 }
 
 /// The middle one.
@@ -51,7 +62,10 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 /// The value below which so large a share of them lies.
 pub fn share(sorted: &[f64], share: f64) -> f64 {
-    sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+    sorted
+        .get((sorted.len().saturating_sub(1) as f64 * share) as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 /// The time that `work` takes.
@@ -69,16 +83,33 @@ pub fn file_bytes(path: &Path) -> u64 {
 /// Bytes of memory that a process really has.
 pub fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap_or("0 kB");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .unwrap_or(0)
+        << 10
 }
 
 /// Seconds that a process has computed for, itself and the system for it. The clock of the system
 /// ticks a hundred times a second on Linux.
 pub fn computed(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     (ticks(11) + ticks(12)) / 100.0
 }
 
@@ -91,7 +122,9 @@ pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) ->
     let probe = vec![0; bytes];
     let mut file = File::create(folder.join("probe")).expect("a probe");
     let mut one = || {
-        file.rewind().and_then(|()| file.write_all(&probe)).expect("written");
+        file.rewind()
+            .and_then(|()| file.write_all(&probe))
+            .expect("written");
         timed(|| file.sync_data().expect("synced")).as_secs_f64() * 1000.0
     };
     one();
@@ -110,7 +143,10 @@ pub const BODIES: &str = "CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB
 pub fn database(path: &Path, tables: &str) -> Connection {
     let connection = Connection::open(path).expect("a database");
     let durable = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;";
-    connection.execute_batch(durable).and_then(|()| connection.execute_batch(tables)).expect("tables");
+    connection
+        .execute_batch(durable)
+        .and_then(|()| connection.execute_batch(tables))
+        .expect("tables");
     connection
 }
 
@@ -142,7 +178,10 @@ impl Beat {
         if let Ok(late) = ticks.try_recv() {
             return Some(late);
         }
-        ticks.recv().await.map(|(number, _)| (number, Instant::now()))
+        ticks
+            .recv()
+            .await
+            .map(|(number, _)| (number, Instant::now()))
     }
 }
 
@@ -168,8 +207,18 @@ pub fn request(run_id: &str) -> Vec<u8> {
 /// A client's word that there is a run of this number.
 pub fn track(source: i64, number: usize, at: At) -> Report {
     let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
-    let head = Head::Track(TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None });
-    Report { source, at, head, body: Vec::new() }
+    let head = Head::Track(TrackHead {
+        run_id,
+        kind: Some(Kind::Workflow),
+        group_id: None,
+        metadata: None,
+    });
+    Report {
+        source,
+        at,
+        head,
+        body: Vec::new(),
+    }
 }
 
 /// A ledger in a folder of its own, with one Skyvern account.
@@ -187,21 +236,39 @@ impl Ledger {
     pub fn new(now: At) -> Ledger {
         let folder = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::open(&folder.path().join("settled.db"), now).expect("a ledger");
-        let provider = REGISTRY.iter().find(|provider| provider.name() == "skyvern").expect("skyvern");
+        let provider = REGISTRY
+            .iter()
+            .find(|provider| provider.name() == "skyvern")
+            .expect("skyvern");
         let name = SourceName::new("sky").expect("a name");
-        let key = || Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new(KEY) };
+        let key = || Key {
+            label: SecretLabel("api_key".to_owned()),
+            secret: Secret::new(KEY),
+        };
         let mut source = Source::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
         // As in the daemon's configuration below: what is open is not due while it is looked at.
         source.overrides.first_poll = Some(FIRST_POLL);
         source.overrides.max_interval = Some(FIRST_POLL * 2);
-        let fleet = Fleet::enlist(&mut writer, &BTreeMap::from([(name, Arc::new(source))]), now).expect("a source");
+        let fleet = Fleet::enlist(
+            &mut writer,
+            &BTreeMap::from([(name, Arc::new(source))]),
+            now,
+        )
+        .expect("a source");
         let source = fleet.rows()[0];
-        let ring = RingLimits { rows_max: 10_000, bytes_max: 64 << 20 };
+        let ring = RingLimits {
+            rows_max: 10_000,
+            bytes_max: 64 << 20,
+        };
         let mut reconciler = Reconciler::new(writer, fleet, ring);
         reconciler.recover(now, |_| ()).expect("nothing to recover");
         let checkpointer = reconciler.checkpointer().expect("a checkpointer");
         std::thread::spawn(move || checkpointer.run());
-        Ledger { folder, reconciler, source }
+        Ledger {
+            folder,
+            reconciler,
+            source,
+        }
     }
 
     /// Its file.
@@ -214,9 +281,13 @@ impl Ledger {
         let mut reports = reports.into_iter().peekable();
         while reports.peek().is_some() {
             let group = reports.by_ref().take(group).collect();
-            self.reconciler.turn(group, Vec::new(), now).expect("a turn");
+            self.reconciler
+                .turn(group, Vec::new(), now)
+                .expect("a turn");
         }
-        self.reconciler.turn(Vec::new(), Vec::new(), now).expect("the last opinion");
+        self.reconciler
+            .turn(Vec::new(), Vec::new(), now)
+            .expect("the last opinion");
     }
 }
 
@@ -234,8 +305,9 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it on the ledger in `folder`, or on a new one.
     pub async fn start(folder: &Path) -> Daemon {
-        let hooks =
-            std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+        let hooks = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port");
         let path = |name: &str| folder.join(name).display().to_string();
         let config = format!(
             "[hooks]\nlisten = \"{hooks}\"\n[store]\npath = \"{}\"\n[sockets]\nfeed = \"{}\"\ncontrol = \"{}\"\n[sources.sky]\nprovider = \"skyvern\"\nbase_url = \"http://127.0.0.1:9\"\napi_key = {{ file = \"{}\" }}\nfirst_poll = \"{}s\"\nmax_interval = \"{}s\"\n",
@@ -255,11 +327,20 @@ impl Daemon {
             .spawn()
             .expect("the daemon starts");
         let feed = folder.join("feed.sock");
-        while TcpStream::connect(hooks).await.is_err() || UnixStream::connect(&feed).await.is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "the daemon does not listen");
+        while TcpStream::connect(hooks).await.is_err() || UnixStream::connect(&feed).await.is_err()
+        {
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "the daemon does not listen"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Daemon { child, hooks, feed, started_in: begin.elapsed() }
+        Daemon {
+            child,
+            hooks,
+            feed,
+            started_in: begin.elapsed(),
+        }
     }
 
     /// Its process.
@@ -291,7 +372,12 @@ impl Sender {
     pub async fn connect(address: SocketAddr) -> Sender {
         let stream = TcpStream::connect(address).await.expect("a connection");
         stream.set_nodelay(true).expect("nodelay");
-        Sender { address, stream, answer: vec![0; 4096], used_at: Instant::now() }
+        Sender {
+            address,
+            stream,
+            answer: vec![0; 4096],
+            used_at: Instant::now(),
+        }
     }
 
     /// Sends a request; gives the status of its answer. `sent` hears that the last byte is out.
@@ -303,26 +389,41 @@ impl Sender {
         sent();
         let mut read = 0;
         while !whole_answer(&self.answer[..read]) {
-            let count = self.stream.read(&mut self.answer[read..]).await.expect("answered");
-            assert!(count > 0, "the server closed: {}", String::from_utf8_lossy(&self.answer[..read]));
+            let count = self
+                .stream
+                .read(&mut self.answer[read..])
+                .await
+                .expect("answered");
+            assert!(
+                count > 0,
+                "the server closed: {}",
+                String::from_utf8_lossy(&self.answer[..read])
+            );
             read += count;
         }
-        let text = std::str::from_utf8(&self.answer[..read]).expect("ASCII").to_owned();
+        let text = std::str::from_utf8(&self.answer[..read])
+            .expect("ASCII")
+            .to_owned();
         if text.to_ascii_lowercase().contains("connection: close") {
             *self = Sender::connect(self.address).await;
         }
         self.used_at = Instant::now();
-        text.get(9..12).and_then(|status| status.parse().ok()).expect("a status")
+        text.get(9..12)
+            .and_then(|status| status.parse().ok())
+            .expect("a status")
     }
 }
 
 /// Whether everything that a server says in answer has come.
 fn whole_answer(answer: &[u8]) -> bool {
     let text = std::str::from_utf8(answer).expect("an answer in ASCII");
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().expect("a length"))
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().expect("a length"))
     });
     body.len() >= length.expect("every server here says how long its answer is")
 }

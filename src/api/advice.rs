@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::types::SecretView;
 use crate::config::Source;
+use crate::ledger::SecretUse;
+use crate::model::At;
 use crate::polling::rate_limit::Breaker;
 use crate::reconciler::Member;
-use crate::model::At;
 use crate::secret::Key;
-use crate::ledger::SecretUse;
 
 /// Clocks that differ by more than this are worth a word: timestamped signatures are held to 300 s.
 const SKEW_MS_MAX: i64 = 30_000;
@@ -26,7 +26,9 @@ pub fn notes(
 ) -> Vec<String> {
     let mut notes = Vec::new();
     if unaccounted > 0 {
-        notes.push(format!("the provider has counted {unaccounted} runs that nobody told us of"));
+        notes.push(format!(
+            "the provider has counted {unaccounted} runs that nobody told us of"
+        ));
     }
     if source.api_key.is_none() {
         notes.push("no api_key: webhooks are recorded, nothing can be polled".to_owned());
@@ -38,13 +40,17 @@ pub fn notes(
         notes.push(format!("polling has stopped: {}", breaker.why));
     }
     if let Some(skew) = skew_ms.filter(|skew| skew.abs() > SKEW_MS_MAX) {
-        notes.push(format!("the provider's clock and ours differ by {} s", skew / 1000));
+        notes.push(format!(
+            "the provider's clock and ours differ by {} s",
+            skew / 1000
+        ));
     }
-    notes.extend(
-        secrets.iter().filter(|secret| secret.can_go).map(|secret| {
-            format!("{} has verified nothing for longer than a run lives: it can be removed", secret.label)
-        }),
-    );
+    notes.extend(secrets.iter().filter(|secret| secret.can_go).map(|secret| {
+        format!(
+            "{} has verified nothing for longer than a run lives: it can be removed",
+            secret.label
+        )
+    }));
     notes
 }
 
@@ -53,15 +59,28 @@ pub fn notes(
 pub fn secrets(member: &Member, uses: &[SecretUse], now: At) -> Vec<SecretView> {
     let Member { id, source, .. } = member;
     let lifetime = source.policy(None).give_up + LATE;
-    let used = |key: &Key| uses.iter().find(|used| used.source == *id && used.label == key.label.0);
+    let used = |key: &Key| {
+        uses.iter()
+            .find(|used| used.source == *id && used.label == key.label.0)
+    };
     let group = |keys: &[Key]| -> Vec<SecretView> {
         let newest = keys.iter().filter_map(used).map(|used| used.last_at).max();
-        let replaced = |used: &SecretUse| newest > Some(used.last_at) && now.since(used.last_at) > lifetime;
-        keys.iter().map(|key| SecretView::of(&key.label, used(key), used(key).is_some_and(replaced))).collect()
+        let replaced =
+            |used: &SecretUse| newest > Some(used.last_at) && now.since(used.last_at) > lifetime;
+        keys.iter()
+            .map(|key| SecretView::of(&key.label, used(key), used(key).is_some_and(replaced)))
+            .collect()
     };
     let keyring = &source.keyring;
-    let headers = keyring.headers.iter().flat_map(|header| group(&header.values));
-    group(&keyring.signing).into_iter().chain(group(&keyring.path_tokens)).chain(headers).collect()
+    let headers = keyring
+        .headers
+        .iter()
+        .flat_map(|header| group(&header.values));
+    group(&keyring.signing)
+        .into_iter()
+        .chain(group(&keyring.path_tokens))
+        .chain(headers)
+        .collect()
 }
 
 #[cfg(test)]
@@ -69,24 +88,35 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::providers::REGISTRY;
-    use crate::model::SourceName;
-    use crate::secret::{Secret, SecretLabel};
     use crate::ledger::SourceRow;
+    use crate::model::SourceName;
+    use crate::providers::REGISTRY;
+    use crate::secret::{Secret, SecretLabel};
 
     const NOW: At = At(10_000_000_000);
 
     fn source() -> Source {
-        let skyvern = REGISTRY.iter().find(|provider| provider.name() == "skyvern").unwrap();
+        let skyvern = REGISTRY
+            .iter()
+            .find(|provider| provider.name() == "skyvern")
+            .unwrap();
         Source::new(SourceName::new("sky").unwrap(), *skyvern)
     }
 
     fn key(label: &str) -> Key {
-        Key { label: SecretLabel(label.to_owned()), secret: Secret::new("a secret of sixteen bytes") }
+        Key {
+            label: SecretLabel(label.to_owned()),
+            secret: Secret::new("a secret of sixteen bytes"),
+        }
     }
 
     fn used(source: i64, label: &str, last_at: At) -> SecretUse {
-        SecretUse { source, label: label.to_owned(), last_at, uses: 7 }
+        SecretUse {
+            source,
+            label: label.to_owned(),
+            last_at,
+            uses: 7,
+        }
     }
 
     #[test]
@@ -101,11 +131,18 @@ mod tests {
     fn what_is_amiss_is_said() {
         let bare = notes(&source(), 0, None, None, &[]);
         assert!(
-            bare.len() == 2 && bare[0].starts_with("no api_key") && bare[1].starts_with("nothing to verify"),
+            bare.len() == 2
+                && bare[0].starts_with("no api_key")
+                && bare[1].starts_with("nothing to verify"),
             "{bare:?}"
         );
         let source = source().with_keys(Some(key("api_key")), []);
-        let breaker = Breaker { since: NOW, why: "401".to_owned(), next_probe: NOW, probes: 0 };
+        let breaker = Breaker {
+            since: NOW,
+            why: "401".to_owned(),
+            next_probe: NOW,
+            probes: 0,
+        };
         let old = SecretView::of(&SecretLabel("old".to_owned()), None, true);
         assert_eq!(
             notes(&source, 1, Some(&breaker), Some(-30_001), &[old]),
@@ -121,10 +158,20 @@ mod tests {
     /// Of the secrets `old`, `new` and `unused`, those that can go.
     fn can_go(uses: &[SecretUse]) -> Vec<String> {
         let source = source().with_keys(None, ["old", "new", "unused"].map(key));
-        let member = Member::new(SourceRow { id: 1, since: At(0) }, Arc::new(source));
+        let member = Member::new(
+            SourceRow {
+                id: 1,
+                since: At(0),
+            },
+            Arc::new(source),
+        );
         let secrets = secrets(&member, uses, NOW);
         assert_eq!(secrets.len(), 3);
-        secrets.into_iter().filter(|secret| secret.can_go).map(|secret| secret.label).collect()
+        secrets
+            .into_iter()
+            .filter(|secret| secret.can_go)
+            .map(|secret| secret.label)
+            .collect()
     }
 
     #[test]
@@ -133,11 +180,34 @@ mod tests {
         let before = |span: Duration| At(NOW.0 - i64::try_from(span.as_millis()).unwrap());
         let millisecond = Duration::from_millis(1);
         let (just, long) = (before(lifetime), before(lifetime + millisecond));
-        assert_eq!(can_go(&[used(1, "old", long), used(1, "new", NOW)]), ["old"]);
-        assert_eq!(can_go(&[used(1, "old", just), used(1, "new", NOW)]), [""; 0], "a late webhook may still come");
-        assert_eq!(can_go(&[used(1, "old", long)]), [""; 0], "none has taken its place");
-        assert_eq!(can_go(&[used(1, "old", long), used(1, "new", long)]), [""; 0], "neither is older");
-        assert_eq!(can_go(&[used(1, "old", long), used(2, "new", NOW)]), [""; 0], "that was at another source");
-        assert_eq!(can_go(&[used(2, "old", long), used(1, "new", NOW)]), [""; 0], "so was that");
+        assert_eq!(
+            can_go(&[used(1, "old", long), used(1, "new", NOW)]),
+            ["old"]
+        );
+        assert_eq!(
+            can_go(&[used(1, "old", just), used(1, "new", NOW)]),
+            [""; 0],
+            "a late webhook may still come"
+        );
+        assert_eq!(
+            can_go(&[used(1, "old", long)]),
+            [""; 0],
+            "none has taken its place"
+        );
+        assert_eq!(
+            can_go(&[used(1, "old", long), used(1, "new", long)]),
+            [""; 0],
+            "neither is older"
+        );
+        assert_eq!(
+            can_go(&[used(1, "old", long), used(2, "new", NOW)]),
+            [""; 0],
+            "that was at another source"
+        );
+        assert_eq!(
+            can_go(&[used(2, "old", long), used(1, "new", NOW)]),
+            [""; 0],
+            "so was that"
+        );
     }
 }

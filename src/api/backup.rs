@@ -17,8 +17,8 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::sync::Semaphore;
 
 use super::Shared;
-use crate::server::Problem;
 use crate::ledger::{self, Reader, StoreError};
+use crate::server::Problem;
 
 /// One at a time: each takes the room of the whole database until it is sent.
 static ONE: Semaphore = Semaphore::const_new(1);
@@ -27,20 +27,39 @@ const CHUNK_BYTES: usize = 256 * 1024;
 
 /// `POST /v1/backup`.
 pub async fn backup(State(desk): Shared) -> Result<Response, Problem> {
-    let busy = |_| Problem::new(StatusCode::CONFLICT, "busy", "another backup is being made; try again later");
+    let busy = |_| {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "busy",
+            "another backup is being made; try again later",
+        )
+    };
     let slot = ONE.try_acquire().map_err(busy)?;
     let reader = desk.reader.clone();
     let copied = tokio::task::spawn_blocking(move || copy(&reader)).await;
-    let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the backup panicked; please report this");
+    let bug = |_| {
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "bug",
+            "the backup panicked; please report this",
+        )
+    };
     let file = copied.map_err(bug)?.map_err(|error| failed(&error))?;
     let length = file.metadata().map_or(0, |meta| meta.len());
     let pieces = futures_util::stream::try_unfold((file, slot), |(file, slot)| async move {
-        let (piece, file) = tokio::task::spawn_blocking(|| piece(file)).await.map_err(io::Error::other)??;
+        let (piece, file) = tokio::task::spawn_blocking(|| piece(file))
+            .await
+            .map_err(io::Error::other)??;
         Ok::<_, io::Error>(piece.map(|piece| (piece, (file, slot))))
     });
     let mut response = Response::new(Body::from_stream(pieces));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/vnd.sqlite3"));
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/vnd.sqlite3"),
+    );
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, HeaderValue::from(length));
     Ok(response)
 }
 
@@ -51,7 +70,10 @@ fn copy(reader: &Reader) -> Result<File, StoreError> {
     // Left by a process that was killed right here.
     let _ = std::fs::remove_file(&path);
     ledger::copy(reader, &path)?;
-    let file = File::open(&path).map_err(|source| StoreError::Open { path: path.clone(), source });
+    let file = File::open(&path).map_err(|source| StoreError::Open {
+        path: path.clone(),
+        source,
+    });
     let _ = std::fs::remove_file(&path);
     file
 }
@@ -75,5 +97,9 @@ fn failed(error: &StoreError) -> Problem {
         text = format!("{text}: {cause}");
     }
     tracing::error!(error = text, "a backup failed");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "backup_failed", format!("the copy could not be made ({text})"))
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "backup_failed",
+        format!("the copy could not be made ({text})"),
+    )
 }

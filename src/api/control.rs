@@ -13,18 +13,20 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::types::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
-use super::{Answer, Desk, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag};
-use crate::polling::client::Asker;
-use crate::server::{self, Problem};
+use super::{
+    Answer, Desk, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag,
+};
+use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
-use crate::providers::{Delivery, Headers, RetryResult, Verdict};
-use crate::reconciler::{Digest, Member};
-use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::model::decide::Effect;
 use crate::model::observation::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX, portable};
 use crate::model::record::Cursor;
 use crate::model::{Kind, RunId, RunKey, SourceName};
-use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
+use crate::polling::client::Asker;
+use crate::providers::{Delivery, Headers, RetryResult, Verdict};
+use crate::reconciler::{Digest, Member};
+use crate::report::{Head, Report, TrackHead, WebhookHead};
+use crate::server::{self, Problem};
 
 /// What a client says of a run.
 #[derive(Deserialize)]
@@ -42,24 +44,47 @@ pub async fn track(State(desk): Shared, body: Body) -> Answer {
     let tracked: Tracked = body_json(body).await?;
     let member = desk.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
-    if tracked.metadata.as_ref().is_some_and(|metadata| !portable(metadata)) {
-        let message = format!("metadata may have {METADATA_BYTES_MAX} bytes and nest {METADATA_DEPTH_MAX} deep");
+    if tracked
+        .metadata
+        .as_ref()
+        .is_some_and(|metadata| !portable(metadata))
+    {
+        let message = format!(
+            "metadata may have {METADATA_BYTES_MAX} bytes and nest {METADATA_DEPTH_MAX} deep"
+        );
         return Err(bad_request(message));
     }
     let source = &member.source;
     let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
     let head = TrackHead {
         run_id: key.run_id.clone(),
-        kind: tracked.kind.or_else(|| (!source.provider.guesses_kind()).then(told_by_id)),
+        kind: tracked
+            .kind
+            .or_else(|| (!source.provider.guesses_kind()).then(told_by_id)),
         group_id: tracked.group_id,
         metadata: tracked.metadata,
     };
-    let report = Report { source: member.id, at: (desk.clock)(), head: Head::Track(head), body: Vec::new() };
+    let report = Report {
+        source: member.id,
+        at: (desk.clock)(),
+        head: Head::Track(head),
+        body: Vec::new(),
+    };
     let digest = desk.ledger.digest(report).await?;
-    let opened = digest.effects.iter().any(|(_, effect, _)| *effect == Effect::Opened);
+    let opened = digest
+        .effects
+        .iter()
+        .any(|(_, effect, _)| *effect == Effect::Opened);
     let row = desk.run(&key).await?;
-    let status = if opened { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(server::json(status, &RunView::of(&row, desk.reader.epoch())))
+    let status = if opened {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    Ok(server::json(
+        status,
+        &RunView::of(&row, desk.reader.epoch()),
+    ))
 }
 
 /// Which runs to list.
@@ -88,9 +113,24 @@ pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> A
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
     let newest = flag("newest", list.newest.as_deref())?;
     let (after, before) = (list.after.unwrap_or(0), list.before);
-    let query = RunQuery { phase, source: list.source, overdue, newest, after, before, limit };
-    let RunPage { runs, damaged, next } = desk.look(move |view| view.runs(&query)).await?;
-    Ok(server::json(StatusCode::OK, &json!({ "runs": desk.views(&runs), "damaged": damaged, "next": next })))
+    let query = RunQuery {
+        phase,
+        source: list.source,
+        overdue,
+        newest,
+        after,
+        before,
+        limit,
+    };
+    let RunPage {
+        runs,
+        damaged,
+        next,
+    } = desk.look(move |view| view.runs(&query)).await?;
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "runs": desk.views(&runs), "damaged": damaged, "next": next }),
+    ))
 }
 
 /// How long to wait for a run to settle.
@@ -129,13 +169,17 @@ pub async fn poll(State(desk): Shared, Segments(path): Segments<(String, String)
     let asker = desk.asker(&path.0)?;
     let row = desk.run(&key).await?;
     let asked = asker.inquire(&key.run_id, &row.run).await;
-    let broken = || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
+    let broken =
+        || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
     let digest = desk.ledger.digest(report).await?;
     let row = desk.run(&key).await?;
     let effect = digest.effects.first().map(|(_, effect, _)| *effect);
     let run = RunView::of(&row, desk.reader.epoch());
-    Ok(server::json(StatusCode::OK, &json!({ "report": digest.report, "effect": effect, "run": run })))
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "report": digest.report, "effect": effect, "run": run }),
+    ))
 }
 
 /// Where to send a webhook again.
@@ -146,33 +190,56 @@ struct Again {
 }
 
 /// `POST /v1/runs/{source}/{run_id}/retry-webhook`.
-pub async fn retry_webhook(State(desk): Shared, Segments(path): Segments<(String, String)>, body: Body) -> Answer {
+pub async fn retry_webhook(
+    State(desk): Shared,
+    Segments(path): Segments<(String, String)>,
+    body: Body,
+) -> Answer {
     let again: Again = body_json(body).await?;
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
     let provider = asker.member.source.provider;
-    let question = provider.retry_question(&key.run_id, again.webhook_url.as_deref()).ok_or_else(|| {
-        let message = format!("{} has no call that sends a webhook again", provider.name());
-        Problem::new(StatusCode::CONFLICT, "no_retry", message)
-    })?;
+    let question = provider
+        .retry_question(&key.run_id, again.webhook_url.as_deref())
+        .ok_or_else(|| {
+            let message = format!("{} has no call that sends a webhook again", provider.name());
+            Problem::new(StatusCode::CONFLICT, "no_retry", message)
+        })?;
     let answer = asker.ask_now(&question).await;
-    let (delivered_status, error, target_url, latency_ms, payload) = match provider.read_retry(&key.run_id, &answer) {
-        RetryResult::Refused { status: None, message } => {
-            return Err(Problem::new(StatusCode::BAD_GATEWAY, "provider_unreachable", message));
-        }
-        RetryResult::Refused { status: Some(status), message } => {
-            let problem = Problem::new(StatusCode::CONFLICT, "provider_refused", message);
-            return Err(problem.with("provider_status", status));
-        }
-        RetryResult::Tried { delivered_status, error, target_url, latency_ms, payload } => {
-            (delivered_status, error, target_url, latency_ms, payload)
-        }
-    };
+    let (delivered_status, error, target_url, latency_ms, payload) =
+        match provider.read_retry(&key.run_id, &answer) {
+            RetryResult::Refused {
+                status: None,
+                message,
+            } => {
+                return Err(Problem::new(
+                    StatusCode::BAD_GATEWAY,
+                    "provider_unreachable",
+                    message,
+                ));
+            }
+            RetryResult::Refused {
+                status: Some(status),
+                message,
+            } => {
+                let problem = Problem::new(StatusCode::CONFLICT, "provider_refused", message);
+                return Err(problem.with("provider_status", status));
+            }
+            RetryResult::Tried {
+                delivered_status,
+                error,
+                target_url,
+                latency_ms,
+                payload,
+            } => (delivered_status, error, target_url, latency_ms, payload),
+        };
     let replay = match payload {
         Some((body, headers)) => Some(desk.replay(&asker.member, body, headers).await?),
         None => None,
     };
-    let effect = replay.as_ref().and_then(|(_, digest)| digest.effects.first().map(|(_, effect, _)| *effect));
+    let effect = replay
+        .as_ref()
+        .and_then(|(_, digest)| digest.effects.first().map(|(_, effect, _)| *effect));
     let redacted = |text: Option<String>| text.map(|text| asker.member.redactor().redact(text));
     Ok(server::json(
         StatusCode::OK,
@@ -191,14 +258,22 @@ pub async fn retry_webhook(State(desk): Shared, Segments(path): Segments<(String
 /// `GET /v1/sources/{source}/missing-webhooks`: settled runs whose webhook never came.
 pub async fn missing_webhooks(State(desk): Shared, Segments(source): Segments<String>) -> Answer {
     desk.member(&source)?;
-    let rows = desk.look(move |view| view.without_webhook(&source, 1_000)).await?;
-    Ok(server::json(StatusCode::OK, &json!({ "runs": desk.views(&rows) })))
+    let rows = desk
+        .look(move |view| view.without_webhook(&source, 1_000))
+        .await?;
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "runs": desk.views(&rows) }),
+    ))
 }
 
 /// `POST /v1/sources/{source}/reverify`: applies unverified deliveries that verify by now.
 pub async fn reverify(State(desk): Shared, Segments(source): Segments<String>) -> Answer {
     let member = desk.member(&source)?;
-    Ok(server::json(StatusCode::OK, &desk.ledger.reverify(member.id).await?))
+    Ok(server::json(
+        StatusCode::OK,
+        &desk.ledger.reverify(member.id).await?,
+    ))
 }
 
 /// Which deliveries to list.
@@ -216,13 +291,28 @@ pub struct ListDeliveries {
 pub async fn list_deliveries(State(desk): Shared, Params(list): Params<ListDeliveries>) -> Answer {
     let verdict = match list.verdict.as_deref() {
         None => None,
-        Some(word) => Some(Verdict::from_word(word).ok_or_else(|| bad_request(format!("{word:?} is no verdict")))?),
+        Some(word) => Some(
+            Verdict::from_word(word)
+                .ok_or_else(|| bad_request(format!("{word:?} is no verdict")))?,
+        ),
     };
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
-    let query = DeliveryQuery { source: list.source, verdict, run_id: list.run_id, before: list.before, limit };
+    let query = DeliveryQuery {
+        source: list.source,
+        verdict,
+        run_id: list.run_id,
+        before: list.before,
+        limit,
+    };
     let rows = desk.look(move |view| view.deliveries(&query)).await?;
-    let next = rows.last().filter(|_| rows.len() == limit as usize).map(|row| row.id);
-    Ok(server::json(StatusCode::OK, &json!({ "deliveries": rows, "next": next })))
+    let next = rows
+        .last()
+        .filter(|_| rows.len() == limit as usize)
+        .map(|row| row.id);
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "deliveries": rows, "next": next }),
+    ))
 }
 
 /// `GET /v1/deliveries/{id}`: any report, a poll's too.
@@ -233,15 +323,28 @@ pub async fn show_delivery(State(desk): Shared, Segments(id): Segments<i64>) -> 
 }
 
 /// `GET /v1/deliveries/{id}/body`: the raw bytes.
-pub async fn show_body(State(desk): Shared, Segments(id): Segments<i64>) -> Result<Response, Problem> {
-    let body = desk.look(move |view| view.body(id)).await?.ok_or_else(no_delivery)?;
+pub async fn show_body(
+    State(desk): Shared,
+    Segments(id): Segments<i64>,
+) -> Result<Response, Problem> {
+    let body = desk
+        .look(move |view| view.body(id))
+        .await?
+        .ok_or_else(no_delivery)?;
     let mut response = Response::new(Body::from(body));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     Ok(response)
 }
 
 fn no_delivery() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no delivery of this id; retention may have removed it")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there is no delivery of this id; retention may have removed it",
+    )
 }
 
 /// `GET /v1/status`.
@@ -253,14 +356,34 @@ pub async fn status(State(desk): Shared) -> Answer {
 pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
     let at = (desk.clock)();
     let look = move |view: &crate::ledger::View<'_>| {
-        let (counts, losses, consumers) = (view.source_counts()?, view.losses(at)?, consumers::all(view)?);
-        Ok((view.bounds()?, counts, losses, view.set_aside_count()?, view.sizes()?.1, view.secret_uses()?, consumers))
+        let (counts, losses, consumers) = (
+            view.source_counts()?,
+            view.losses(at)?,
+            consumers::all(view)?,
+        );
+        Ok((
+            view.bounds()?,
+            counts,
+            losses,
+            view.set_aside_count()?,
+            view.sizes()?.1,
+            view.secret_uses()?,
+            consumers,
+        ))
     };
     let (bounds, counts, mut losses, set_aside, free, uses, consumers) = desk.look(look).await?;
     let now = (desk.clock)();
-    let cursor = |seq| Cursor { epoch: desk.reader.epoch().to_owned(), seq }.to_string();
+    let cursor = |seq| {
+        Cursor {
+            epoch: desk.reader.epoch().to_owned(),
+            seq,
+        }
+        .to_string()
+    };
     let askers = desk.askers.borrow().clone();
-    let (open, overdue) = counts.iter().fold((0, 0), |sum, source| (sum.0 + source.open, sum.1 + source.overdue));
+    let (open, overdue) = counts.iter().fold((0, 0), |sum, source| {
+        (sum.0 + source.open, sum.1 + source.overdue)
+    });
     let sources = counts
         .into_iter()
         .map(|counts| {
@@ -271,7 +394,13 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
             if let Some(asker) = asker {
                 let breaker = pace.as_ref().and_then(|pace| pace.breaker.as_ref());
                 secrets = advice::secrets(&asker.member, &uses, now);
-                notes = advice::notes(&asker.member.source, counts.unaccounted, breaker, skew_ms, &secrets);
+                notes = advice::notes(
+                    &asker.member.source,
+                    counts.unaccounted,
+                    breaker,
+                    skew_ms,
+                    &secrets,
+                );
             }
             let loss = losses.remove(&counts.id).unwrap_or_default();
             SourceView::of(counts, pace, skew_ms, secrets, notes, loss)
@@ -301,7 +430,12 @@ fn store_view(desk: &Desk, free_bytes: i64) -> StoreView {
         name.push(suffix);
         std::fs::metadata(name).map_or(0, |meta| meta.len())
     };
-    StoreView { path: path.display().to_string(), bytes: bytes(""), free_bytes, wal_bytes: bytes("-wal") }
+    StoreView {
+        path: path.display().to_string(),
+        bytes: bytes(""),
+        free_bytes,
+        wal_bytes: bytes("-wal"),
+    }
 }
 
 fn key(source: &str, run_id: &str) -> Result<RunKey, Problem> {
@@ -326,7 +460,9 @@ impl Desk {
     fn asker(&self, name: &str) -> Result<Arc<Asker>, Problem> {
         let member = self.member(name)?;
         if member.source.api_key.is_none() {
-            return Err(cannot_ask(format!("{name} has no api_key in the configuration, so nothing can be asked")));
+            return Err(cannot_ask(format!(
+                "{name} has no api_key in the configuration, so nothing can be asked"
+            )));
         }
         let found = self.askers.borrow().get(&member.id).cloned();
         found.ok_or_else(|| cannot_ask("the source is being reloaded; try again"))
@@ -335,31 +471,62 @@ impl Desk {
     async fn run(&self, key: &RunKey) -> Result<RunRow, Problem> {
         let wanted = key.clone();
         let found = self.look(move |view| view.run(&wanted)).await?;
-        let message = || format!("no run {key} is known; track it with POST /v1/runs or `settled track`");
+        let message =
+            || format!("no run {key} is known; track it with POST /v1/runs or `settled track`");
         found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_run", message()))
     }
 
     fn views(&self, rows: &[RunRow]) -> Vec<RunView> {
-        rows.iter().map(|row| RunView::of(row, self.reader.epoch())).collect()
+        rows.iter()
+            .map(|row| RunView::of(row, self.reader.epoch()))
+            .collect()
     }
 
     async fn with_timeline(&self, row: &RunRow) -> Answer {
         let id = row.row;
         let lines = self.look(move |view| view.timeline(id)).await?;
-        let timeline: Vec<_> = lines.into_iter().map(|line| TimelineLine::of(line, self.reader.epoch())).collect();
+        let timeline: Vec<_> = lines
+            .into_iter()
+            .map(|line| TimelineLine::of(line, self.reader.epoch()))
+            .collect();
         let run = RunView::of(row, self.reader.epoch());
-        Ok(server::json(StatusCode::OK, &json!({ "run": run, "timeline": timeline })))
+        Ok(server::json(
+            StatusCode::OK,
+            &json!({ "run": run, "timeline": timeline }),
+        ))
     }
 
     /// Takes the signed payload out of a provider's answer in, as the report it is.
-    async fn replay(&self, member: &Member, body: Vec<u8>, headers: Headers) -> Result<(Verdict, Digest), Problem> {
+    async fn replay(
+        &self,
+        member: &Member,
+        body: Vec<u8>,
+        headers: Headers,
+    ) -> Result<(Verdict, Digest), Problem> {
         let now = (self.clock)();
         let source = &member.source;
-        let delivery = Delivery { headers: &headers, body: &body, truncated: false, path_token: None };
+        let delivery = Delivery {
+            headers: &headers,
+            body: &body,
+            truncated: false,
+            path_token: None,
+        };
         let proof = source.provider.verify(&delivery, &source.keyring, now);
         let (verdict, secret) = (proof.verdict(), proof.secret().cloned());
-        let head = WebhookHead { headers, path_token: None, verdict, secret, truncated: false, peer: None };
-        let report = Report { source: member.id, at: now, head: Head::Replay(head), body };
+        let head = WebhookHead {
+            headers,
+            path_token: None,
+            verdict,
+            secret,
+            truncated: false,
+            peer: None,
+        };
+        let report = Report {
+            source: member.id,
+            at: now,
+            head: Head::Replay(head),
+            body,
+        };
         Ok((verdict, self.ledger.digest(report).await?))
     }
 }

@@ -23,8 +23,8 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use super::ConsumerView;
 use super::types::{SourceView, StatusView};
 use super::{Shared, control};
-use crate::server::Problem;
 use crate::model::record::Cursor;
+use crate::server::Problem;
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -36,22 +36,41 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 /// `GET /metrics`.
 pub async fn metrics(State(desk): Shared, headers: HeaderMap) -> Result<Response, Problem> {
     let facts = control::facts(&desk).await?;
-    let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the metrics cannot be rendered");
+    let bug = |_| {
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "bug",
+            "the metrics cannot be rendered",
+        )
+    };
     let text = render(&facts).map_err(bug)?;
-    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let (text, kind) = if accepted.into_iter().any(|accepted| accepted.contains(OPEN_METRICS)) {
-        (text, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    let accepted = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let (text, kind) = if accepted
+        .into_iter()
+        .any(|accepted| accepted.contains(OPEN_METRICS))
+    {
+        (
+            text,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )
     } else {
         (classic(&text), "text/plain; version=0.0.4; charset=utf-8")
     };
     let mut response = Response::new(Body::from(text));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 
 /// The same in the format of before: a metric has the name of its samples, and there are no infos.
 fn classic(text: &str) -> String {
-    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let types = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let suffixes: BTreeMap<&str, &str> = types
         .filter_map(|(name, kind)| match kind {
             "counter" => Some((name, "_total")),
@@ -92,48 +111,117 @@ fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
 
 /// The daemon and its file.
 fn whole(registry: &mut Registry, facts: &StatusView) {
-    let info = vec![("version", facts.version.clone()), ("epoch", facts.epoch.clone())];
-    registry.register("build", "The program and the epoch of its feed", Info::new(info));
+    let info = vec![
+        ("version", facts.version.clone()),
+        ("epoch", facts.epoch.clone()),
+    ];
+    registry.register(
+        "build",
+        "The program and the epoch of its feed",
+        Info::new(info),
+    );
     let started = seconds(Some(&facts.started_at)).unwrap_or_default();
-    one(registry, "start_time", "When the daemon was ready", Some(Unit::Seconds), started);
+    one(
+        registry,
+        "start_time",
+        "When the daemon was ready",
+        Some(Unit::Seconds),
+        started,
+    );
     let help = "Reports that could not be digested and were set aside";
-    one(registry, "reports_set_aside", help, None, number(facts.set_aside));
+    one(
+        registry,
+        "reports_set_aside",
+        help,
+        None,
+        number(facts.set_aside),
+    );
     let help = "Damaged rows that were come upon since the start";
-    one(registry, "rows_damaged", help, None, number(i64::try_from(facts.damaged.len()).unwrap_or(i64::MAX)));
+    one(
+        registry,
+        "rows_damaged",
+        help,
+        None,
+        number(i64::try_from(facts.damaged.len()).unwrap_or(i64::MAX)),
+    );
     let sizes = [
-        ("store_size", "Size of the database file", size(facts.store.bytes)),
-        ("store_free", "Free space within the database file", number(facts.store.free_bytes)),
-        ("store_wal", "Size of the database's write-ahead log", size(facts.store.wal_bytes)),
+        (
+            "store_size",
+            "Size of the database file",
+            size(facts.store.bytes),
+        ),
+        (
+            "store_free",
+            "Free space within the database file",
+            number(facts.store.free_bytes),
+        ),
+        (
+            "store_wal",
+            "Size of the database's write-ahead log",
+            size(facts.store.wal_bytes),
+        ),
     ];
     for (name, help, bytes) in sizes {
         one(registry, name, help, Some(Unit::Bytes), bytes);
     }
     let seq = |cursor: &str| Cursor::parse(cursor).map_or(0, |cursor| cursor.seq);
-    registry.register("feed_records", "Records ever appended to the feed", counter(seq(&facts.head)));
+    registry.register(
+        "feed_records",
+        "Records ever appended to the feed",
+        counter(seq(&facts.head)),
+    );
     let help = "… of which retention has removed";
     registry.register("feed_records_removed", help, counter(seq(&facts.earliest)));
 }
 
 fn runs(registry: &mut Registry, sources: &[SourceView]) {
-    each(registry, sources, "source_configured", "1: the source is in the configuration", None, |source| {
-        Some(if source.configured { 1.0 } else { 0.0 })
-    });
-    each(registry, sources, "runs_open", "Runs that have not settled", None, |source| Some(number(source.open)));
-    each(registry, sources, "runs_overdue", "Open runs past their deadline", None, |source| {
-        Some(number(source.overdue))
-    });
+    each(
+        registry,
+        sources,
+        "source_configured",
+        "1: the source is in the configuration",
+        None,
+        |source| Some(if source.configured { 1.0 } else { 0.0 }),
+    );
+    each(
+        registry,
+        sources,
+        "runs_open",
+        "Runs that have not settled",
+        None,
+        |source| Some(number(source.open)),
+    );
+    each(
+        registry,
+        sources,
+        "runs_overdue",
+        "Open runs past their deadline",
+        None,
+        |source| Some(number(source.overdue)),
+    );
     let unaccounted = Counters::default();
     for source in sources {
-        unaccounted.get_or_create(&labels(source, None)).inc_by(count(source.unaccounted));
+        unaccounted
+            .get_or_create(&labels(source, None))
+            .inc_by(count(source.unaccounted));
     }
-    registry.register("runs_unaccounted", "Runs that the provider counted and nobody told us of", unaccounted);
+    registry.register(
+        "runs_unaccounted",
+        "Runs that the provider counted and nobody told us of",
+        unaccounted,
+    );
 }
 
 fn traffic(registry: &mut Registry, sources: &[SourceView]) {
     let unit = || Some(Unit::Seconds);
-    each(registry, sources, "last_webhook_timestamp", "When an authentic delivery last came", unit(), |source| {
-        seconds(source.last_webhook_at.as_ref())
-    });
+    each(
+        registry,
+        sources,
+        "last_webhook_timestamp",
+        "When an authentic delivery last came",
+        unit(),
+        |source| seconds(source.last_webhook_at.as_ref()),
+    );
     each(
         registry,
         sources,
@@ -142,36 +230,68 @@ fn traffic(registry: &mut Registry, sources: &[SourceView]) {
         unit(),
         |source| seconds(source.last_unverified_at.as_ref()),
     );
-    each(registry, sources, "last_answer_timestamp", "When the provider last answered us", unit(), |source| {
-        seconds(source.last_answer_at.as_ref())
-    });
-    each(registry, sources, "clock_skew", "How far the provider's clock is ahead of ours", unit(), |source| {
-        source.clock_skew_ms.map(|skew| number(skew) / 1000.0)
-    });
+    each(
+        registry,
+        sources,
+        "last_answer_timestamp",
+        "When the provider last answered us",
+        unit(),
+        |source| seconds(source.last_answer_at.as_ref()),
+    );
+    each(
+        registry,
+        sources,
+        "clock_skew",
+        "How far the provider's clock is ahead of ours",
+        unit(),
+        |source| source.clock_skew_ms.map(|skew| number(skew) / 1000.0),
+    );
 }
 
 fn losses(registry: &mut Registry, sources: &[SourceView]) {
-    let (settled, synthesized, late, ratio) =
-        (Gauges::default(), Gauges::default(), Gauges::default(), Gauges::default());
+    let (settled, synthesized, late, ratio) = (
+        Gauges::default(),
+        Gauges::default(),
+        Gauges::default(),
+        Gauges::default(),
+    );
     for source in sources {
         for (window, loss) in &source.loss {
             let labels = || labels(source, Some(("window", window.clone())));
-            settled.get_or_create(&labels()).set(number(loss.completions));
-            synthesized.get_or_create(&labels()).set(number(loss.synthesized));
+            settled
+                .get_or_create(&labels())
+                .set(number(loss.completions));
+            synthesized
+                .get_or_create(&labels())
+                .set(number(loss.synthesized));
             late.get_or_create(&labels()).set(number(loss.late));
             ratio.get_or_create(&labels()).set(loss.rate);
         }
     }
-    registry.register("window_completions", "Runs that settled within the window", settled);
-    registry.register("window_synthesized", "… of which without their webhook", synthesized);
-    registry.register("window_late_webhooks", "… of which the webhook came after all, too late", late);
+    registry.register(
+        "window_completions",
+        "Runs that settled within the window",
+        settled,
+    );
+    registry.register(
+        "window_synthesized",
+        "… of which without their webhook",
+        synthesized,
+    );
+    registry.register(
+        "window_late_webhooks",
+        "… of which the webhook came after all, too late",
+        late,
+    );
     registry.register("window_loss_ratio", "Synthesized by completions", ratio);
 }
 
 fn asking(registry: &mut Registry, sources: &[SourceView]) {
     let answers = Counters::default();
     for source in sources {
-        let Some(heard) = source.pace.as_ref().map(|pace| pace.heard) else { continue };
+        let Some(heard) = source.pace.as_ref().map(|pace| pace.heard) else {
+            continue;
+        };
         let results = [
             ("fine", heard.fine),
             ("throttled", heard.throttled),
@@ -179,33 +299,78 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
             ("trouble", heard.trouble),
         ];
         for (result, count) in results {
-            answers.get_or_create(&labels(source, Some(("result", result.to_owned())))).inc_by(count);
+            answers
+                .get_or_create(&labels(source, Some(("result", result.to_owned()))))
+                .inc_by(count);
         }
     }
-    registry.register("provider_answers", "Questions to the provider since the start, by what came of them", answers);
+    registry.register(
+        "provider_answers",
+        "Questions to the provider since the start, by what came of them",
+        answers,
+    );
     each(
         registry,
         sources,
         "provider_breaker_open",
         "1: the provider refuses our key, polling has stopped",
         None,
-        |s| s.pace.as_ref().map(|pace| if pace.breaker.is_some() { 1.0 } else { 0.0 }),
+        |s| {
+            s.pace
+                .as_ref()
+                .map(|pace| if pace.breaker.is_some() { 1.0 } else { 0.0 })
+        },
     );
-    each(registry, sources, "provider_paused", "1: the provider is being left alone for a while", None, |source| {
-        source.pace.as_ref().map(|pace| if pace.pause.is_some() { 1.0 } else { 0.0 })
-    });
-    each(registry, sources, "provider_rate", "Questions a second, as the provider has taught us", None, |source| {
-        source.pace.as_ref().map(|pace| pace.effective_rate)
-    });
-    each(registry, sources, "provider_rate_limit", "Questions a second, as configured", None, |source| {
-        source.pace.as_ref().map(|pace| pace.rate)
-    });
-    each(registry, sources, "provider_tokens", "Questions that could go out at once", None, |source| {
-        source.pace.as_ref().map(|pace| pace.tokens)
-    });
-    each(registry, sources, "provider_troubles", "Failures of the provider in a row", None, |source| {
-        source.pace.as_ref().map(|pace| f64::from(pace.troubles_in_a_row))
-    });
+    each(
+        registry,
+        sources,
+        "provider_paused",
+        "1: the provider is being left alone for a while",
+        None,
+        |source| {
+            source
+                .pace
+                .as_ref()
+                .map(|pace| if pace.pause.is_some() { 1.0 } else { 0.0 })
+        },
+    );
+    each(
+        registry,
+        sources,
+        "provider_rate",
+        "Questions a second, as the provider has taught us",
+        None,
+        |source| source.pace.as_ref().map(|pace| pace.effective_rate),
+    );
+    each(
+        registry,
+        sources,
+        "provider_rate_limit",
+        "Questions a second, as configured",
+        None,
+        |source| source.pace.as_ref().map(|pace| pace.rate),
+    );
+    each(
+        registry,
+        sources,
+        "provider_tokens",
+        "Questions that could go out at once",
+        None,
+        |source| source.pace.as_ref().map(|pace| pace.tokens),
+    );
+    each(
+        registry,
+        sources,
+        "provider_troubles",
+        "Failures of the provider in a row",
+        None,
+        |source| {
+            source
+                .pace
+                .as_ref()
+                .map(|pace| f64::from(pace.troubles_in_a_row))
+        },
+    );
 }
 
 /// Which of the configured secrets are still used.
@@ -220,9 +385,19 @@ fn secrets(registry: &mut Registry, sources: &[SourceView]) {
             }
         }
     }
-    registry.register("secret_uses", "Deliveries that a configured secret has verified", uses);
+    registry.register(
+        "secret_uses",
+        "Deliveries that a configured secret has verified",
+        uses,
+    );
     let help = "When a configured secret last verified one";
-    register(registry, "secret_last_use_timestamp", help, Some(Unit::Seconds), last);
+    register(
+        registry,
+        "secret_last_use_timestamp",
+        help,
+        Some(Unit::Seconds),
+        last,
+    );
 }
 
 fn consumers(registry: &mut Registry, consumers: &[ConsumerView]) {
@@ -231,18 +406,42 @@ fn consumers(registry: &mut Registry, consumers: &[ConsumerView]) {
         let family = Gauges::default();
         for one in consumers {
             if let Some(value) = value(one) {
-                family.get_or_create(&vec![("consumer", one.name.clone())]).set(value);
+                family
+                    .get_or_create(&vec![("consumer", one.name.clone())])
+                    .set(value);
             }
         }
         register(registry, name, help, unit, family);
     };
-    of_each("consumer_lag", "Records a consumer has not acknowledged", None, &|one| Some(number(one.lag)));
-    of_each("consumer_parked", "Events a consumer has given up on for now", None, &|one| Some(number(one.parked)));
-    of_each("consumer_connected", "1: somebody is reading", None, &|one| Some(flag(one.connected)));
+    of_each(
+        "consumer_lag",
+        "Records a consumer has not acknowledged",
+        None,
+        &|one| Some(number(one.lag)),
+    );
+    of_each(
+        "consumer_parked",
+        "Events a consumer has given up on for now",
+        None,
+        &|one| Some(number(one.parked)),
+    );
+    of_each(
+        "consumer_connected",
+        "1: somebody is reading",
+        None,
+        &|one| Some(flag(one.connected)),
+    );
     let help = "1: retention removed records it has not acknowledged";
-    of_each("consumer_expired", help, None, &|one| Some(flag(one.expired)));
+    of_each("consumer_expired", help, None, &|one| {
+        Some(flag(one.expired))
+    });
     let help = "When it was last opened or acknowledged";
-    of_each("consumer_last_seen_timestamp", help, Some(Unit::Seconds), &|one| seconds(Some(&one.seen_at)));
+    of_each(
+        "consumer_last_seen_timestamp",
+        help,
+        Some(Unit::Seconds),
+        &|one| seconds(Some(&one.seen_at)),
+    );
 }
 
 fn counter(value: i64) -> Counter {
@@ -278,7 +477,13 @@ fn each(
     register(registry, name, help, unit, family);
 }
 
-fn register(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, metric: impl Metric) {
+fn register(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    metric: impl Metric,
+) {
     match unit {
         Some(unit) => registry.register_with_unit(name, help, unit, metric),
         None => registry.register(name, help, metric),
@@ -286,7 +491,10 @@ fn register(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>,
 }
 
 fn labels(source: &SourceView, more: Option<(&'static str, String)>) -> Labels {
-    let mut labels = vec![("source", source.name.clone()), ("provider", source.provider.clone())];
+    let mut labels = vec![
+        ("source", source.name.clone()),
+        ("provider", source.provider.clone()),
+    ];
     labels.extend(more);
     labels
 }
@@ -296,7 +504,10 @@ fn seconds(at: Option<&String>) -> Option<f64> {
     Some(number(at.as_millisecond()) / 1000.0)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "Prometheus knows no other numbers"
+)]
 fn number(value: i64) -> f64 {
     value as f64
 }
@@ -382,7 +593,10 @@ settled_consumer_last_seen_timestamp_seconds{consumer="mail"} 43.0
 "#;
 
     fn samples(text: &str) -> Vec<&str> {
-        let mut samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        let mut samples: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .collect();
         samples.sort_unstable();
         samples
     }
@@ -405,11 +619,16 @@ settled_consumer_last_seen_timestamp_seconds{consumer="mail"} 43.0
             "# HELP settled_feed_records_total Records ever appended to the feed.",
             "# TYPE settled_store_size_bytes gauge",
         ] {
-            assert!(classic.lines().any(|found| found == line), "{line} is not in\n{classic}");
+            assert!(
+                classic.lines().any(|found| found == line),
+                "{line} is not in\n{classic}"
+            );
         }
         assert!(!classic.contains("EOF") && !classic.contains("# UNIT"));
-        let typed: Vec<&str> =
-            classic.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let typed: Vec<&str> = classic
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
         for sample in samples(&classic) {
             let name = sample.split(['{', ' ']).next().unwrap();
             assert!(typed.contains(&name), "{name} has no type");

@@ -22,12 +22,12 @@ use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::polling::client::Asker;
-use crate::server::{AnyBody, Problem, json};
-use crate::limits;
-use crate::reconciler::{Clock, Fleet, Handle, Refusal};
-use crate::model::At;
 use crate::ledger::{FeedBounds, Reader, StoreError, View};
+use crate::limits;
+use crate::model::At;
+use crate::polling::client::Asker;
+use crate::reconciler::{Clock, Fleet, Handle, Refusal};
+use crate::server::{AnyBody, Problem, json};
 
 pub use feed::{ConsumerView, Readers, Tail};
 
@@ -77,8 +77,14 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/runs", get(control::list_runs).post(control::track))
         .route("/v1/runs/{source}/{run_id}", get(control::show_run))
         .route("/v1/runs/{source}/{run_id}/poll", post(control::poll))
-        .route("/v1/runs/{source}/{run_id}/retry-webhook", post(control::retry_webhook))
-        .route("/v1/sources/{source}/missing-webhooks", get(control::missing_webhooks))
+        .route(
+            "/v1/runs/{source}/{run_id}/retry-webhook",
+            post(control::retry_webhook),
+        )
+        .route(
+            "/v1/sources/{source}/missing-webhooks",
+            get(control::missing_webhooks),
+        )
         .route("/v1/sources/{source}/reverify", post(control::reverify))
         .route("/v1/deliveries", get(control::list_deliveries))
         .route("/v1/deliveries/{id}", get(control::show_delivery))
@@ -95,15 +101,25 @@ fn consumer_routes() -> Router<Arc<Desk>> {
         .route("/healthz", get(health))
         .route("/v1/events", get(events::read))
         .route("/v1/consumers", get(consumers::list))
-        .route("/v1/consumers/{name}", put(consumers::create).get(consumers::show).delete(consumers::delete))
+        .route(
+            "/v1/consumers/{name}",
+            put(consumers::create)
+                .get(consumers::show)
+                .delete(consumers::delete),
+        )
         .route("/v1/consumers/{name}/events", get(consumers::read))
         .route("/v1/consumers/{name}/ack", post(consumers::ack))
         .route("/v1/consumers/{name}/seek", post(consumers::seek))
         .route(
             "/v1/consumers/{name}/parked",
-            get(consumers::parked).post(consumers::park).delete(consumers::drop_parked),
+            get(consumers::parked)
+                .post(consumers::park)
+                .delete(consumers::drop_parked),
         )
-        .route("/v1/consumers/{name}/parked/retry", post(consumers::retry_parked))
+        .route(
+            "/v1/consumers/{name}/parked/retry",
+            post(consumers::retry_parked),
+        )
 }
 
 /// Whether the writer answers: an empty transaction through the whole hand-off.
@@ -122,13 +138,19 @@ impl Desk {
     /// A place for one more stream.
     fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.streams.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{} streams are open, more are not served; close one", limits::STREAMS_MAX);
+            let message = format!(
+                "{} streams are open, more are not served; close one",
+                limits::STREAMS_MAX
+            );
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message)
         })
     }
 
     /// Where the feed begins and ends.
-    #[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
+    #[allow(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method itself is not general enough"
+    )]
     async fn bounds(&self) -> Result<FeedBounds, Problem> {
         self.look(|view| view.bounds()).await
     }
@@ -142,7 +164,13 @@ impl Desk {
         let _turn = self.lookups.acquire().await;
         let reader = self.reader.clone();
         let looked = tokio::task::spawn_blocking(move || reader.read(look)).await;
-        let bug = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a lookup panicked; please report this");
+        let bug = |_| {
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "bug",
+                "a lookup panicked; please report this",
+            )
+        };
         looked.map_err(bug)?.map_err(Problem::from)
     }
 }
@@ -151,15 +179,27 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         tracing::error!(%error, "a lookup failed");
         if let StoreError::Unreadable(_) = error {
-            return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", error.to_string());
+            return Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "damaged",
+                error.to_string(),
+            );
         }
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string())
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            error.to_string(),
+        )
     }
 }
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Problem {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", refusal.to_string())
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            refusal.to_string(),
+        )
     }
 }
 
@@ -203,12 +243,15 @@ fn bad_request(message: impl Into<String>) -> Problem {
 
 /// Reads a request's JSON body; an empty one is `{}`.
 async fn body_json<T: DeserializeOwned>(body: axum::body::Body) -> Result<T, Problem> {
-    let bytes = axum::body::to_bytes(body, limits::REQUEST_BYTES_MAX).await.map_err(|_| {
-        let message = format!("a request may have {} bytes", limits::REQUEST_BYTES_MAX);
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
-    })?;
+    let bytes = axum::body::to_bytes(body, limits::REQUEST_BYTES_MAX)
+        .await
+        .map_err(|_| {
+            let message = format!("a request may have {} bytes", limits::REQUEST_BYTES_MAX);
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+        })?;
     let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-    serde_json::from_slice(text).map_err(|error| bad_request(format!("the body is not what is expected here: {error}")))
+    serde_json::from_slice(text)
+        .map_err(|error| bad_request(format!("the body is not what is expected here: {error}")))
 }
 
 /// A flag in a query: absent or `0`, bare or `1`.

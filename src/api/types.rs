@@ -4,15 +4,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ConsumerView;
-use crate::providers::Headers;
-use crate::polling::rate_limit::PaceState;
-use crate::report::{AnswerHead, Head};
+use crate::ledger::{DamagedRow, DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 use crate::model::decide::{Phase, Run};
 use crate::model::observation::Detail;
 use crate::model::record::Cursor;
 use crate::model::{At, Kind, Origin, Outcome, Via};
+use crate::polling::rate_limit::PaceState;
+use crate::providers::Headers;
+use crate::report::{AnswerHead, Head};
 use crate::secret::SecretLabel;
-use crate::ledger::{DamagedRow, DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
 
 /// A run.
 #[derive(Debug, Deserialize, Serialize)]
@@ -82,7 +82,12 @@ impl RunView {
             Phase::Open(_) => None,
         };
         let said = settled.map_or(&run.detail, |settled| &settled.belief.detail);
-        let Detail { provider_status, reason, error, .. } = said;
+        let Detail {
+            provider_status,
+            reason,
+            error,
+            ..
+        } = said;
         RunView {
             source: row.key.source.to_string(),
             provider: row.provider.clone(),
@@ -120,7 +125,11 @@ fn held(run: &Run) -> bool {
 }
 
 fn cursor(epoch: &str, seq: i64) -> String {
-    Cursor { epoch: epoch.to_owned(), seq }.to_string()
+    Cursor {
+        epoch: epoch.to_owned(),
+        seq,
+    }
+    .to_string()
 }
 
 /// A line of a run's timeline.
@@ -194,7 +203,13 @@ impl DeliveryView {
 
     /// The view of a stored report.
     pub fn of(row: DeliveryRow, head: Head) -> DeliveryView {
-        let mut view = DeliveryView { row, headers: None, truncated: false, peer: None, answers: Vec::new() };
+        let mut view = DeliveryView {
+            row,
+            headers: None,
+            truncated: false,
+            peer: None,
+            answers: Vec::new(),
+        };
         match head {
             Head::Webhook(head) | Head::Replay(head) => {
                 view.headers = Some(head.headers.into_iter().map(Self::shown).collect());
@@ -209,7 +224,11 @@ impl DeliveryView {
     }
 
     fn shown((name, value): (String, String)) -> (String, String) {
-        let value = if Self::SHOWN.contains(&name.as_str()) { value } else { "[hidden]".to_owned() };
+        let value = if Self::SHOWN.contains(&name.as_str()) {
+            value
+        } else {
+            "[hidden]".to_owned()
+        };
         (name, value)
     }
 }
@@ -264,7 +283,12 @@ impl SecretView {
     /// The view of a secret and its use.
     pub fn of(label: &SecretLabel, used: Option<&SecretUse>, can_go: bool) -> SecretView {
         let last_used_at = used.map(|used| used.last_at.rfc3339());
-        SecretView { label: label.0.clone(), last_used_at, uses: used.map_or(0, |used| used.uses), can_go }
+        SecretView {
+            label: label.0.clone(),
+            last_used_at,
+            uses: used.map_or(0, |used| used.uses),
+            can_go,
+        }
     }
 }
 

@@ -35,7 +35,10 @@ impl Backup {
             Err(error) => return Ok(unreachable(&socket, &error)),
         };
         if self.file.exists() {
-            return Err(Failure::Other(format!("{} is there already; name another file", self.file.display())));
+            return Err(Failure::Other(format!(
+                "{} is there already; name another file",
+                self.file.display()
+            )));
         }
         let bytes = fetch(stream, &self.file)?;
         println!("{}: {bytes} bytes", self.file.display());
@@ -69,24 +72,38 @@ fn fetch(mut stream: UnixStream, file: &Path) -> Result<u64, Failure> {
     let written = write(&mut answer, &part, length).and_then(|()| settle(&part, file));
     if let Err(error) = written {
         let _ = fs::remove_file(&part);
-        return Err(Failure::Other(format!("{} cannot be written: {error}", file.display())));
+        return Err(Failure::Other(format!(
+            "{} cannot be written: {error}",
+            file.display()
+        )));
     }
     Ok(length)
 }
 
 /// The status and the length that are announced.
 fn head(answer: &mut impl BufRead) -> io::Result<(u16, u64)> {
-    let nonsense = || io::Error::new(io::ErrorKind::InvalidData, "the daemon's answer is not HTTP");
+    let nonsense = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the daemon's answer is not HTTP",
+        )
+    };
     let mut line = String::new();
     answer.read_line(&mut line)?;
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(nonsense)?;
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(nonsense)?;
     let mut length = 0;
     loop {
         line.clear();
         if answer.read_line(&mut line)? == 0 {
             return Err(nonsense());
         }
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().map_err(|_| nonsense())?;
         }
@@ -97,14 +114,25 @@ fn head(answer: &mut impl BufRead) -> io::Result<(u16, u64)> {
 /// The sentence in an error of ours.
 fn message(text: &str) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_str(text).ok()?;
-    answer.pointer("/error/message")?.as_str().map(str::to_owned)
+    answer
+        .pointer("/error/message")?
+        .as_str()
+        .map(str::to_owned)
 }
 
 fn write(from: &mut impl Read, part: &Path, length: u64) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(part)?;
     let copied = io::copy(&mut from.take(length), &mut file)?;
     if copied < length {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon stopped sending; try again"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the daemon stopped sending; try again",
+        ));
     }
     file.sync_all()
 }
@@ -113,6 +141,9 @@ fn write(from: &mut impl Read, part: &Path, length: u64) -> io::Result<()> {
 fn settle(part: &Path, file: &Path) -> io::Result<()> {
     fs::hard_link(part, file)?;
     fs::remove_file(part)?;
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

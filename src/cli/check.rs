@@ -15,14 +15,14 @@ use serde::Serialize;
 
 use super::{Context, Failure, exit, show};
 use crate::config::cron::Schedule;
-use crate::polling::client::{Asker, Calls};
 use crate::config::{Config, Source, shown};
 use crate::daemon::system_clock;
+use crate::ledger::{self, Examination, SourceRow, StoreError};
+use crate::model::At;
+use crate::polling::client::{Asker, Calls};
 use crate::providers::{Answer, Hearing};
 use crate::reconciler::Member;
-use crate::model::At;
 use crate::secret::{Key, Keyring};
-use crate::ledger::{self, Examination, SourceRow, StoreError};
 
 /// A clock that is this far off makes signatures look old.
 const SKEW_MAX_MS: i64 = 30_000;
@@ -109,18 +109,26 @@ impl Check {
             Err(failure) => return Err(failure),
         };
         if self.json {
-            let text = serde_json::to_string(&report).map_err(|error| Failure::Other(error.to_string()))?;
+            let text = serde_json::to_string(&report)
+                .map_err(|error| Failure::Other(error.to_string()))?;
             show::json(&text)?;
         } else {
             show::line(&report.text())?;
         }
-        Ok(ExitCode::from(if report.ok { exit::OK } else { exit::FAILED }))
+        Ok(ExitCode::from(if report.ok {
+            exit::OK
+        } else {
+            exit::FAILED
+        }))
     }
 
     fn of_database(&self) -> Report {
         let mut report = Report::broken("");
         if let Some(path) = &self.database {
-            report.store = Some(Part { at: path.display().to_string(), state: "a file".to_owned() });
+            report.store = Some(Part {
+                at: path.display().to_string(),
+                state: "a file".to_owned(),
+            });
             report.examine(path);
         }
         report.ok = report.errors.is_empty();
@@ -135,14 +143,22 @@ impl Check {
         }
         if self.online {
             let calls = Calls::new().map_err(|error| Failure::Other(error.to_string()))?;
-            let asked = sources.iter().map(|source| ask(source.clone(), calls.clone()));
+            let asked = sources
+                .iter()
+                .map(|source| ask(source.clone(), calls.clone()));
             let heard = futures_util::future::join_all(asked).await;
             for (part, online) in report.sources.iter_mut().zip(heard) {
                 if !online.ok {
-                    report.errors.push(format!("sources.{}: {}", part.name, online.verdict));
+                    report
+                        .errors
+                        .push(format!("sources.{}: {}", part.name, online.verdict));
                 }
                 if let Some(skew) = online.clock_skew_ms.filter(|skew| skew.abs() > SKEW_MAX_MS) {
-                    report.warnings.push(format!("sources.{}: {}; is our clock right?", part.name, clock(skew)));
+                    report.warnings.push(format!(
+                        "sources.{}: {}; is our clock right?",
+                        part.name,
+                        clock(skew)
+                    ));
                 }
                 part.online = Some(online);
             }
@@ -181,8 +197,16 @@ impl Report {
         let (feed, control) = (&config.sockets.feed, &config.sockets.control);
         let running = UnixStream::connect(control).is_ok();
         let path = |path: &Path| path.display().to_string();
-        let hooks = part("hooks.listen", config.hooks.listen.to_string(), listening(config.hooks.listen, running));
-        let store = part("store.path", path(&config.store_path), writable(&config.store_path, running));
+        let hooks = part(
+            "hooks.listen",
+            config.hooks.listen.to_string(),
+            listening(config.hooks.listen, running),
+        );
+        let store = part(
+            "store.path",
+            path(&config.store_path),
+            writable(&config.store_path, running),
+        );
         let feed = part("sockets.feed", path(feed), socket(feed));
         let control = part("sockets.control", path(control), socket(control));
         Report {
@@ -193,7 +217,11 @@ impl Report {
             database: None,
             feed,
             control,
-            sources: config.sources.values().map(|source| SourcePart::of(source, now)).collect(),
+            sources: config
+                .sources
+                .values()
+                .map(|source| SourcePart::of(source, now))
+                .collect(),
             warnings: config.warnings.clone(),
             errors,
         }
@@ -204,7 +232,9 @@ impl Report {
         if let Err(error) = access(path, Access::READ_OK) {
             let untold = format!("store.path: {}: not examined: {error}", path.display());
             match error {
-                rustix::io::Errno::ACCESS => self.warnings.push(untold + "; run this as root or as settled"),
+                rustix::io::Errno::ACCESS => self
+                    .warnings
+                    .push(untold + "; run this as root or as settled"),
                 _ => self.errors.push(untold),
             }
             return;
@@ -215,7 +245,12 @@ impl Report {
         };
         match ledger::examine(path) {
             Ok(examination) => {
-                self.errors.extend(examination.findings.iter().map(|finding| format!("database: {finding}")));
+                self.errors.extend(
+                    examination
+                        .findings
+                        .iter()
+                        .map(|finding| format!("database: {finding}")),
+                );
                 self.database = Some(examination);
             }
             Err(error) => self.errors.push(told(&error)),
@@ -223,9 +258,15 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let place = |part: &Option<Part>| part.as_ref().map(|part| format!("{}: {}", part.at, part.state));
+        let place = |part: &Option<Part>| {
+            part.as_ref()
+                .map(|part| format!("{}: {}", part.at, part.state))
+        };
         let mut text = show::facts([
-            ("config", Some(self.config.clone()).filter(|config| !config.is_empty())),
+            (
+                "config",
+                Some(self.config.clone()).filter(|config| !config.is_empty()),
+            ),
             ("hooks", place(&self.hooks)),
             ("store", place(&self.store)),
             ("database", self.database.as_ref().map(sound)),
@@ -235,22 +276,44 @@ impl Report {
         for source in &self.sources {
             let _ = write!(text, "\n\n{}", source.text());
         }
-        let told = self.warnings.iter().map(|warning| format!("warning: {warning}"));
-        let told: Vec<String> = told.chain(self.errors.iter().map(|error| format!("error: {error}"))).collect();
-        let sum = if self.ok { "all is well" } else { "not all is well" };
-        let told = if told.is_empty() { sum.to_owned() } else { format!("{}\n{sum}", told.join("\n")) };
+        let told = self
+            .warnings
+            .iter()
+            .map(|warning| format!("warning: {warning}"));
+        let told: Vec<String> = told
+            .chain(self.errors.iter().map(|error| format!("error: {error}")))
+            .collect();
+        let sum = if self.ok {
+            "all is well"
+        } else {
+            "not all is well"
+        };
+        let told = if told.is_empty() {
+            sum.to_owned()
+        } else {
+            format!("{}\n{sum}", told.join("\n"))
+        };
         show::clean_lines(&format!("{text}\n\n{told}"))
     }
 }
 
 fn sound(examination: &Examination) -> String {
     let rows = |table| examination.rows.get(table).copied().unwrap_or(0);
-    let counts = format!("{} runs, {} reports, {} records", rows("runs"), rows("reports"), rows("records"));
+    let counts = format!(
+        "{} runs, {} reports, {} records",
+        rows("runs"),
+        rows("reports"),
+        rows("records")
+    );
     let aside = match rows("set_aside") {
         0 => String::new(),
         count => format!(", {count} of the reports set aside"),
     };
-    let sound = if examination.findings.is_empty() { "sound" } else { "DAMAGED" };
+    let sound = if examination.findings.is_empty() {
+        "sound"
+    } else {
+        "DAMAGED"
+    };
     format!("{sound}: {counts}{aside}")
 }
 
@@ -273,8 +336,11 @@ fn writable(path: &Path, running: bool) -> Result<String, String> {
         return Ok("the daemon has it".to_owned());
     }
     if path.exists() {
-        let writable = access(path, Access::READ_OK | Access::WRITE_OK).and_then(|()| folder_access(path));
-        return writable.map(|()| "can be written".to_owned()).map_err(|error| format!("cannot be written: {error}"));
+        let writable =
+            access(path, Access::READ_OK | Access::WRITE_OK).and_then(|()| folder_access(path));
+        return writable
+            .map(|()| "can be written".to_owned())
+            .map_err(|error| format!("cannot be written: {error}"));
     }
     creatable(path)
 }
@@ -297,20 +363,34 @@ fn socket(path: &Path) -> Result<String, String> {
 }
 
 fn folder_access(path: &Path) -> rustix::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     access(folder, Access::WRITE_OK | Access::EXEC_OK)
 }
 
 /// Whether this file could be made, with its folders.
 fn creatable(path: &Path) -> Result<String, String> {
-    let there = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let there = path
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.exists())
+        .unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        there
+    };
     if !there.is_dir() {
         return Err(format!("{} is no folder", there.display()));
     }
     match access(there, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Ok("can be made".to_owned()),
-        Err(error) => Err(format!("{} cannot be written by this user ({error})", there.display())),
+        Err(error) => Err(format!(
+            "{} cannot be written by this user ({error})",
+            there.display()
+        )),
     }
 }
 
@@ -319,7 +399,10 @@ fn creatable(path: &Path) -> Result<String, String> {
 impl SourcePart {
     fn of(source: &Source, now: At) -> SourcePart {
         let policy = source.policy(None);
-        let lists = source.provider.list_question(None, &source.settings).is_some();
+        let lists = source
+            .provider
+            .list_question(None, &source.settings)
+            .is_some();
         SourcePart {
             name: source.name.to_string(),
             provider: source.provider.name(),
@@ -350,15 +433,36 @@ impl SourcePart {
     }
 
     fn text(&self) -> String {
-        let api = self.api.as_ref().map(|api| format!(", API {api}")).unwrap_or_default();
-        let key = if self.api_key { "api_key" } else { "no api_key: nothing can be asked" };
-        let by = if self.verified_by.is_empty() { "nothing".to_owned() } else { self.verified_by.join(", ") };
-        let lists = || self.lists.clone().unwrap_or_else(|| "the provider has none to read".to_owned());
+        let api = self
+            .api
+            .as_ref()
+            .map(|api| format!(", API {api}"))
+            .unwrap_or_default();
+        let key = if self.api_key {
+            "api_key"
+        } else {
+            "no api_key: nothing can be asked"
+        };
+        let by = if self.verified_by.is_empty() {
+            "nothing".to_owned()
+        } else {
+            self.verified_by.join(", ")
+        };
+        let lists = || {
+            self.lists
+                .clone()
+                .unwrap_or_else(|| "the provider has none to read".to_owned())
+        };
         let clock = |skew| format!("; {}", clock(skew));
-        let online = |online: &Online| online.verdict.clone() + &online.clock_skew_ms.map(clock).unwrap_or_default();
+        let online = |online: &Online| {
+            online.verdict.clone() + &online.clock_skew_ms.map(clock).unwrap_or_default()
+        };
         show::facts([
             ("source", Some(self.name.clone())),
-            ("provider", Some(format!("{}{api}, at {}", self.provider, self.base_url))),
+            (
+                "provider",
+                Some(format!("{}{api}, at {}", self.provider, self.base_url)),
+            ),
             ("asked with", Some(key.to_owned())),
             ("verified by", Some(by)),
             ("polls", self.api_key.then(|| self.polls.clone())),
@@ -370,7 +474,12 @@ impl SourcePart {
 }
 
 fn verified_by(keyring: &Keyring) -> Vec<String> {
-    let labels = |keys: &[Key]| keys.iter().map(|key| key.label.to_string()).collect::<Vec<_>>().join(" or ");
+    let labels = |keys: &[Key]| {
+        keys.iter()
+            .map(|key| key.label.to_string())
+            .collect::<Vec<_>>()
+            .join(" or ")
+    };
     let mut ways = Vec::new();
     if !keyring.signing.is_empty() {
         ways.push(format!("a signature with {}", labels(&keyring.signing)));
@@ -378,7 +487,12 @@ fn verified_by(keyring: &Keyring) -> Vec<String> {
     if !keyring.path_tokens.is_empty() {
         ways.push(format!("{} in the URL", labels(&keyring.path_tokens)));
     }
-    ways.extend(keyring.headers.iter().map(|header| format!("the header {}", header.name)));
+    ways.extend(
+        keyring
+            .headers
+            .iter()
+            .map(|header| format!("the header {}", header.name)),
+    );
     ways
 }
 
@@ -389,7 +503,11 @@ fn often(schedule: &Schedule, now: At) -> String {
     let mut gaps = times.windows(2).map(|pair| pair[1].since(pair[0]));
     let words = match (gaps.next(), times.first()) {
         (Some(first), _) if gaps.all(|gap| gap == first) => format!("every {}", shown(first)),
-        (_, Some(next)) => format!("next {}, at most {} apart", show::when(now, *next), shown(schedule.largest_gap())),
+        (_, Some(next)) => format!(
+            "next {}, at most {} apart",
+            show::when(now, *next),
+            shown(schedule.largest_gap())
+        ),
         (_, None) => "never again".to_owned(),
     };
     format!("{words} ({schedule})")
@@ -401,28 +519,55 @@ fn often(schedule: &Schedule, now: At) -> String {
 async fn ask(source: Arc<Source>, calls: Calls) -> Online {
     if source.api_key.is_none() {
         let verdict = "not asked: there is no api_key".to_owned();
-        return Online { ok: true, verdict, clock_skew_ms: None };
+        return Online {
+            ok: true,
+            verdict,
+            clock_skew_ms: None,
+        };
     }
     let question = source.provider.canary_question(&source.settings);
-    let asker =
-        Asker::new(Arc::new(Member::new(SourceRow { id: 0, since: At(0) }, source.clone())), calls, system_clock());
+    let asker = Asker::new(
+        Arc::new(Member::new(
+            SourceRow {
+                id: 0,
+                since: At(0),
+            },
+            source.clone(),
+        )),
+        calls,
+        system_clock(),
+    );
     let answer = asker.ask_now(&question).await;
     let (ok, verdict) = judge(&source.provider.hearing(&answer), &answer);
-    Online { ok, verdict: asker.member.redactor().redact(show::clean(&verdict)), clock_skew_ms: asker.skew_ms() }
+    Online {
+        ok,
+        verdict: asker.member.redactor().redact(show::clean(&verdict)),
+        clock_skew_ms: asker.skew_ms(),
+    }
 }
 
 fn judge(hearing: &Hearing, answer: &Answer) -> (bool, String) {
     match (hearing, answer) {
-        (Hearing::Fine, Answer::Http(response)) if response.status < 300 => (true, "the key works".to_owned()),
-        (Hearing::Fine, Answer::Http(response)) => {
-            (false, format!("an answer that is not expected, HTTP {}; is base_url right?", response.status))
+        (Hearing::Fine, Answer::Http(response)) if response.status < 300 => {
+            (true, "the key works".to_owned())
         }
+        (Hearing::Fine, Answer::Http(response)) => (
+            false,
+            format!(
+                "an answer that is not expected, HTTP {}; is base_url right?",
+                response.status
+            ),
+        ),
         (Hearing::Fine, Answer::Failed { what }) => (false, format!("no answer: {what}")),
-        (Hearing::Throttled { .. }, _) => {
-            (true, "the provider asks us to slow down; whether the key works cannot be told now".to_owned())
-        }
+        (Hearing::Throttled { .. }, _) => (
+            true,
+            "the provider asks us to slow down; whether the key works cannot be told now"
+                .to_owned(),
+        ),
         (Hearing::Refused { why }, _) => (false, format!("the key is refused: {why}")),
-        (Hearing::Trouble { why, .. }, _) => (false, format!("the provider cannot be asked: {why}")),
+        (Hearing::Trouble { why, .. }, _) => {
+            (false, format!("the provider cannot be asked: {why}"))
+        }
     }
 }
 
@@ -445,37 +590,74 @@ mod tests {
         let told = |text: &str| often(&Schedule::parse(text).unwrap(), At(1_700_000_000_000));
         assert_eq!(told("0 * * * * *"), "every 1m (0 * * * * *)");
         assert_eq!(told("30 */5 * * * *"), "every 5m (30 */5 * * * *)");
-        assert_eq!(told("0 0 9 * * MON-FRI"), "next in 10 h, at most 3d apart (0 0 9 * * MON-FRI)");
+        assert_eq!(
+            told("0 0 9 * * MON-FRI"),
+            "next in 10 h, at most 3d apart (0 0 9 * * MON-FRI)"
+        );
     }
 
     #[test]
     fn verdicts_are_plain() {
-        let http = |status| Answer::Http(Response { status, ..Response::default() });
+        let http = |status| {
+            Answer::Http(Response {
+                status,
+                ..Response::default()
+            })
+        };
         let told = |answer: &Answer| judge(&crate::providers::hearing_by_status(answer), answer);
         assert_eq!(told(&http(200)), (true, "the key works".to_owned()));
-        assert_eq!(told(&http(404)).1, "an answer that is not expected, HTTP 404; is base_url right?");
-        assert_eq!(told(&http(401)), (false, "the key is refused: the API key is not accepted (401)".to_owned()));
+        assert_eq!(
+            told(&http(404)).1,
+            "an answer that is not expected, HTTP 404; is base_url right?"
+        );
+        assert_eq!(
+            told(&http(401)),
+            (
+                false,
+                "the key is refused: the API key is not accepted (401)".to_owned()
+            )
+        );
         assert!(told(&http(429)).0 && !told(&http(500)).0);
-        assert!(!told(&Answer::Failed { what: "refused".to_owned() }).0);
+        assert!(
+            !told(&Answer::Failed {
+                what: "refused".to_owned()
+            })
+            .0
+        );
     }
 
     #[test]
     fn clocks_are_compared_beyond_the_noise() {
         assert_eq!(clock(-900), "its clock and ours agree");
-        assert_eq!([clock(5_500), clock(-61_000)], ["its clock is 5 s ahead of ours", "its clock is 61 s behind ours"]);
+        assert_eq!(
+            [clock(5_500), clock(-61_000)],
+            [
+                "its clock is 5 s ahead of ours",
+                "its clock is 61 s behind ours"
+            ]
+        );
     }
 
     #[test]
     fn places_are_judged_without_touching_them() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(writable(&folder.path().join("deep/er/x.db"), false), Ok("can be made".to_owned()));
+        assert_eq!(
+            writable(&folder.path().join("deep/er/x.db"), false),
+            Ok("can be made".to_owned())
+        );
         assert!(!folder.path().join("deep").exists());
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(writable(&file, false), Ok("can be written".to_owned()));
-        assert_eq!(writable(&file.join("x.db"), false), Err(format!("{} is no folder", file.display())));
+        assert_eq!(
+            writable(&file.join("x.db"), false),
+            Err(format!("{} is no folder", file.display()))
+        );
         assert!(socket(&file).unwrap_err().contains("no socket"));
         drop(std::os::unix::net::UnixListener::bind(folder.path().join("s")).unwrap());
-        assert_eq!(socket(&folder.path().join("s")), Ok("left over; the daemon will replace it".to_owned()));
+        assert_eq!(
+            socket(&folder.path().join("s")),
+            Ok("left over; the daemon will replace it".to_owned())
+        );
     }
 }

@@ -53,7 +53,9 @@ pub enum ClientError {
         why: String,
     },
     /// The answer is not what this version knows.
-    #[error("the daemon's answer is not understood ({0}); do the daemon and this command have the same version?")]
+    #[error(
+        "the daemon's answer is not understood ({0}); do the daemon and this command have the same version?"
+    )]
     Unreadable(serde_json::Error),
     /// The HTTP client itself.
     #[error("the HTTP client cannot be set up: {0}")]
@@ -62,7 +64,9 @@ pub enum ClientError {
 
 fn remedy(why: &io::Error) -> &'static str {
     match why.kind() {
-        io::ErrorKind::PermissionDenied => "run this as a user who may use the socket (group settled)",
+        io::ErrorKind::PermissionDenied => {
+            "run this as a user who may use the socket (group settled)"
+        }
         _ => "start it with `settled serve` or `systemctl start settled`",
     }
 }
@@ -93,7 +97,10 @@ impl Target {
     /// Never: the address the path is put on is a constant.
     pub fn new<'a>(segments: impl IntoIterator<Item = &'a str>) -> Target {
         let mut url = Url::parse("http://settled/").expect("a constant that is a URL");
-        url.path_segments_mut().expect("http has a path").clear().extend(segments);
+        url.path_segments_mut()
+            .expect("http has a path")
+            .clear()
+            .extend(segments);
         Target(url)
     }
 
@@ -108,14 +115,19 @@ impl Target {
     /// Never; see [`Target::new`].
     #[must_use]
     pub fn then(mut self, segment: &str) -> Target {
-        self.0.path_segments_mut().expect("http has a path").push(segment);
+        self.0
+            .path_segments_mut()
+            .expect("http has a path")
+            .push(segment);
         self
     }
 
     /// With a query parameter.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Display) -> Target {
-        self.0.query_pairs_mut().append_pair(name, &value.to_string());
+        self.0
+            .query_pairs_mut()
+            .append_pair(name, &value.to_string());
         self
     }
 
@@ -160,7 +172,10 @@ pub struct Stream {
 impl Stream {
     /// The next bytes; `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
-        self.response.chunk().await.map_err(|error| broken(&self.socket, &error))
+        self.response
+            .chunk()
+            .await
+            .map_err(|error| broken(&self.socket, &error))
     }
 }
 
@@ -184,7 +199,10 @@ impl Client {
             .read_timeout(SILENCE_MAX)
             .build()
             .map_err(ClientError::Setup)?;
-        Ok(Client { http, socket: socket.to_owned() })
+        Ok(Client {
+            http,
+            socket: socket.to_owned(),
+        })
     }
 
     /// `GET`.
@@ -198,7 +216,12 @@ impl Client {
     }
 
     /// Any method, with a JSON body or none.
-    pub async fn send(&self, method: Method, target: Target, body: Option<&Value>) -> Result<Reply, ClientError> {
+    pub async fn send(
+        &self,
+        method: Method,
+        target: Target,
+        body: Option<&Value>,
+    ) -> Result<Reply, ClientError> {
         self.whole(method, target, body).await
     }
 
@@ -206,15 +229,27 @@ impl Client {
     pub async fn stream(&self, target: Target) -> Result<Stream, ClientError> {
         let response = self.ask(Method::GET, target, None).await?;
         if response.status().is_success() {
-            return Ok(Stream { response, socket: self.socket.clone() });
+            return Ok(Stream {
+                response,
+                socket: self.socket.clone(),
+            });
         }
         Err(refused(&self.body(response).await?))
     }
 
-    async fn whole(&self, method: Method, target: Target, body: Option<&Value>) -> Result<Reply, ClientError> {
+    async fn whole(
+        &self,
+        method: Method,
+        target: Target,
+        body: Option<&Value>,
+    ) -> Result<Reply, ClientError> {
         let response = self.ask(method, target, body).await?;
         let reply = self.body(response).await?;
-        if reply.status < 300 { Ok(reply) } else { Err(refused(&reply)) }
+        if reply.status < 300 {
+            Ok(reply)
+        } else {
+            Err(refused(&reply))
+        }
     }
 
     async fn ask(
@@ -225,17 +260,28 @@ impl Client {
     ) -> Result<reqwest::Response, ClientError> {
         let mut request = self.http.request(method, target.0);
         if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+            request = request
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.to_string());
         }
-        request.send().await.map_err(|error| match connecting(&error) {
-            Some(why) => ClientError::Unreachable { socket: self.socket.clone(), why },
-            None => broken(&self.socket, &error),
-        })
+        request
+            .send()
+            .await
+            .map_err(|error| match connecting(&error) {
+                Some(why) => ClientError::Unreachable {
+                    socket: self.socket.clone(),
+                    why,
+                },
+                None => broken(&self.socket, &error),
+            })
     }
 
     async fn body(&self, response: reqwest::Response) -> Result<Reply, ClientError> {
         let status = response.status().as_u16();
-        let body = response.bytes().await.map_err(|error| broken(&self.socket, &error))?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| broken(&self.socket, &error))?;
         Ok(Reply { status, body })
     }
 }
@@ -245,12 +291,17 @@ fn connecting(error: &reqwest::Error) -> Option<io::Error> {
     if !error.is_connect() {
         return None;
     }
-    let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let kind = causes(error)
+        .find_map(|cause| cause.downcast_ref::<io::Error>())
+        .map(io::Error::kind);
     Some(match kind {
-        Some(io::ErrorKind::NotFound) => io::Error::new(io::ErrorKind::NotFound, "there is no such socket"),
-        Some(io::ErrorKind::ConnectionRefused) => {
-            io::Error::new(io::ErrorKind::ConnectionRefused, "nobody is listening there")
+        Some(io::ErrorKind::NotFound) => {
+            io::Error::new(io::ErrorKind::NotFound, "there is no such socket")
         }
+        Some(io::ErrorKind::ConnectionRefused) => io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "nobody is listening there",
+        ),
         Some(kind) => io::Error::new(kind, last_cause(error)),
         None => io::Error::other(last_cause(error)),
     })
@@ -261,12 +312,21 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
 }
 
 fn last_cause(error: &reqwest::Error) -> String {
-    causes(error).last().map_or_else(|| error.to_string(), ToString::to_string)
+    causes(error)
+        .last()
+        .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn broken(socket: &Path, error: &reqwest::Error) -> ClientError {
-    let why = if error.is_timeout() { "it has been silent for too long".to_owned() } else { last_cause(error) };
-    ClientError::Broken { socket: socket.to_owned(), why }
+    let why = if error.is_timeout() {
+        "it has been silent for too long".to_owned()
+    } else {
+        last_cause(error)
+    };
+    ClientError::Broken {
+        socket: socket.to_owned(),
+        why,
+    }
 }
 
 fn refused(reply: &Reply) -> ClientError {
@@ -281,8 +341,14 @@ fn refused(reply: &Reply) -> ClientError {
     };
     let status = reply.status;
     let code = word("code").unwrap_or_else(|| "unknown".to_owned());
-    let message = word("message").unwrap_or_else(|| format!("the daemon answered HTTP {status} and nothing more"));
-    ClientError::Refused { status, code, message, more }
+    let message = word("message")
+        .unwrap_or_else(|| format!("the daemon answered HTTP {status} and nothing more"));
+    ClientError::Refused {
+        status,
+        code,
+        message,
+        more,
+    }
 }
 
 #[cfg(test)]
@@ -291,27 +357,58 @@ mod tests {
 
     #[test]
     fn segments_and_values_may_contain_anything() {
-        let target = Target::run("a b", "x/y#2?z%").then("poll").with("wait", "1&2=ü");
-        assert_eq!(target.0.as_str(), "http://settled/v1/runs/a%20b/x%2Fy%232%3Fz%25/poll?wait=1%262%3D%C3%BC");
-        assert_eq!(Target::new(["healthz"]).with_some("a", None::<u8>).0.as_str(), "http://settled/healthz");
+        let target = Target::run("a b", "x/y#2?z%")
+            .then("poll")
+            .with("wait", "1&2=ü");
+        assert_eq!(
+            target.0.as_str(),
+            "http://settled/v1/runs/a%20b/x%2Fy%232%3Fz%25/poll?wait=1%262%3D%C3%BC"
+        );
+        assert_eq!(
+            Target::new(["healthz"])
+                .with_some("a", None::<u8>)
+                .0
+                .as_str(),
+            "http://settled/healthz"
+        );
     }
 
     #[test]
     fn an_error_is_taken_apart() {
         let body = br#"{"error":{"code":"cursor_expired","message":"gone","earliest":"a.1"}}"#;
-        let error = refused(&Reply { status: 410, body: Bytes::from_static(body) });
-        assert_eq!((error.code(), error.to_string().as_str()), (Some("cursor_expired"), "gone"));
-        let ClientError::Refused { more, .. } = error else { panic!("not refused") };
+        let error = refused(&Reply {
+            status: 410,
+            body: Bytes::from_static(body),
+        });
+        assert_eq!(
+            (error.code(), error.to_string().as_str()),
+            (Some("cursor_expired"), "gone")
+        );
+        let ClientError::Refused { more, .. } = error else {
+            panic!("not refused")
+        };
         assert_eq!(more["earliest"], "a.1");
-        let mute = refused(&Reply { status: 500, body: Bytes::from_static(b"<html>") });
-        assert_eq!(mute.to_string(), "the daemon answered HTTP 500 and nothing more");
+        let mute = refused(&Reply {
+            status: 500,
+            body: Bytes::from_static(b"<html>"),
+        });
+        assert_eq!(
+            mute.to_string(),
+            "the daemon answered HTTP 500 and nothing more"
+        );
     }
 
     #[tokio::test]
     async fn who_is_not_there_is_named_with_a_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let ask = || async { Client::new(&path).unwrap().get(Target::new(["healthz"])).await.unwrap_err() };
+        let ask = || async {
+            Client::new(&path)
+                .unwrap()
+                .get(Target::new(["healthz"]))
+                .await
+                .unwrap_err()
+        };
         let absent = ask().await;
         assert!(absent.is_unreachable());
         assert_eq!(
@@ -323,6 +420,11 @@ mod tests {
             )
         );
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(ask().await.to_string().contains(": nobody is listening there; start it"));
+        assert!(
+            ask()
+                .await
+                .to_string()
+                .contains(": nobody is listening there; start it")
+        );
     }
 }

@@ -114,20 +114,31 @@ impl Filtered {
             ("origin", &self.origin),
             ("group", &self.group),
         ];
-        named.into_iter().filter_map(|(name, words)| Some((name.to_owned(), json!(words.as_ref()?)))).collect()
+        named
+            .into_iter()
+            .filter_map(|(name, words)| Some((name.to_owned(), json!(words.as_ref()?))))
+            .collect()
     }
 
     fn is_empty(&self) -> bool {
-        self.json().as_object().is_some_and(serde_json::Map::is_empty)
+        self.json()
+            .as_object()
+            .is_some_and(serde_json::Map::is_empty)
     }
 }
 
 impl Consume {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let client = context.feed(&Talk { json: false, socket: self.socket.clone() })?;
+        let client = context.feed(&Talk {
+            json: false,
+            socket: self.socket.clone(),
+        })?;
         let (told, stop) = watch::channel(0);
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         let signals = async {
             loop {
                 tokio::select! {
@@ -137,8 +148,20 @@ impl Consume {
                 told.send_modify(|count| *count += 1);
             }
         };
-        let program = Program { words: self.command.clone(), consumer: self.name.clone(), timeout: self.timeout };
-        let mut worker = Worker { options: self, client, program, stop, trying: None, acked: None, looked_at: None };
+        let program = Program {
+            words: self.command.clone(),
+            consumer: self.name.clone(),
+            timeout: self.timeout,
+        };
+        let mut worker = Worker {
+            options: self,
+            client,
+            program,
+            stop,
+            trying: None,
+            acked: None,
+            looked_at: None,
+        };
         tokio::select! {
             ended = worker.run() => ended,
             () = signals => Ok(ExitCode::SUCCESS),
@@ -211,7 +234,10 @@ impl Worker {
                 End::Moved => {}
                 End::Stale | End::Over => self.pause(PAUSE_MIN).await,
                 End::Superseded => {
-                    let text = format!("another reader has taken over the consumer {}", self.options.name);
+                    let text = format!(
+                        "another reader has taken over the consumer {}",
+                        self.options.name
+                    );
                     return Err(Failure::Other(text));
                 }
                 End::Refused(why) => return Err(Failure::Other(why)),
@@ -234,13 +260,24 @@ impl Worker {
         self.acked = None;
         self.make().await?;
         let target = self.target().then("events").with("follow", 1);
-        let mut lines =
-            Lines { stream: self.client.stream(target).await.map_err(|error| self.hint(error))?, waiting: Vec::new() };
-        let Some(hello) = lines.next().await else { return Ok(End::Lost("the daemon broke off".to_owned())) };
+        let mut lines = Lines {
+            stream: self
+                .client
+                .stream(target)
+                .await
+                .map_err(|error| self.hint(error))?,
+            waiting: Vec::new(),
+        };
+        let Some(hello) = lines.next().await else {
+            return Ok(End::Lost("the daemon broke off".to_owned()));
+        };
         let hello: Own = serde_json::from_str(&hello).map_err(ClientError::Unreadable)?;
         let (items, queue) = mpsc::channel(AHEAD);
         let (ended, over) = watch::channel(None);
-        let session = Session { generation: hello.data.generation.unwrap_or_default(), over };
+        let session = Session {
+            generation: hello.data.generation.unwrap_or_default(),
+            over,
+        };
         let mut reading = pin!(read(lines, items));
         let mut working = pin!(self.work(queue, &session));
         tokio::select! {
@@ -264,7 +301,9 @@ impl Worker {
             return Ok(());
         }
         let body = json!({ "start": self.options.from, "filter": self.options.filter.json() });
-        self.client.send(Method::PUT, self.target(), Some(&body)).await?;
+        self.client
+            .send(Method::PUT, self.target(), Some(&body))
+            .await?;
         Ok(())
     }
 
@@ -284,7 +323,11 @@ impl Worker {
     }
 
     /// Runs the command on what comes.
-    async fn work(&mut self, mut queue: mpsc::Receiver<Item>, session: &Session) -> Result<End, Failure> {
+    async fn work(
+        &mut self,
+        mut queue: mpsc::Receiver<Item>,
+        session: &Session,
+    ) -> Result<End, Failure> {
         let mut items = Vec::new();
         let mut stop = self.stop.clone();
         loop {
@@ -305,7 +348,8 @@ impl Worker {
                 match item {
                     Item::Record(event) => events.push(event),
                     Item::Mark(cursor) => {
-                        if let Some(end) = self.finish(std::mem::take(&mut events), session).await? {
+                        if let Some(end) = self.finish(std::mem::take(&mut events), session).await?
+                        {
                             return Ok(end);
                         }
                         if let Some(end) = self.ack(&cursor, session).await? {
@@ -321,15 +365,25 @@ impl Worker {
     }
 
     /// Tries until these events are done or parked; otherwise says why it stopped trying.
-    async fn finish(&mut self, events: Vec<Event>, session: &Session) -> Result<Option<End>, Failure> {
-        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(None) };
+    async fn finish(
+        &mut self,
+        events: Vec<Event>,
+        session: &Session,
+    ) -> Result<Option<End>, Failure> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else {
+            return Ok(None);
+        };
         let (first, last) = (first.cursor.clone(), last.cursor.clone());
         loop {
             let attempt = match &self.trying {
                 Some((cursor, count)) if *cursor == first => count + 1,
                 _ => 1,
             };
-            let why = match self.program.run(&events, attempt, insisted(self.stop.clone())).await {
+            let why = match self
+                .program
+                .run(&events, attempt, insisted(self.stop.clone()))
+                .await
+            {
                 Ok(()) => {
                     self.trying = None;
                     return self.ack(&last, session).await;
@@ -339,7 +393,10 @@ impl Worker {
                 Err(Unfinished::Failed(why)) => why,
             };
             self.trying = Some((first.clone(), attempt));
-            show::note(&show::clean(&format!("{}: attempt {attempt} failed: {why}", names(&events))));
+            show::note(&show::clean(&format!(
+                "{}: attempt {attempt} failed: {why}",
+                names(&events)
+            )));
             if self.options.max_attempts.is_some_and(|max| attempt >= max) {
                 match self.park(&events, attempt, &why, session).await? {
                     Parked::Yes => {
@@ -347,10 +404,14 @@ impl Worker {
                         return Ok(None);
                     }
                     Parked::No(end) => return Ok(Some(end)),
-                    Parked::Full => show::note("the parking lot is full; see `settled consumers parked`"),
+                    Parked::Full => {
+                        show::note("the parking lot is full; see `settled consumers parked`")
+                    }
                 }
             }
-            let pause = PAUSE_MIN.saturating_mul(1 << (attempt - 1).min(20)).min(self.options.max_backoff);
+            let pause = PAUSE_MIN
+                .saturating_mul(1 << (attempt - 1).min(20))
+                .min(self.options.max_backoff);
             let mut over = session.over.clone();
             tokio::select! {
                 () = self.pause(jittered(pause)) => {}
@@ -364,7 +425,10 @@ impl Worker {
     }
 
     fn impossible(&self, error: &std::io::Error) -> Failure {
-        Failure::Other(format!("{} cannot be run: {error}", self.program.words[0].display()))
+        Failure::Other(format!(
+            "{} cannot be run: {error}",
+            self.program.words[0].display()
+        ))
     }
 
     /// Moves the position, however long the daemon is away.
@@ -372,7 +436,11 @@ impl Worker {
         if self.acked.as_deref() == Some(cursor) {
             return Ok(None);
         }
-        let target = self.target().then("ack").with("cursor", cursor).with("gen", session.generation);
+        let target = self
+            .target()
+            .then("ack")
+            .with("cursor", cursor)
+            .with("gen", session.generation);
         match self.insist(Method::POST, target, None).await? {
             Ok(_) => {
                 self.acked = Some(cursor.to_owned());
@@ -382,18 +450,34 @@ impl Worker {
         }
     }
 
-    async fn park(&self, events: &[Event], attempts: u32, why: &str, session: &Session) -> Result<Parked, Failure> {
+    async fn park(
+        &self,
+        events: &[Event],
+        attempts: u32,
+        why: &str,
+        session: &Session,
+    ) -> Result<Parked, Failure> {
         for event in events {
-            let target = self.target().then("parked").with("cursor", &event.cursor).with("gen", session.generation);
+            let target = self
+                .target()
+                .then("parked")
+                .with("cursor", &event.cursor)
+                .with("gen", session.generation);
             let body = json!({ "attempts": attempts, "error": why });
             match self.insist(Method::POST, target, Some(&body)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(end)) => return Ok(Parked::No(end)),
-                Err(Failure::Client(error)) if error.code() == Some("parking_full") => return Ok(Parked::Full),
+                Err(Failure::Client(error)) if error.code() == Some("parking_full") => {
+                    return Ok(Parked::Full);
+                }
                 Err(failure) => return Err(failure),
             }
         }
-        show::note(&format!("{}: parked; see `settled consumers parked {}`", names(events), self.options.name));
+        show::note(&format!(
+            "{}: parked; see `settled consumers parked {}`",
+            names(events),
+            self.options.name
+        ));
         Ok(Parked::Yes)
     }
 
@@ -404,14 +488,33 @@ impl Worker {
         }
         self.looked_at = Some(Instant::now());
         loop {
-            let target = self.target().then("parked").with("retry", 1).with("limit", 1);
-            let Ok(reply) = self.client.get(target).await else { return Ok(None) };
+            let target = self
+                .target()
+                .then("parked")
+                .with("retry", 1)
+                .with("limit", 1);
+            let Ok(reply) = self.client.get(target).await else {
+                return Ok(None);
+            };
             let lot: Lot = reply.read()?;
-            let Some(Waiting { cursor, attempts, event }) = lot.parked.into_iter().next() else { return Ok(None) };
-            let Some(event) = Event::read(event.get()) else { return Ok(None) };
+            let Some(Waiting {
+                cursor,
+                attempts,
+                event,
+            }) = lot.parked.into_iter().next()
+            else {
+                return Ok(None);
+            };
+            let Some(event) = Event::read(event.get()) else {
+                return Ok(None);
+            };
             let events = [event];
             let attempt = attempts.saturating_add(1);
-            match self.program.run(&events, attempt, insisted(self.stop.clone())).await {
+            match self
+                .program
+                .run(&events, attempt, insisted(self.stop.clone()))
+                .await
+            {
                 Ok(()) => {
                     show::note(&format!("{}: done, no longer parked", names(&events)));
                     let target = self.target().then("parked").with("cursor", &cursor);
@@ -421,10 +524,12 @@ impl Worker {
                 }
                 Err(Unfinished::Interrupted) => return Ok(Some(End::Stopped)),
                 Err(Unfinished::Impossible(error)) => return Err(self.impossible(&error)),
-                Err(Unfinished::Failed(why)) => match self.park(&events, attempt, &why, session).await? {
-                    Parked::Yes | Parked::Full => {}
-                    Parked::No(end) => return Ok(Some(end)),
-                },
+                Err(Unfinished::Failed(why)) => {
+                    match self.park(&events, attempt, &why, session).await? {
+                        Parked::Yes | Parked::Full => {}
+                        Parked::No(end) => return Ok(Some(end)),
+                    }
+                }
             }
             if self.stopping() {
                 return Ok(Some(End::Stopped));
@@ -450,8 +555,12 @@ impl Worker {
                     self.pause(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
-                Err(error) if error.code() == Some("stale_generation") => return Ok(Err(End::Stale)),
-                Err(error) if error.code() == Some("epoch_mismatch") => return Ok(Err(End::Lost(error.to_string()))),
+                Err(error) if error.code() == Some("stale_generation") => {
+                    return Ok(Err(End::Stale));
+                }
+                Err(error) if error.code() == Some("epoch_mismatch") => {
+                    return Ok(Err(End::Lost(error.to_string())));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -516,7 +625,11 @@ impl Event {
             fields: Fields,
         }
         let Line { cursor, fields } = serde_json::from_str(line).ok()?;
-        Some(Event { line: line.to_owned(), cursor, fields })
+        Some(Event {
+            line: line.to_owned(),
+            cursor,
+            fields,
+        })
     }
 }
 
@@ -529,13 +642,22 @@ async fn read(mut lines: Lines, items: mpsc::Sender<Item>) -> End {
         let item = match own.r#type.as_str() {
             kind if RecordType::from_word(kind).is_some() => Event::read(&line).map(Item::Record),
             "settled.feed.bookmark" => own.cursor.map(Item::Mark),
-            "settled.feed.superseded" if own.data.by.as_deref() == Some("seek") => return End::Moved,
+            "settled.feed.superseded" if own.data.by.as_deref() == Some("seek") => {
+                return End::Moved;
+            }
             "settled.feed.superseded" => return End::Superseded,
             "settled.feed.end" => return End::Lost("the daemon is stopping".to_owned()),
             "settled.feed.error" => {
                 let why = own.data.message.unwrap_or_default();
-                let fatal = matches!(own.data.code.as_deref(), Some("consumer_deleted" | "cursor_expired"));
-                return if fatal { End::Refused(why) } else { End::Lost(why) };
+                let fatal = matches!(
+                    own.data.code.as_deref(),
+                    Some("consumer_deleted" | "cursor_expired")
+                );
+                return if fatal {
+                    End::Refused(why)
+                } else {
+                    End::Lost(why)
+                };
             }
             _ => None,
         };
@@ -561,7 +683,10 @@ impl Lines {
                 let line: Vec<u8> = self.waiting.drain(..=end).collect();
                 return Some(String::from_utf8_lossy(&line[..end]).into_owned());
             }
-            let chunk = timeout(SILENCE_MAX, self.stream.chunk()).await.ok()?.ok()??;
+            let chunk = timeout(SILENCE_MAX, self.stream.chunk())
+                .await
+                .ok()?
+                .ok()??;
             self.waiting.extend_from_slice(&chunk);
         }
     }
@@ -591,6 +716,8 @@ fn passing(error: &ClientError) -> bool {
 
 /// A little more or less, so that many do not come back together.
 fn jittered(span: Duration) -> Duration {
-    let noise = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let noise = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
     span.mul_f64(0.9 + f64::from(noise % 1_000) / 5_000.0)
 }

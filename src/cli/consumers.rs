@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use super::consume::Filtered;
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show, status};
-use crate::cli::client::{Client, Target};
 use crate::api::ConsumerView;
+use crate::cli::client::{Client, Target};
 
 /// List named consumers; make, move and delete them; see to what they have parked
 ///
@@ -102,19 +102,38 @@ impl Consumers {
         let client = context.feed(&self.talk)?;
         match &self.what {
             None => self.list(&client, context).await?,
-            Some(What::Create { name, from, filter, window }) => {
+            Some(What::Create {
+                name,
+                from,
+                filter,
+                window,
+            }) => {
                 let body = json!({ "start": from, "filter": filter.json(), "window": window });
-                self.change(&client, Method::PUT, target(name), Some(&body)).await?;
+                self.change(&client, Method::PUT, target(name), Some(&body))
+                    .await?;
             }
             Some(What::Seek { name, to }) => {
-                self.change(&client, Method::POST, target(name).then("seek").with("to", to), None).await?;
+                self.change(
+                    &client,
+                    Method::POST,
+                    target(name).then("seek").with("to", to),
+                    None,
+                )
+                .await?;
             }
-            Some(What::Delete { name }) => self.change(&client, Method::DELETE, target(name), None).await?,
+            Some(What::Delete { name }) => {
+                self.change(&client, Method::DELETE, target(name), None)
+                    .await?
+            }
             Some(What::Parked { name }) => self.parked(&client, name, context).await?,
             Some(What::Retry(which)) => {
-                self.change(&client, Method::POST, which.target(Some("retry")), None).await?;
+                self.change(&client, Method::POST, which.target(Some("retry")), None)
+                    .await?;
             }
-            Some(What::Drop(which)) => self.change(&client, Method::DELETE, which.target(None), None).await?,
+            Some(What::Drop(which)) => {
+                self.change(&client, Method::DELETE, which.target(None), None)
+                    .await?
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -136,18 +155,30 @@ impl Consumers {
     async fn list(&self, client: &Client, context: &Context) -> Result<(), Failure> {
         let listed: Listed = client.get(Target::new(["v1", "consumers"])).await?.read()?;
         if self.talk.json {
-            return Ok(listed.consumers.iter().try_for_each(|one| show::json(one.get()))?);
+            return Ok(listed
+                .consumers
+                .iter()
+                .try_for_each(|one| show::json(one.get()))?);
         }
         if listed.consumers.is_empty() {
             show::note("no consumers; `settled consume` and `settled consumers create` make them");
             return Ok(());
         }
-        let views = listed.consumers.iter().map(read).collect::<Result<Vec<ConsumerView>, _>>()?;
+        let views = listed
+            .consumers
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<ConsumerView>, _>>()?;
         Ok(show::line(&status::consumers(&views, context.now()))?)
     }
 
     async fn parked(&self, client: &Client, name: &str, context: &Context) -> Result<(), Failure> {
-        let mut pages = Pages::new(client, target(name).then("parked"), ("parked", "after"), None);
+        let mut pages = Pages::new(
+            client,
+            target(name).then("parked"),
+            ("parked", "after"),
+            None,
+        );
         let mut found = Vec::new();
         while let Some(items) = pages.page().await? {
             if self.talk.json {
@@ -179,7 +210,8 @@ impl Which {
     fn target(&self, then: Option<&str>) -> Target {
         let lot = target(&self.name).then("parked");
         let lot = then.into_iter().fold(lot, Target::then);
-        lot.with_some("cursor", self.cursor.as_ref()).with_some("all", self.all.then_some(1))
+        lot.with_some("cursor", self.cursor.as_ref())
+            .with_some("all", self.all.then_some(1))
     }
 }
 

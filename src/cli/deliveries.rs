@@ -9,11 +9,11 @@ use clap::builder::PossibleValuesParser;
 
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::Target;
 use crate::api::types::DeliveryView;
-use crate::providers::Verdict;
-use crate::model::At;
+use crate::cli::client::Target;
 use crate::ledger::DeliveryRow;
+use crate::model::At;
+use crate::providers::Verdict;
 
 /// List deliveries, newest first, or show one
 ///
@@ -79,7 +79,12 @@ impl Deliveries {
             if self.talk.json {
                 items.iter().try_for_each(|item| show::json(item.get()))?;
             } else {
-                found.extend(items.iter().map(read).collect::<Result<Vec<DeliveryRow>, _>>()?);
+                found.extend(
+                    items
+                        .iter()
+                        .map(read)
+                        .collect::<Result<Vec<DeliveryRow>, _>>()?,
+                );
             }
         }
         if !self.talk.json {
@@ -108,7 +113,9 @@ fn table(rows: &[DeliveryRow], now: At) -> Result<(), Failure> {
         show::note("no such deliveries");
         return Ok(());
     }
-    let mut table = show::table(["ID", "CAME", "SOURCE", "BY", "VERDICT", "BYTES", "RUNS", "NOTE"]);
+    let mut table = show::table([
+        "ID", "CAME", "SOURCE", "BY", "VERDICT", "BYTES", "RUNS", "NOTE",
+    ]);
     for row in rows {
         table.add_row([
             row.id.to_string(),
@@ -132,21 +139,38 @@ fn about(view: &DeliveryView, now: At) -> String {
         ("report", Some(row.id.to_string())),
         ("source", Some(show::clean(&row.source))),
         ("by", Some(show::clean(&row.via))),
-        ("came", Some(format!("{} ({})", show::when_text(now, &row.at), show::clean(&row.at)))),
+        (
+            "came",
+            Some(format!(
+                "{} ({})",
+                show::when_text(now, &row.at),
+                show::clean(&row.at)
+            )),
+        ),
         ("verdict", text(&row.verdict)),
         ("verified by", text(&row.secret)),
         ("from", text(&view.peer)),
         ("body", Some(format!("{} bytes{cut}", row.bytes))),
-        ("runs", (!row.runs.is_empty()).then(|| show::clean(&row.runs.join(" ")))),
+        (
+            "runs",
+            (!row.runs.is_empty()).then(|| show::clean(&row.runs.join(" "))),
+        ),
         ("note", text(&row.note)),
         ("set aside", text(&row.set_aside)),
     ];
     let headers = view.headers.iter().flatten();
-    facts.extend(headers.map(|(name, value)| ("header", Some(show::clean(&format!("{name}: {value}"))))));
+    facts.extend(
+        headers.map(|(name, value)| ("header", Some(show::clean(&format!("{name}: {value}"))))),
+    );
     facts.extend(view.answers.iter().map(|answer| {
-        let said = answer.status.map(|status| format!("HTTP {status}, {} bytes", answer.bytes));
+        let said = answer
+            .status
+            .map(|status| format!("HTTP {status}, {} bytes", answer.bytes));
         let said = said.or_else(|| answer.failed.clone()).unwrap_or_default();
-        ("asked", Some(show::clean(&format!("{}: {said}", answer.path))))
+        (
+            "asked",
+            Some(show::clean(&format!("{}: {said}", answer.path))),
+        )
     }));
     show::facts(facts)
 }

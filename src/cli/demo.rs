@@ -56,7 +56,11 @@ impl Demo {
         };
         let ledger = demo::run(options).await?;
         let _ = self.print(&ledger); // whoever closed the pipe does not want it
-        Ok(if ledger.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if ledger.ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 
     fn print(&self, ledger: &Ledger) -> io::Result<()> {

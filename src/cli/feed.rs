@@ -120,7 +120,12 @@ impl Feed {
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.feed(&self.talk)?;
         let json = self.talk.json || !io::stdout().is_terminal();
-        let mut position = Position { after: self.after.clone(), left: self.limit, met: false, json };
+        let mut position = Position {
+            after: self.after.clone(),
+            left: self.limit,
+            met: false,
+            json,
+        };
         let mut pause = PAUSE_MIN;
         loop {
             let lost = match self.read(&client, &mut position, &mut pause).await? {
@@ -128,11 +133,16 @@ impl Feed {
                 End::Lost(why) => why,
             };
             if !self.follow {
-                let text = format!("the feed broke off ({lost}); go on with --after {}", position.after);
+                let text = format!(
+                    "the feed broke off ({lost}); go on with --after {}",
+                    position.after
+                );
                 return Err(Failure::Other(text));
             }
             if pause == PAUSE_MIN {
-                show::aside(&format!("the feed broke off ({lost}); it goes on when the daemon is back"));
+                show::aside(&format!(
+                    "the feed broke off ({lost}); it goes on when the daemon is back"
+                ));
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -140,13 +150,20 @@ impl Feed {
     }
 
     /// One connection, from beginning to end.
-    async fn read(&self, client: &Client, position: &mut Position, pause: &mut Duration) -> Result<End, Failure> {
+    async fn read(
+        &self,
+        client: &Client,
+        position: &mut Position,
+        pause: &mut Duration,
+    ) -> Result<End, Failure> {
         if position.left == Some(0) {
             return Ok(End::Over);
         }
         let stream = match client.stream(self.target(position)).await {
             Ok(stream) => stream,
-            Err(error) if self.follow && position.met && passing(&error) => return Ok(End::Lost(error.to_string())),
+            Err(error) if self.follow && position.met && passing(&error) => {
+                return Ok(End::Lost(error.to_string()));
+            }
             Err(error) => return Err(with_earliest(error)),
         };
         position.met = true;
@@ -213,7 +230,10 @@ impl Position {
             };
             *pause = PAUSE_MIN;
             waiting.extend_from_slice(&chunk);
-            let whole = waiting.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let whole = waiting
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |at| at + 1);
             for line in String::from_utf8_lossy(&waiting[..whole]).lines() {
                 if let Some(end) = self.line(line)? {
                     return Ok(end);
@@ -257,7 +277,9 @@ impl End {
             more: bool,
         }
         match serde_json::from_str::<Last>(text) {
-            Ok(Last { data: More { more: false } }) => End::Over,
+            Ok(Last {
+                data: More { more: false },
+            }) => End::Over,
             _ => End::Lost("the daemon has stopped".to_owned()),
         }
     }
@@ -270,7 +292,13 @@ async fn nobody_reads(check: &mut tokio::time::Interval) {
         check.tick().await;
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
-        let told = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        let told = poll(
+            &mut fds,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        );
         if told.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
             return;
         }
@@ -281,22 +309,43 @@ async fn nobody_reads(check: &mut tokio::time::Interval) {
 fn sentence(line: &Line<'_>) -> String {
     let data = &line.data;
     let text = |text: &Option<String>| text.as_deref().map(show::clean).unwrap_or_default();
-    let by = format!("{}{}", text(&data.origin), if data.confirmed == Some(false) { ", not confirmed" } else { "" });
+    let by = format!(
+        "{}{}",
+        text(&data.origin),
+        if data.confirmed == Some(false) {
+            ", not confirmed"
+        } else {
+            ""
+        }
+    );
     let what = match (&data.previous_outcome, &data.outcome) {
-        (Some(_), outcome) => format!("{} (amended, was {}; by {by})", text(outcome), text(&data.previous_outcome)),
+        (Some(_), outcome) => format!(
+            "{} (amended, was {}; by {by})",
+            text(outcome),
+            text(&data.previous_outcome)
+        ),
         (None, Some(_)) => format!("{} (by {by})", text(&data.outcome)),
         (None, None) => format!("open ({})", text(&data.provider_status)),
     };
     let why = show::why(data.reason.as_deref(), data.error.as_deref());
-    let why = if why.is_empty() { why } else { format!(": {}", show::short(&why)) };
+    let why = if why.is_empty() {
+        why
+    } else {
+        format!(": {}", show::short(&why))
+    };
     let time = line.time.as_deref().map(second).unwrap_or_default();
-    format!("{time}  {}  {}  {what}{why}", text(&data.source), text(&data.run_id))
+    format!(
+        "{time}  {}  {}  {what}{why}",
+        text(&data.source),
+        text(&data.run_id)
+    )
 }
 
 /// `2026-11-21T08:00:00.123Z` without what nobody reads.
 fn second(time: &str) -> String {
     let time = show::clean(time);
-    time.split_once('.').map_or(time.clone(), |(seconds, _)| format!("{seconds}Z"))
+    time.split_once('.')
+        .map_or(time.clone(), |(seconds, _)| format!("{seconds}Z"))
 }
 
 #[cfg(test)]
@@ -323,25 +372,53 @@ mod tests {
             ),
         );
         let time = "2026-11-21T08:00:00Z  prod  wr_1  ";
-        assert_eq!(completion, format!("{time}failed (by webhook, not confirmed): terminated: no luck"));
+        assert_eq!(
+            completion,
+            format!("{time}failed (by webhook, not confirmed): terminated: no luck")
+        );
         let amendment = told(
             "settled.run.amendment",
-            &format!(r#"{{{run},"outcome":"failed","previous_outcome":"succeeded","origin":"poll","confirmed":true}}"#),
+            &format!(
+                r#"{{{run},"outcome":"failed","previous_outcome":"succeeded","origin":"poll","confirmed":true}}"#
+            ),
         );
-        assert_eq!(amendment, format!("{time}failed (amended, was succeeded; by poll)"));
-        let status = told("settled.run.status", &format!(r#"{{{run},"provider_status":"running"}}"#));
+        assert_eq!(
+            amendment,
+            format!("{time}failed (amended, was succeeded; by poll)")
+        );
+        let status = told(
+            "settled.run.status",
+            &format!(r#"{{{run},"provider_status":"running"}}"#),
+        );
         assert_eq!(status, format!("{time}open (running)"));
     }
 
     #[test]
     fn the_streams_own_lines_move_the_position_and_print_nothing() {
-        let mut position = Position { after: "latest".to_owned(), left: Some(2), met: true, json: true };
+        let mut position = Position {
+            after: "latest".to_owned(),
+            left: Some(2),
+            met: true,
+            json: true,
+        };
         let mut take = |kind: &str, data: &str| position.line(&line(kind, data)).unwrap();
         assert_eq!(take("settled.feed.hello", r#"{"protocol":1}"#), None);
         assert_eq!(take("settled.feed.bookmark", "{}"), None);
-        assert_eq!(take("settled.feed.end", r#"{"more":false}"#), Some(End::Over));
-        assert_eq!(take("settled.feed.end", r#"{"more":true}"#), Some(End::Lost("the daemon has stopped".to_owned())));
-        assert_eq!(take("settled.feed.error", r#"{"message":"x"}"#), Some(End::Lost("x".to_owned())));
-        assert_eq!((position.after.as_str(), position.left), ("k3v9.42", Some(2)));
+        assert_eq!(
+            take("settled.feed.end", r#"{"more":false}"#),
+            Some(End::Over)
+        );
+        assert_eq!(
+            take("settled.feed.end", r#"{"more":true}"#),
+            Some(End::Lost("the daemon has stopped".to_owned()))
+        );
+        assert_eq!(
+            take("settled.feed.error", r#"{"message":"x"}"#),
+            Some(End::Lost("x".to_owned()))
+        );
+        assert_eq!(
+            (position.after.as_str(), position.left),
+            ("k3v9.42", Some(2))
+        );
     }
 }

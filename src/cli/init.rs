@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 
 use super::{Context, Failure, show};
 use crate::config::{self, EXAMPLE, Env};
-use crate::providers::{self, Provider, REGISTRY};
 use crate::model::SourceName;
+use crate::providers::{self, Provider, REGISTRY};
 
 /// Bytes of randomness in a path token.
 const TOKEN_BYTES: usize = 20;
@@ -61,7 +61,13 @@ impl std::fmt::Debug for Account {
 fn account(text: &str) -> Result<Account, String> {
     let (name, provider) = text.split_once('=').unwrap_or((text, text));
     let name = SourceName::new(name).map_err(|error| error.to_string())?;
-    let known = || REGISTRY.iter().map(|provider| provider.name()).collect::<Vec<_>>().join(", ");
+    let known = || {
+        REGISTRY
+            .iter()
+            .map(|provider| provider.name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let provider = providers::named(provider)
         .ok_or_else(|| format!("there is no provider {provider:?}; there are: {}", known()))?;
     Ok(Account { name, provider })
@@ -109,14 +115,20 @@ impl Init {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let file = self.file(context);
         let folder = file.parent().unwrap_or(Path::new("")).to_owned();
-        let place = if folder.join("credentials").is_dir() { Place::Credentials } else { Place::Beside };
+        let place = if folder.join("credentials").is_dir() {
+            Place::Credentials
+        } else {
+            Place::Beside
+        };
         let accounts = self.accounts(&context.env)?;
-        let drafts = accounts.iter().map(|account| draft(account, &accounts, place, &folder, &context.env));
+        let drafts = accounts
+            .iter()
+            .map(|account| draft(account, &accounts, place, &folder, &context.env));
         let drafts = drafts.collect::<Result<Vec<Draft>, Failure>>()?;
         write(&file, &drafts)?;
         if self.json {
-            let told =
-                serde_json::to_string(&self.told(&file, &drafts)).map_err(|error| Failure::Other(error.to_string()))?;
+            let told = serde_json::to_string(&self.told(&file, &drafts))
+                .map_err(|error| Failure::Other(error.to_string()))?;
             show::json(&told)?;
         } else {
             show::line(&self.text(&file, &drafts, place))?;
@@ -143,14 +155,21 @@ impl Init {
         if !named.is_empty() {
             return Ok(self.source.clone());
         }
-        let all: Vec<Account> = REGISTRY.iter().filter_map(|provider| account(provider.name()).ok()).collect();
+        let all: Vec<Account> = REGISTRY
+            .iter()
+            .filter_map(|provider| account(provider.name()).ok())
+            .collect();
         let set = |account: &&Account| env.get(account.provider.environment().api_key).is_some();
         let ours: Vec<Account> = all.iter().filter(set).cloned().collect();
         Ok(if ours.is_empty() { all } else { ours })
     }
 
     fn url(&self, draft: &Draft) -> String {
-        format!("{}/hooks/{}", self.public_url.as_deref().unwrap_or(ANY_HOST), draft.account.name)
+        format!(
+            "{}/hooks/{}",
+            self.public_url.as_deref().unwrap_or(ANY_HOST),
+            draft.account.name
+        )
     }
 
     fn told<'d>(&self, file: &'d Path, drafts: &'d [Draft]) -> Told<'d> {
@@ -162,19 +181,35 @@ impl Init {
             enter_it: draft.account.provider.webhook_setup(),
             needs: &draft.needs,
         };
-        Told { config: file, sources: drafts.iter().map(source).collect() }
+        Told {
+            config: file,
+            sources: drafts.iter().map(source).collect(),
+        }
     }
 
     fn text(&self, file: &Path, drafts: &[Draft], place: Place) -> String {
         let mut urls = show::table(["WEBHOOK URL", "ENTER IT"]);
         for draft in drafts {
-            let token = draft.token.as_ref().map(|(_, token)| format!("/{}", token.as_str())).unwrap_or_default();
-            urls.add_row([format!("{}{token}", self.url(draft)), draft.account.provider.webhook_setup().to_owned()]);
+            let token = draft
+                .token
+                .as_ref()
+                .map(|(_, token)| format!("/{}", token.as_str()))
+                .unwrap_or_default();
+            urls.add_row([
+                format!("{}{token}", self.url(draft)),
+                draft.account.provider.webhook_setup().to_owned(),
+            ]);
         }
-        let mut needs: Vec<&str> = drafts.iter().flat_map(|draft| &draft.needs).map(String::as_str).collect();
+        let mut needs: Vec<&str> = drafts
+            .iter()
+            .flat_map(|draft| &draft.needs)
+            .map(String::as_str)
+            .collect();
         needs.dedup();
         let tokens = drafts.iter().filter_map(|draft| draft.token.as_ref());
-        let files: Vec<String> = tokens.map(|(path, _)| format!(" and {}", path.display())).collect();
+        let files: Vec<String> = tokens
+            .map(|(path, _)| format!(" and {}", path.display()))
+            .collect();
         let path = file.display();
         let start = match place {
             Place::Credentials => "systemctl restart settled".to_owned(),
@@ -190,12 +225,38 @@ impl Init {
 }
 
 /// The table of a source, with its token if it needs one.
-fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &Env) -> Result<Draft, Failure> {
+fn draft(
+    account: &Account,
+    all: &[Account],
+    place: Place,
+    folder: &Path,
+    env: &Env,
+) -> Result<Draft, Failure> {
     let names = account.provider.environment();
-    let twins = all.iter().filter(|other| other.provider.name() == account.provider.name()).count();
-    let variable = |name: &str| if twins > 1 { own_variable(&account.name, name) } else { name.to_owned() };
-    let (api_key, needed) = reference(place, folder, &account.name, "api_key", &variable(names.api_key));
-    let mut draft = Draft { account: account.clone(), table: String::new(), token: None, needs: vec![needed] };
+    let twins = all
+        .iter()
+        .filter(|other| other.provider.name() == account.provider.name())
+        .count();
+    let variable = |name: &str| {
+        if twins > 1 {
+            own_variable(&account.name, name)
+        } else {
+            name.to_owned()
+        }
+    };
+    let (api_key, needed) = reference(
+        place,
+        folder,
+        &account.name,
+        "api_key",
+        &variable(names.api_key),
+    );
+    let mut draft = Draft {
+        account: account.clone(),
+        table: String::new(),
+        token: None,
+        needs: vec![needed],
+    };
     let mut lines = vec![
         format!("[sources.{}]", key(&account.name)),
         format!("provider = {:?}", account.provider.name()),
@@ -217,7 +278,10 @@ fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &
         let (reference, path) = match place {
             Place::Credentials => {
                 let name = format!("{}_path_token", account.name);
-                (format!("{{ credential = {name:?} }}"), folder.join("credentials").join(name))
+                (
+                    format!("{{ credential = {name:?} }}"),
+                    folder.join("credentials").join(name),
+                )
             }
             Place::Beside => {
                 let name = format!("{}.path_token", account.name);
@@ -232,12 +296,21 @@ fn draft(account: &Account, all: &[Account], place: Place, folder: &Path, env: &
 }
 
 /// How the file refers to a secret, and what a person has to do for it.
-fn reference(place: Place, folder: &Path, name: &SourceName, what: &str, variable: &str) -> (String, String) {
+fn reference(
+    place: Place,
+    folder: &Path,
+    name: &SourceName,
+    what: &str,
+    variable: &str,
+) -> (String, String) {
     match place {
         Place::Credentials => {
             let credential = format!("{name}_{what}");
             let file = folder.join("credentials").join(&credential);
-            (format!("{{ credential = {credential:?} }}"), format!("the file {}", file.display()))
+            (
+                format!("{{ credential = {credential:?} }}"),
+                format!("the file {}", file.display()),
+            )
         }
         Place::Beside => (format!("{{ env = {variable:?} }}"), format!("${variable}")),
     }
@@ -245,7 +318,13 @@ fn reference(place: Place, folder: &Path, name: &SourceName, what: &str, variabl
 
 /// Of several accounts at one provider, each has its own variables: `EU_SKYVERN_API_KEY`.
 fn own_variable(name: &SourceName, variable: &str) -> String {
-    let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    let upper = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
     let prefix: String = name.as_str().chars().map(upper).collect();
     // A name may begin with a digit, a variable may not.
     let digit = prefix.starts_with(|c: char| c.is_ascii_digit());
@@ -255,7 +334,11 @@ fn own_variable(name: &SourceName, variable: &str) -> String {
 /// A name as a key of TOML.
 fn key(name: &SourceName) -> String {
     let name = name.as_str();
-    if name.contains('.') { format!("{name:?}") } else { name.to_owned() }
+    if name.contains('.') {
+        format!("{name:?}")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// A new path token: it can stand in a URL, and be selected with a double click.
@@ -263,7 +346,9 @@ fn token() -> Result<Zeroizing<String>, Failure> {
     let mut bytes = Zeroizing::new([0; TOKEN_BYTES]);
     getrandom::fill(bytes.as_mut_slice())
         .map_err(|error| Failure::Other(format!("the system gives no random numbers: {error}")))?;
-    Ok(Zeroizing::new(data_encoding::BASE32_DNSSEC.encode(bytes.as_slice())))
+    Ok(Zeroizing::new(
+        data_encoding::BASE32_DNSSEC.encode(bytes.as_slice()),
+    ))
 }
 
 /// The example up to its sources, these sources, and the example's other keys of a source.
@@ -271,7 +356,9 @@ fn text(drafts: &[Draft]) -> String {
     let (head, sources) = EXAMPLE.split_once("\n# [sources.").unwrap_or((EXAMPLE, ""));
     let head = head.split_once('\n').map_or(head, |(_, rest)| rest);
     let keys = sources.split("\n\n").next().unwrap_or_default().lines();
-    let keys: Vec<&str> = keys.skip_while(|line| !line.starts_with("# base_url")).collect();
+    let keys: Vec<&str> = keys
+        .skip_while(|line| !line.starts_with("# base_url"))
+        .collect();
     let tables: Vec<&str> = drafts.iter().map(|draft| draft.table.as_str()).collect();
     format!(
         "# settled — written by `settled init`\n{head}\n{}\n\n# Further keys of a source:\n\n{}\n",
@@ -283,10 +370,17 @@ fn text(drafts: &[Draft]) -> String {
 /// Writes everything or nothing.
 fn write(file: &Path, drafts: &[Draft]) -> Result<(), Failure> {
     let tokens = drafts.iter().filter_map(|draft| draft.token.as_ref());
-    let secrets = tokens.map(|(path, token)| (path.as_path(), format!("{}\n", token.as_str()), 0o600));
-    let files: Vec<(&Path, String, u32)> = std::iter::once((file, text(drafts), 0o644)).chain(secrets).collect();
-    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|error| Failure::Other(format!("{}: {error}", folder.display())))?;
+    let secrets =
+        tokens.map(|(path, token)| (path.as_path(), format!("{}\n", token.as_str()), 0o600));
+    let files: Vec<(&Path, String, u32)> = std::iter::once((file, text(drafts), 0o644))
+        .chain(secrets)
+        .collect();
+    if let Some(folder) = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
+        fs::create_dir_all(folder)
+            .map_err(|error| Failure::Other(format!("{}: {error}", folder.display())))?;
     }
     // The package puts the example where the configuration goes. Nothing of anybody's is in it.
     let example = fs::read_to_string(file).is_ok_and(|text| text == EXAMPLE);
@@ -295,7 +389,9 @@ fn write(file: &Path, drafts: &[Draft]) -> Result<(), Failure> {
     }
     for (index, (path, text, mode)) in files.iter().enumerate() {
         if let Err(failure) = create(path, text, *mode) {
-            files[..index].iter().for_each(|(path, ..)| drop(fs::remove_file(path)));
+            files[..index]
+                .iter()
+                .for_each(|(path, ..)| drop(fs::remove_file(path)));
             if example {
                 create(file, EXAMPLE, 0o644)?;
             }
@@ -306,7 +402,11 @@ fn write(file: &Path, drafts: &[Draft]) -> Result<(), Failure> {
 }
 
 fn create(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let opened = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
     let mut file = opened.map_err(|error| {
         Failure::Other(match error.kind() {
             ErrorKind::AlreadyExists => {
@@ -331,7 +431,12 @@ mod tests {
     fn init(folder: &Path, sources: &[&str], env: Env) -> Result<PathBuf, Failure> {
         let file = folder.join("settled.toml");
         let source = sources.iter().map(|text| account(text).unwrap()).collect();
-        let command = Init { file: Some(file.clone()), source, public_url: None, json: true };
+        let command = Init {
+            file: Some(file.clone()),
+            source,
+            public_url: None,
+            json: true,
+        };
         command.run(&Context { config: None, env })?;
         Ok(file)
     }
@@ -339,7 +444,12 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read_once_the_keys_are_there() {
         let folder = tempfile::tempdir().unwrap();
-        let file = init(folder.path(), &["a.b=skyvern", "bu=browser-use", "scrapes=smartbrowse"], Env::of([])).unwrap();
+        let file = init(
+            folder.path(),
+            &["a.b=skyvern", "bu=browser-use", "scrapes=smartbrowse"],
+            Env::of([]),
+        )
+        .unwrap();
         let env = Env::of([
             ("SKYVERN_API_KEY", "sky-key"),
             ("BROWSER_USE_API_KEY", "bu-key"),
@@ -351,12 +461,21 @@ mod tests {
         assert_eq!(names, ["a.b", "bu", "scrapes"]);
         let scrapes = &config.sources[&SourceName::new("scrapes").unwrap()];
         assert_eq!(scrapes.keyring.path_tokens[0].secret.expose().len(), 32);
-        let about_scrapes = config.warnings.iter().filter(|warning| warning.contains("scrapes"));
+        let about_scrapes = config
+            .warnings
+            .iter()
+            .filter(|warning| warning.contains("scrapes"));
         assert_eq!(about_scrapes.count(), 0, "{:?}", config.warnings);
         let token = folder.path().join("scrapes.path_token");
-        assert_eq!(fs::metadata(token).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(token).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let text = fs::read_to_string(&file).unwrap();
-        assert!(text.contains("\n# give_up = \"7d\"") && text.contains("\n# listen = "), "{text}");
+        assert!(
+            text.contains("\n# give_up = \"7d\"") && text.contains("\n# listen = "),
+            "{text}"
+        );
     }
 
     #[test]
@@ -370,7 +489,10 @@ mod tests {
                 .ends_with("s.path_token is there already and is not overwritten; name another file, or move it away")
         );
         assert!(!folder.path().join("settled.toml").exists());
-        assert_eq!(fs::read_to_string(folder.path().join("s.path_token")).unwrap(), "mine");
+        assert_eq!(
+            fs::read_to_string(folder.path().join("s.path_token")).unwrap(),
+            "mine"
+        );
     }
 
     #[test]
@@ -402,16 +524,34 @@ mod tests {
         let names = |env: Env| {
             let folder = tempfile::tempdir().unwrap();
             let text = fs::read_to_string(init(folder.path(), &[], env).unwrap()).unwrap();
-            text.lines().filter(|line| line.starts_with("[sources.")).count()
+            text.lines()
+                .filter(|line| line.starts_with("[sources."))
+                .count()
         };
-        assert_eq!((names(Env::of([])), names(Env::of([("SKYVERN_API_KEY", "k")]))), (REGISTRY.len(), 1));
+        assert_eq!(
+            (
+                names(Env::of([])),
+                names(Env::of([("SKYVERN_API_KEY", "k")]))
+            ),
+            (REGISTRY.len(), 1)
+        );
     }
 
     #[test]
     fn two_accounts_at_one_provider_do_not_share_a_key() {
         let name = |name: &str| SourceName::new(name).unwrap();
-        assert_eq!(own_variable(&name("eu-1"), "SKYVERN_API_KEY"), "EU_1_SKYVERN_API_KEY");
-        assert_eq!(own_variable(&name("1.eu"), "SKYVERN_API_KEY"), "_1_EU_SKYVERN_API_KEY");
-        assert!(account("x=nobody").unwrap_err().starts_with("there is no provider \"nobody\"; there are: skyvern, "));
+        assert_eq!(
+            own_variable(&name("eu-1"), "SKYVERN_API_KEY"),
+            "EU_1_SKYVERN_API_KEY"
+        );
+        assert_eq!(
+            own_variable(&name("1.eu"), "SKYVERN_API_KEY"),
+            "_1_EU_SKYVERN_API_KEY"
+        );
+        assert!(
+            account("x=nobody")
+                .unwrap_err()
+                .starts_with("there is no provider \"nobody\"; there are: skyvern, ")
+        );
     }
 }

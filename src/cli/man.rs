@@ -51,7 +51,10 @@ fn one_page() -> io::Result<Vec<u8>> {
     page.render_synopsis_section(&mut roff)?;
     page.render_description_section(&mut roff)?;
     page.render_options_section(&mut roff)?;
-    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+    for command in command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
         let heading = format!("settled {}", command.get_name()).to_uppercase();
         writeln!(roff, ".SH \"{heading}\"")?;
         roff.extend(subsections(&Page::new(command.clone()))?);
@@ -68,5 +71,9 @@ fn subsections(page: &Page) -> io::Result<Vec<u8>> {
     page.render_options_section(&mut roff)?;
     page.render_extra_section(&mut roff)?;
     let text = String::from_utf8_lossy(&roff).into_owned();
-    Ok(format!("\n{text}").replace("\n.SH ", "\n.SS ").trim_start().to_owned().into_bytes())
+    Ok(format!("\n{text}")
+        .replace("\n.SH ", "\n.SS ")
+        .trim_start()
+        .to_owned()
+        .into_bytes())
 }

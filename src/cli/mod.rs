@@ -163,7 +163,10 @@ impl Context {
     /// shell of a person does not.
     pub fn service_config(&self) -> Result<Config, Failure> {
         let default = Path::new(config::DEFAULT_FILE);
-        let named = self.config.clone().or_else(|| self.env.get("SETTLED_CONFIG").map(PathBuf::from));
+        let named = self
+            .config
+            .clone()
+            .or_else(|| self.env.get("SETTLED_CONFIG").map(PathBuf::from));
         let its_own = named.is_none_or(|named| named == default) && default.exists();
         let credentials = default.with_file_name("credentials");
         if !its_own || self.env.get("CREDENTIALS_DIRECTORY").is_some() || !credentials.exists() {
@@ -193,7 +196,11 @@ impl Context {
         self.client(talk, |sockets| sockets.feed)
     }
 
-    fn client(&self, talk: &Talk, which: impl Fn(config::Sockets) -> PathBuf) -> Result<Client, Failure> {
+    fn client(
+        &self,
+        talk: &Talk,
+        which: impl Fn(config::Sockets) -> PathBuf,
+    ) -> Result<Client, Failure> {
         let socket = match &talk.socket {
             Some(path) => path.clone(),
             None => which(config::client_sockets(self.config.as_deref(), &self.env)?),
@@ -211,8 +218,13 @@ impl Context {
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode, Failure> {
-        let context = Context { config: self.config, env: Env::of_process() };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let context = Context {
+            config: self.config,
+            env: Env::of_process(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
         let ended = runtime.block_on(async {
             match self.command {
                 Command::Backup(command) => command.run(&context),
@@ -259,7 +271,10 @@ mod tests {
         for command in Cli::command().get_subcommands_mut() {
             let help = command.render_long_help().to_string();
             let (_, example) = help.split_once("Example").unwrap_or_default();
-            assert!(example.contains("settled ") && example.contains(command.get_name()), "{help}");
+            assert!(
+                example.contains("settled ") && example.contains(command.get_name()),
+                "{help}"
+            );
         }
     }
 }

@@ -38,7 +38,16 @@ impl<'c> Pages<'c> {
         limit: Option<u32>,
     ) -> Pages<'c> {
         let left = limit.unwrap_or(u32::MAX);
-        Pages { client, target, items, position, next: None, left, over: left == 0, damaged: Vec::new() }
+        Pages {
+            client,
+            target,
+            items,
+            position,
+            next: None,
+            left,
+            over: left == 0,
+            damaged: Vec::new(),
+        }
     }
 
     /// The next page; `None` after the last.
@@ -46,13 +55,20 @@ impl<'c> Pages<'c> {
         if self.over || self.left == 0 {
             return Ok(None);
         }
-        let target = self.target.clone().with("limit", self.left.min(PAGE)).with_some(self.position, self.next);
+        let target = self
+            .target
+            .clone()
+            .with("limit", self.left.min(PAGE))
+            .with_some(self.position, self.next);
         let fields: BTreeMap<String, Item> = self.client.get(target).await?.read()?;
         let items: Vec<Item> = field(fields.get(self.items))?;
-        self.damaged.extend(field::<Option<Vec<DamagedRow>>>(fields.get("damaged"))?.unwrap_or_default());
+        self.damaged
+            .extend(field::<Option<Vec<DamagedRow>>>(fields.get("damaged"))?.unwrap_or_default());
         self.next = field(fields.get("next"))?;
         self.over = self.next.is_none();
-        self.left = self.left.saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        self.left = self
+            .left
+            .saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));
         Ok(Some(items))
     }
 

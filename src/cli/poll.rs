@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Client, ClientError, Target};
 use crate::api::types::{DeliveryView, RunView};
+use crate::cli::client::{Client, ClientError, Target};
 use crate::model::At;
 use crate::model::decide::Effect;
 
@@ -38,14 +38,22 @@ impl Poll {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.control(&self.talk)?;
-        let reply = client.post(Target::run(&self.source, &self.run_id).then("poll"), &json!({})).await?;
+        let reply = client
+            .post(
+                Target::run(&self.source, &self.run_id).then("poll"),
+                &json!({}),
+            )
+            .await?;
         let told: Told = reply.read()?;
         if self.talk.json {
             show::json(&reply.text())?;
         }
         if let Some(trouble) = trouble(&client, &told).await? {
             let (run_id, state) = (show::clean(&told.run.run_id), show::state(&told.run));
-            return Err(Failure::Other(format!("{} {trouble}; {run_id} is {state}", show::clean(&told.run.provider))));
+            return Err(Failure::Other(format!(
+                "{} {trouble}; {run_id} is {state}",
+                show::clean(&told.run.provider)
+            )));
         }
         if !self.talk.json {
             show::line(&sentence(&told, context.now()))?;
@@ -58,21 +66,37 @@ impl Poll {
 async fn trouble(client: &Client, told: &Told) -> Result<Option<String>, ClientError> {
     let target = Target::new(["v1", "deliveries", &told.report.to_string()]);
     let view: DeliveryView = client.get(target).await?.read()?;
-    Ok(view.answers.last().and_then(|answer| match (answer.status, &answer.failed) {
-        (None, failed) => Some(format!("could not be asked: {}", show::or_dash(failed.as_deref()))),
-        (Some(401 | 403), _) => Some("does not accept the API key".to_owned()),
-        (Some(429), _) => Some("asks us to slow down".to_owned()),
-        (Some(status @ 500..), _) => Some(format!("is in trouble (HTTP {status})")),
-        (Some(_), _) => None,
-    }))
+    Ok(view
+        .answers
+        .last()
+        .and_then(|answer| match (answer.status, &answer.failed) {
+            (None, failed) => Some(format!(
+                "could not be asked: {}",
+                show::or_dash(failed.as_deref())
+            )),
+            (Some(401 | 403), _) => Some("does not accept the API key".to_owned()),
+            (Some(429), _) => Some("asks us to slow down".to_owned()),
+            (Some(status @ 500..), _) => Some(format!("is in trouble (HTTP {status})")),
+            (Some(_), _) => None,
+        }))
 }
 
 fn sentence(told: &Told, now: At) -> String {
     let Told { effect, run, .. } = told;
     let effect = effect.map_or("the answer says nothing of the run", meaning);
-    let next = run.next_question_at.as_deref().filter(|_| run.outcome.is_none());
-    let next = next.map(|at| format!("; next question {}", show::when_text(now, at))).unwrap_or_default();
-    format!("{effect}: {} {} is {}{next}", show::clean(&run.source), show::clean(&run.run_id), show::state(run))
+    let next = run
+        .next_question_at
+        .as_deref()
+        .filter(|_| run.outcome.is_none());
+    let next = next
+        .map(|at| format!("; next question {}", show::when_text(now, at)))
+        .unwrap_or_default();
+    format!(
+        "{effect}: {} {} is {}{next}",
+        show::clean(&run.source),
+        show::clean(&run.run_id),
+        show::state(run)
+    )
 }
 
 /// What an effect means, in the words of somebody who has just asked.

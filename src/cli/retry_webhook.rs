@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use super::poll::meaning;
 use super::{Context, Failure, Talk, exit, show};
-use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::api::types::{RunView, StatusView};
-use crate::providers::{self, Provider};
+use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::model::RunId;
 use crate::model::decide::Effect;
+use crate::providers::{self, Provider};
 
 /// The most runs the daemon names at one time.
 const MISSING_MAX: usize = 1_000;
@@ -65,7 +65,10 @@ impl RetryWebhook {
     }
 
     async fn one(&self, client: &Client, source: &str, run_id: &str) -> Result<ExitCode, Failure> {
-        let body = self.url.as_ref().map_or_else(|| json!({}), |url| json!({ "webhook_url": url }));
+        let body = self
+            .url
+            .as_ref()
+            .map_or_else(|| json!({}), |url| json!({ "webhook_url": url }));
         let reply = client.post(again(source, run_id), &body).await?;
         let told: Told = reply.read()?;
         if self.talk.json {
@@ -96,7 +99,9 @@ impl RetryWebhook {
             show::line(&tally.summary())?;
         }
         if tally.more {
-            show::note(&format!("there were {MISSING_MAX} of one source, and there may be more; run this again"));
+            show::note(&format!(
+                "there were {MISSING_MAX} of one source, and there may be more; run this again"
+            ));
         }
         Ok(code(tally.failed == 0))
     }
@@ -105,7 +110,10 @@ impl RetryWebhook {
     async fn sources(&self, client: &Client) -> Result<Vec<String>, Failure> {
         let status: StatusView = client.get(Target::new(["v1", "status"])).await?.read()?;
         let Some(name) = &self.source else {
-            let able = status.sources.into_iter().filter(|source| source.configured && can(&source.provider));
+            let able = status
+                .sources
+                .into_iter()
+                .filter(|source| source.configured && can(&source.provider));
             return Ok(able.map(|source| source.name).collect());
         };
         match status.sources.iter().find(|source| &source.name == name) {
@@ -130,9 +138,10 @@ impl RetryWebhook {
     ) -> Result<bool, Failure> {
         let (trouble, over) = match &answer {
             Ok(reply) => (reply.read::<Told>()?.trouble(), false),
-            Err(ClientError::Refused { code, message, .. }) => {
-                (Some(message.clone()), matches!(code.as_str(), "cannot_ask" | "provider_unreachable"))
-            }
+            Err(ClientError::Refused { code, message, .. }) => (
+                Some(message.clone()),
+                matches!(code.as_str(), "cannot_ask" | "provider_unreachable"),
+            ),
             Err(_) => return answer.map(|_| false).map_err(Failure::from),
         };
         match &trouble {
@@ -152,7 +161,9 @@ impl RetryWebhook {
 /// Whether this provider has a call that sends a webhook again.
 fn can(provider: &str) -> bool {
     let any = RunId::new("any");
-    let asks = |provider: &dyn Provider| any.is_ok_and(|run_id| provider.retry_question(&run_id, None).is_some());
+    let asks = |provider: &dyn Provider| {
+        any.is_ok_and(|run_id| provider.retry_question(&run_id, None).is_some())
+    };
     providers::named(provider).is_some_and(asks)
 }
 
@@ -165,7 +176,9 @@ async fn missing(client: &Client, source: &str) -> Result<Vec<RunView>, ClientEr
     struct Missing {
         runs: Vec<RunView>,
     }
-    let reply = client.get(Target::new(["v1", "sources", source, "missing-webhooks"])).await?;
+    let reply = client
+        .get(Target::new(["v1", "sources", source, "missing-webhooks"]))
+        .await?;
     Ok(reply.read::<Missing>()?.runs)
 }
 
@@ -178,12 +191,20 @@ fn bar(source: &str, length: usize) -> ProgressBar {
 }
 
 fn json_line(run: &RunView, answer: &Result<Reply, ClientError>) -> Result<String, Failure> {
-    let (source, run_id) = (Value::from(run.source.as_str()), Value::from(run.run_id.as_str()));
+    let (source, run_id) = (
+        Value::from(run.source.as_str()),
+        Value::from(run.run_id.as_str()),
+    );
     let (name, value) = match answer {
         Ok(reply) => ("result", reply.read::<Box<RawValue>>()?.get().to_owned()),
-        Err(error) => ("error", json!({ "code": error.code(), "message": error.to_string() }).to_string()),
+        Err(error) => (
+            "error",
+            json!({ "code": error.code(), "message": error.to_string() }).to_string(),
+        ),
     };
-    Ok(format!("{{\"source\":{source},\"run_id\":{run_id},\"{name}\":{value}}}"))
+    Ok(format!(
+        "{{\"source\":{source},\"run_id\":{run_id},\"{name}\":{value}}}"
+    ))
 }
 
 fn code(delivered: bool) -> ExitCode {
@@ -193,19 +214,38 @@ fn code(delivered: bool) -> ExitCode {
 impl Told {
     /// What went wrong.
     fn trouble(&self) -> Option<String> {
-        let status = || self.delivered_status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"));
+        let status = || {
+            self.delivered_status
+                .map_or("no answer".to_owned(), |status| format!("HTTP {status}"))
+        };
         (!self.delivered).then(|| self.error.clone().unwrap_or_else(status))
     }
 }
 
 fn sentence(told: &Told) -> String {
-    let to = told.target_url.as_deref().map(|url| format!(" to {}", show::clean(url))).unwrap_or_default();
-    let took = told.latency_ms.map(|ms| format!(" in {ms} ms")).unwrap_or_default();
-    let status = told.delivered_status.map(|status| format!(": HTTP {status}")).unwrap_or_default();
-    let effect = told.effect.map(|effect| format!("; here: {}", meaning(effect))).unwrap_or_default();
+    let to = told
+        .target_url
+        .as_deref()
+        .map(|url| format!(" to {}", show::clean(url)))
+        .unwrap_or_default();
+    let took = told
+        .latency_ms
+        .map(|ms| format!(" in {ms} ms"))
+        .unwrap_or_default();
+    let status = told
+        .delivered_status
+        .map(|status| format!(": HTTP {status}"))
+        .unwrap_or_default();
+    let effect = told
+        .effect
+        .map(|effect| format!("; here: {}", meaning(effect)))
+        .unwrap_or_default();
     match told.trouble() {
         None => format!("sent again{to}{took}{status}{effect}"),
-        Some(trouble) => format!("sent again{to}, but not delivered: {}{effect}", show::clean(&trouble)),
+        Some(trouble) => format!(
+            "sent again{to}, but not delivered: {}{effect}",
+            show::clean(&trouble)
+        ),
     }
 }
 
@@ -232,9 +272,19 @@ mod tests {
 
     #[test]
     fn summaries_add_up() {
-        let summary = |delivered, failed| Tally { delivered, failed, more: false }.summary();
+        let summary = |delivered, failed| {
+            Tally {
+                delivered,
+                failed,
+                more: false,
+            }
+            .summary()
+        };
         assert_eq!(summary(0, 0), "no settled run lacks its webhook");
-        assert_eq!([summary(3, 0), summary(3, 2)], ["sent again: 3", "sent again: 3; failed: 2"]);
+        assert_eq!(
+            [summary(3, 0), summary(3, 2)],
+            ["sent again: 3", "sent again: 3; failed: 2"]
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Client, Target};
 use crate::api::types::StatusView;
+use crate::cli::client::{Client, Target};
 use crate::reconciler::Reverified;
 
 /// Verify again what could not be verified, after a secret was corrected
@@ -34,10 +34,19 @@ impl Reverify {
             None => configured(&client).await?,
         };
         for source in sources {
-            let reply = client.post(Target::new(["v1", "sources", &source, "reverify"]), &json!({})).await?;
+            let reply = client
+                .post(
+                    Target::new(["v1", "sources", &source, "reverify"]),
+                    &json!({}),
+                )
+                .await?;
             let done: Reverified = reply.read()?;
             if self.talk.json {
-                let Reverified { examined, verified, changed } = done;
+                let Reverified {
+                    examined,
+                    verified,
+                    changed,
+                } = done;
                 let line = json!({ "source": source, "examined": examined, "verified": verified, "changed": changed });
                 show::json(&line.to_string())?;
             } else {
@@ -50,14 +59,25 @@ impl Reverify {
 
 async fn configured(client: &Client) -> Result<Vec<String>, Failure> {
     let status: StatusView = client.get(Target::new(["v1", "status"])).await?.read()?;
-    Ok(status.sources.into_iter().filter(|source| source.configured).map(|source| source.name).collect())
+    Ok(status
+        .sources
+        .into_iter()
+        .filter(|source| source.configured)
+        .map(|source| source.name)
+        .collect())
 }
 
 fn sentence(source: &str, done: Reverified) -> String {
-    let Reverified { examined, verified, changed } = done;
+    let Reverified {
+        examined,
+        verified,
+        changed,
+    } = done;
     if examined == 0 {
         format!("{source}: nothing is kept that could not be verified")
     } else {
-        format!("{source}: {verified} of {examined} deliveries verify now; runs told something by them: {changed}")
+        format!(
+            "{source}: {verified} of {examined} deliveries verify now; runs told something by them: {changed}"
+        )
     }
 }

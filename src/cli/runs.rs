@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::pages::{Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::Target;
 use crate::api::types::RunView;
+use crate::cli::client::Target;
 
 /// List runs, those that became known last first
 ///
@@ -54,7 +54,12 @@ impl Runs {
             if self.talk.json {
                 items.iter().try_for_each(|item| show::json(item.get()))?;
             } else {
-                found.extend(items.iter().map(read).collect::<Result<Vec<RunView>, _>>()?);
+                found.extend(
+                    items
+                        .iter()
+                        .map(read)
+                        .collect::<Result<Vec<RunView>, _>>()?,
+                );
             }
         }
         if !self.talk.json {
@@ -73,7 +78,11 @@ impl Runs {
     }
 
     fn target(&self) -> Target {
-        let phase = if self.open { Some("open") } else { self.settled.then_some("settled") };
+        let phase = if self.open {
+            Some("open")
+        } else {
+            self.settled.then_some("settled")
+        };
         Target::new(["v1", "runs"])
             .with_some("phase", phase)
             .with_some("source", self.source.as_ref())
@@ -96,7 +105,9 @@ fn table(runs: &[RunView], context: &Context) -> Result<(), Failure> {
             run.kind.map_or("-", crate::model::Kind::word).to_owned(),
             show::when_text(now, &run.opened_at),
             show::when_or_dash(now, run.settled_at.as_deref()),
-            run.origin.map_or("-", crate::model::Origin::word).to_owned(),
+            run.origin
+                .map_or("-", crate::model::Origin::word)
+                .to_owned(),
             show::state(run),
         ]);
     }

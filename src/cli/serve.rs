@@ -7,10 +7,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Context, Failure, exit};
 use crate::config::Config;
+use crate::daemon::telemetry::{self, LogFormat};
 use crate::daemon::{Daemon, StartError, system_clock};
 use crate::server::listen::ListenError;
 use crate::server::systemd::{self, Inherited};
-use crate::daemon::telemetry::{self, LogFormat};
 
 /// Run the daemon until SIGTERM or Ctrl-C
 ///
@@ -22,7 +22,12 @@ use crate::daemon::telemetry::{self, LogFormat};
 #[derive(Debug, Args)]
 pub struct Serve {
     /// What to log: error, warn, info, debug or trace, or a list of target=level
-    #[arg(long, env = "SETTLED_LOG", default_value = "info", value_name = "LEVEL")]
+    #[arg(
+        long,
+        env = "SETTLED_LOG",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
     log: String,
     /// How to log
     #[arg(long, env = "SETTLED_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
@@ -59,7 +64,8 @@ impl Signals {
 impl Serve {
     /// Serves until told to stop.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let inherited = Inherited::take().map_err(|error| StartError::Listen(ListenError::Inherited(error)))?;
+        let inherited =
+            Inherited::take().map_err(|error| StartError::Listen(ListenError::Inherited(error)))?;
         telemetry::start(&self.log, self.log_format);
         let mut signals = Signals::listen()?;
         let config = match context.config() {
@@ -83,7 +89,10 @@ impl Serve {
 /// Trying the same configuration again is of no use, so systemd is told not to by a code of its own.
 fn refuse(failure: &Failure) -> ExitCode {
     let text = failure.to_string();
-    systemd::status(&format!("Not started: {}", text.lines().next().unwrap_or_default()));
+    systemd::status(&format!(
+        "Not started: {}",
+        text.lines().next().unwrap_or_default()
+    ));
     eprintln!("settled: {text}");
     ExitCode::from(exit::USAGE)
 }

@@ -27,7 +27,11 @@ pub fn line(text: &str) -> io::Result<()> {
 /// Writes a line of JSON to stdout, exactly as it is; on a terminal with every character escaped
 /// that a terminal might obey.
 pub fn json(text: &str) -> io::Result<()> {
-    if io::stdout().is_terminal() { line(&escaped(text)) } else { line(text) }
+    if io::stdout().is_terminal() {
+        line(&escaped(text))
+    } else {
+        line(text)
+    }
 }
 
 /// Says something beside the output, to a person. Nobody listening is no mistake.
@@ -44,12 +48,24 @@ pub fn aside(text: &str) {
 
 /// A stranger's text as one harmless line.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if commands(c) { ' ' } else { c }).collect::<String>().trim().to_owned()
+    text.chars()
+        .map(|c| if commands(c) { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// A stranger's text as harmless lines.
 pub fn clean_lines(text: &str) -> String {
-    text.chars().map(|c| if commands(c) && !matches!(c, '\n' | '\t') { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if commands(c) && !matches!(c, '\n' | '\t') {
+                ' '
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// Whether a terminal obeys this character instead of showing it: controls, line separators, and
@@ -61,15 +77,16 @@ fn commands(c: char) -> bool {
 
 /// JSON in which such characters, which can only stand in strings there, are written as `\u…`.
 fn escaped(json: &str) -> String {
-    json.chars().fold(String::with_capacity(json.len()), |mut out, c| {
-        if commands(c) && !c.is_ascii_whitespace() {
-            // All of them are in the basic plane.
-            let _ = write!(out, "\\u{:04x}", u32::from(c));
-        } else {
-            out.push(c);
-        }
-        out
-    })
+    json.chars()
+        .fold(String::with_capacity(json.len()), |mut out, c| {
+            if commands(c) && !c.is_ascii_whitespace() {
+                // All of them are in the basic plane.
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            } else {
+                out.push(c);
+            }
+            out
+        })
 }
 
 /// A table without lines. Everything is shown whole; the last column wraps on a narrow terminal.
@@ -83,13 +100,19 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
 /// What is known, by name, without what is not.
 pub fn facts<'f>(facts: impl IntoIterator<Item = (&'f str, Option<String>)>) -> String {
     let mut table = Table::new();
-    table.add_rows(facts.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])));
+    table.add_rows(
+        facts
+            .into_iter()
+            .filter_map(|(name, value)| Some([name.to_owned(), value?])),
+    );
     plain(&mut table, 2);
     table.trim_fmt()
 }
 
 fn plain(table: &mut Table, columns: usize) {
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         column.set_constraint(if index + 1 < columns {
@@ -103,7 +126,9 @@ fn plain(table: &mut Table, columns: usize) {
 
 /// The text, or a dash.
 pub fn or_dash(text: Option<&str>) -> String {
-    text.map(clean).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+    text.map(clean)
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "-".to_owned())
 }
 
 /// How far a moment is from now: `12 s ago`, `in 3 min`.
@@ -111,7 +136,11 @@ pub fn when(now: At, then: At) -> String {
     if now.0.abs_diff(then.0) < 1_000 {
         return "now".to_owned();
     }
-    if then <= now { format!("{} ago", span(now.since(then))) } else { format!("in {}", span(then.since(now))) }
+    if then <= now {
+        format!("{} ago", span(now.since(then)))
+    } else {
+        format!("in {}", span(then.since(now)))
+    }
 }
 
 /// As [`when`], of a moment in RFC 3339.
@@ -125,7 +154,9 @@ pub fn when_or_dash(now: At, then: Option<&str>) -> String {
 }
 
 fn moment(text: &str) -> Option<At> {
-    text.parse::<jiff::Timestamp>().ok().map(|at| At(at.as_millisecond()))
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .map(|at| At(at.as_millisecond()))
 }
 
 /// Roughly how long: one number and one unit.
@@ -154,7 +185,11 @@ pub fn state(run: &RunView) -> String {
         (run.confirmed == Some(false)).then(|| "not confirmed".to_owned()),
     ];
     let remarks: Vec<String> = remarks.into_iter().flatten().collect();
-    if remarks.is_empty() { word.to_owned() } else { format!("{word} ({})", remarks.join(", ")) }
+    if remarks.is_empty() {
+        word.to_owned()
+    } else {
+        format!("{word} ({})", remarks.join(", "))
+    }
 }
 
 /// Why a run ended as it did, as far as anybody said.
@@ -178,8 +213,14 @@ mod tests {
 
     #[test]
     fn a_strangers_text_cannot_command_the_terminal() {
-        assert_eq!(clean("\u{1b}[31mred\nline\u{9b}2J\u{202e}x\u{0}"), "[31mred line 2J x");
-        assert_eq!(clean_lines("{\n\t\"a\": \"\u{1b}]0;x\u{7}\"\r\n}"), "{\n\t\"a\": \" ]0;x \" \n}");
+        assert_eq!(
+            clean("\u{1b}[31mred\nline\u{9b}2J\u{202e}x\u{0}"),
+            "[31mred line 2J x"
+        );
+        assert_eq!(
+            clean_lines("{\n\t\"a\": \"\u{1b}]0;x\u{7}\"\r\n}"),
+            "{\n\t\"a\": \" ]0;x \" \n}"
+        );
         assert_eq!(clean("naïve 東京 ✓"), "naïve 東京 ✓");
     }
 
@@ -195,7 +236,10 @@ mod tests {
     fn moments_are_told_from_now() {
         let now = At(1_000_000_000_000);
         let ago = |seconds: u64| when(now.plus(Duration::from_secs(seconds)), now);
-        assert_eq!([ago(0), ago(12), ago(119), ago(150)], ["now", "12 s ago", "119 s ago", "2 min ago"]);
+        assert_eq!(
+            [ago(0), ago(12), ago(119), ago(150)],
+            ["now", "12 s ago", "119 s ago", "2 min ago"]
+        );
         assert_eq!([ago(7_200), ago(200_000)], ["2 h ago", "2 days ago"]);
         assert_eq!(when(now, now.plus(Duration::from_secs(180))), "in 3 min");
         assert_eq!(when_text(now, &now.rfc3339()), "now");
@@ -207,6 +251,9 @@ mod tests {
         let id = "x".repeat(200);
         let mut table = table(["RUN", "STATE"]);
         table.add_row([id.as_str(), "open"]);
-        assert_eq!(table.trim_fmt(), format!("RUN{}  STATE\n{id}  open", " ".repeat(197)));
+        assert_eq!(
+            table.trim_fmt(),
+            format!("RUN{}  STATE\n{id}  open", " ".repeat(197))
+        );
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::api::ConsumerView;
 use crate::api::types::{SourceView, StatusView};
-use crate::polling::rate_limit::PaceState;
-use crate::model::At;
+use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::ledger::{LOSS_SPANS, Loss};
+use crate::model::At;
+use crate::polling::rate_limit::PaceState;
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -81,12 +81,28 @@ fn text(status: &StatusView, now: At) -> String {
     let path = show::clean(&store.path);
     let free = u64::try_from(store.free_bytes).unwrap_or(0);
     let (size, log) = (show::size(store.bytes), show::size(store.wal_bytes));
-    let size = format!("{path}, {size} ({} of it free) and a log of {log}", show::size(free));
+    let size = format!(
+        "{path}, {size} ({} of it free) and a log of {log}",
+        show::size(free)
+    );
     let up = show::when_text(now, &status.started_at);
     let facts = show::facts([
-        ("settled", Some(format!("{}, started {up}", show::clean(&status.version)))),
-        ("runs", Some(format!("{} open, {} overdue", status.open, status.overdue))),
-        ("feed", Some(format!("head {}, earliest {}", show::clean(&status.head), show::clean(&status.earliest)))),
+        (
+            "settled",
+            Some(format!("{}, started {up}", show::clean(&status.version))),
+        ),
+        (
+            "runs",
+            Some(format!("{} open, {} overdue", status.open, status.overdue)),
+        ),
+        (
+            "feed",
+            Some(format!(
+                "head {}, earliest {}",
+                show::clean(&status.head),
+                show::clean(&status.earliest)
+            )),
+        ),
         ("store", Some(size)),
     ]);
     let mut parts = vec![facts];
@@ -97,17 +113,29 @@ fn text(status: &StatusView, now: At) -> String {
     if !status.consumers.is_empty() {
         parts.push(consumers(&status.consumers, now));
     }
-    let mut notes: Vec<String> = status.sources.iter().flat_map(|source| notes(source, now)).collect();
+    let mut notes: Vec<String> = status
+        .sources
+        .iter()
+        .flat_map(|source| notes(source, now))
+        .collect();
     if status.set_aside > 0 {
-        notes
-            .push(format!("{} reports could not be digested and were set aside; please report this", status.set_aside));
+        notes.push(format!(
+            "{} reports could not be digested and were set aside; please report this",
+            status.set_aside
+        ));
     }
     let damaged = status.damaged.iter().take(NAMED_MAX);
-    notes.extend(
-        damaged.map(|row| format!("the row of {} is damaged; see `settled check`", show::clean(&row.to_string()))),
-    );
+    notes.extend(damaged.map(|row| {
+        format!(
+            "the row of {} is damaged; see `settled check`",
+            show::clean(&row.to_string())
+        )
+    }));
     if status.damaged.len() > NAMED_MAX {
-        notes.push(format!("… and {} more rows", status.damaged.len() - NAMED_MAX));
+        notes.push(format!(
+            "… and {} more rows",
+            status.damaged.len() - NAMED_MAX
+        ));
     }
     if !notes.is_empty() {
         parts.push(notes.join("\n"));
@@ -118,9 +146,19 @@ fn text(status: &StatusView, now: At) -> String {
 fn notes(source: &SourceView, now: At) -> Vec<String> {
     let name = show::clean(&source.name);
     let unverified = source.last_unverified_at.as_deref();
-    let unverified =
-        unverified.map(|at| format!("the last delivery that was not authentic came {}", show::when_text(now, at)));
-    source.notes.iter().map(|note| show::clean(note)).chain(unverified).map(|note| format!("{name}: {note}")).collect()
+    let unverified = unverified.map(|at| {
+        format!(
+            "the last delivery that was not authentic came {}",
+            show::when_text(now, at)
+        )
+    });
+    source
+        .notes
+        .iter()
+        .map(|note| show::clean(note))
+        .chain(unverified)
+        .map(|note| format!("{name}: {note}"))
+        .collect()
 }
 
 fn sources(sources: &[SourceView], now: At) -> String {
@@ -151,7 +189,12 @@ fn sources(sources: &[SourceView], now: At) -> String {
             count(heard.map(|heard| heard.throttled)),
             count(heard.map(|heard| heard.refused)),
             count(heard.map(|heard| heard.trouble)),
-            source.pace.as_ref().map_or("not configured any more".to_owned(), |pace| asking(pace, now)),
+            source
+                .pace
+                .as_ref()
+                .map_or("not configured any more".to_owned(), |pace| {
+                    asking(pace, now)
+                }),
         ]);
     }
     table.trim_fmt()
@@ -171,8 +214,16 @@ fn losses(sources: &[SourceView]) -> String {
 
 /// `3 of 120 (2.5 %), 1 late`.
 fn lost(loss: &Loss) -> String {
-    let rate = if loss.synthesized > 0 { format!(" ({:.1} %)", loss.rate * 100.0) } else { String::new() };
-    let late = if loss.late > 0 { format!(", {} late", loss.late) } else { String::new() };
+    let rate = if loss.synthesized > 0 {
+        format!(" ({:.1} %)", loss.rate * 100.0)
+    } else {
+        String::new()
+    };
+    let late = if loss.late > 0 {
+        format!(", {} late", loss.late)
+    } else {
+        String::new()
+    };
     match loss.completions {
         0 => "-".to_owned(),
         all => format!("{} of {all}{rate}{late}", loss.synthesized),
@@ -204,10 +255,17 @@ pub(super) fn consumers(consumers: &[ConsumerView], now: At) -> String {
 fn asking(pace: &PaceState, now: At) -> String {
     if let Some(breaker) = &pace.breaker {
         let probe = show::when(now, breaker.next_probe);
-        return format!("stopped {}, next probe {probe}", show::when(now, breaker.since));
+        return format!(
+            "stopped {}, next probe {probe}",
+            show::when(now, breaker.since)
+        );
     }
     if let Some(pause) = pace.pause.as_ref().filter(|pause| pause.until > now) {
-        return format!("paused ({}), goes on {}", show::clean(&pause.why), show::when(now, pause.until));
+        return format!(
+            "paused ({}), goes on {}",
+            show::clean(&pause.why),
+            show::when(now, pause.until)
+        );
     }
     if pace.effective_rate < pace.rate {
         return format!("{:.1}/s of {}/s", pace.effective_rate, pace.rate);

@@ -7,8 +7,8 @@ use clap::builder::PossibleValuesParser;
 use serde_json::{Map, Value, json};
 
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Reply, Target};
 use crate::api::types::RunView;
+use crate::cli::client::{Reply, Target};
 use crate::model::{At, Kind};
 
 /// Watch a run from now on
@@ -47,15 +47,23 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text)
-        .map_err(|error| format!("this is not a JSON object ({error}); write {{\"key\":\"value\"}}"))
+    serde_json::from_str(text).map_err(|error| {
+        format!("this is not a JSON object ({error}); write {{\"key\":\"value\"}}")
+    })
 }
 
 impl Track {
     /// Runs the command.
     pub async fn run(mut self, context: &Context) -> Result<ExitCode, Failure> {
-        let pairs: Map<String, Value> = self.metadata.drain(..).map(|(key, value)| (key, value.into())).collect();
-        let metadata = self.metadata_json.take().or((!pairs.is_empty()).then_some(pairs));
+        let pairs: Map<String, Value> = self
+            .metadata
+            .drain(..)
+            .map(|(key, value)| (key, value.into()))
+            .collect();
+        let metadata = self
+            .metadata_json
+            .take()
+            .or((!pairs.is_empty()).then_some(pairs));
         let body = json!({
             "source": self.source,
             "run_id": self.run_id,
@@ -63,7 +71,10 @@ impl Track {
             "group_id": self.group,
             "metadata": metadata,
         });
-        let reply = context.control(&self.talk)?.post(Target::new(["v1", "runs"]), &body).await?;
+        let reply = context
+            .control(&self.talk)?
+            .post(Target::new(["v1", "runs"]), &body)
+            .await?;
         if self.talk.json {
             show::json(&reply.text())?;
         } else {
@@ -75,7 +86,10 @@ impl Track {
 
 fn told(reply: &Reply, run: &RunView, now: At) -> String {
     let name = format!("{} {}", show::clean(&run.source), show::clean(&run.run_id));
-    let next = run.next_question_at.as_deref().map(|at| format!("; next question {}", show::when_text(now, at)));
+    let next = run
+        .next_question_at
+        .as_deref()
+        .map(|at| format!("; next question {}", show::when_text(now, at)));
     let next = next.unwrap_or_default();
     match (reply.status, run.outcome) {
         (_, Some(_)) => format!("{name} has settled already: {}", show::state(run)),
@@ -94,6 +108,10 @@ mod tests {
         assert_eq!(pair("a="), Ok(("a".to_owned(), String::new())));
         assert!(pair("a").is_err() && pair("=b").is_err());
         assert_eq!(object(r#"{"a":1}"#).unwrap()["a"], 1);
-        assert!(object("[1]").unwrap_err().starts_with("this is not a JSON object ("));
+        assert!(
+            object("[1]")
+                .unwrap_err()
+                .starts_with("this is not a JSON object (")
+        );
     }
 }

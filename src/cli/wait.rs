@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::run::Told;
 use super::{Context, Failure, Talk, exit, show};
+use crate::api::types::RunView;
 use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::config;
-use crate::api::types::RunView;
 use crate::model::Outcome;
 
 /// How long one request waits: short enough that a change of the daemon is noticed.
@@ -48,7 +48,9 @@ impl Wait {
         let mut reply = client.get(target.clone()).await?;
         let mut run = reply.read::<Told>()?.run;
         while run.outcome.is_none() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
-            let Some(newer) = next(&client, &target, deadline).await? else { break };
+            let Some(newer) = next(&client, &target, deadline).await? else {
+                break;
+            };
             run = newer.read::<Told>()?.run;
             reply = newer;
         }
@@ -63,7 +65,10 @@ impl Wait {
         let why = show::why(run.reason.as_deref(), run.error.as_deref());
         show::line(run.outcome.map_or("open", Outcome::word))?;
         match run.outcome {
-            None => show::note(&format!("still open after {}", config::shown(self.timeout.unwrap_or_default()))),
+            None => show::note(&format!(
+                "still open after {}",
+                config::shown(self.timeout.unwrap_or_default())
+            )),
             Some(_) if !why.is_empty() => show::note(&why),
             Some(_) => {}
         }
@@ -84,7 +89,11 @@ fn code(outcome: Option<Outcome>) -> u8 {
 }
 
 /// The next answer, which comes when the run settles or a turn is over; `None` at the deadline.
-async fn next(client: &Client, target: &Target, deadline: Option<Instant>) -> Result<Option<Reply>, ClientError> {
+async fn next(
+    client: &Client,
+    target: &Target,
+    deadline: Option<Instant>,
+) -> Result<Option<Reply>, ClientError> {
     let asked = Instant::now();
     let until = deadline.unwrap_or(asked + TURN * 2);
     let turn = until.saturating_duration_since(asked).min(TURN).as_secs() + 1;
@@ -105,7 +114,11 @@ async fn next(client: &Client, target: &Target, deadline: Option<Instant>) -> Re
 }
 
 /// Waits for a daemon that is being restarted.
-async fn again(client: &Client, target: &Target, until: Instant) -> Result<Option<Reply>, ClientError> {
+async fn again(
+    client: &Client,
+    target: &Target,
+    until: Instant,
+) -> Result<Option<Reply>, ClientError> {
     let lost = Instant::now();
     loop {
         sleep(PAUSE).await;
@@ -123,7 +136,10 @@ mod tests {
 
     #[test]
     fn every_outcome_has_its_code() {
-        let codes: Vec<u8> = Outcome::ALL.iter().map(|outcome| code(Some(*outcome))).collect();
+        let codes: Vec<u8> = Outcome::ALL
+            .iter()
+            .map(|outcome| code(Some(*outcome)))
+            .collect();
         assert_eq!((codes, code(None)), (vec![0, 10, 11, 12, 13], 14));
     }
 }

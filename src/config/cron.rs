@@ -75,12 +75,24 @@ pub enum BadSchedule {
 
 /// The fields, with what may stand in them.
 const FIELDS: [(&str, &str); 6] = [
-    ("second", "\"*\", or 0 to 59, for example \"30\" or \"*/10\""),
+    (
+        "second",
+        "\"*\", or 0 to 59, for example \"30\" or \"*/10\"",
+    ),
     ("minute", "\"*\", or 0 to 59, for example \"0\" or \"*/5\""),
     ("hour", "\"*\", or 0 to 23, for example \"3\" or \"8-18\""),
-    ("day of the month", "\"*\", or 1 to 31, for example \"1\" or \"1,15\""),
-    ("month", "\"*\", or 1 to 12, or names, for example \"Jan\" or \"3-5\""),
-    ("weekday", "\"*\", or names, for example \"Mon-Fri\" or \"Sat,Sun\""),
+    (
+        "day of the month",
+        "\"*\", or 1 to 31, for example \"1\" or \"1,15\"",
+    ),
+    (
+        "month",
+        "\"*\", or 1 to 12, or names, for example \"Jan\" or \"3-5\"",
+    ),
+    (
+        "weekday",
+        "\"*\", or names, for example \"Mon-Fri\" or \"Sat,Sun\"",
+    ),
 ];
 
 /// Gaps are measured from here (a Monday, 2024-01-01), so that the same text gives the same policy
@@ -103,9 +115,15 @@ impl Schedule {
         let times = read(&fields).ok_or_else(|| culprit(text, &fields))?;
         refuse_two_days(text, &fields)?;
         let Some(gap) = largest_gap(&times) else {
-            return Err(BadSchedule::Never { text: text.to_owned() });
+            return Err(BadSchedule::Never {
+                text: text.to_owned(),
+            });
         };
-        Ok(Schedule { text: text.to_owned(), times: Arc::new(times), gap })
+        Ok(Schedule {
+            text: text.to_owned(),
+            times: Arc::new(times),
+            gap,
+        })
     }
 
     /// The first moment of this schedule that is later than `at`; `None` past the year 2100.
@@ -148,14 +166,21 @@ fn six_fields(text: &str) -> Result<[&str; 6], BadSchedule> {
     let found: Vec<&str> = text.split_whitespace().collect();
     match found[..] {
         [minute, hour, day, month, weekday] => Ok(["0", minute, hour, day, month, weekday]),
-        [second, minute, hour, day, month, weekday] => Ok([second, minute, hour, day, month, weekday]),
-        _ => Err(BadSchedule::Fields { text: text.to_owned(), count: found.len() }),
+        [second, minute, hour, day, month, weekday] => {
+            Ok([second, minute, hour, day, month, weekday])
+        }
+        _ => Err(BadSchedule::Fields {
+            text: text.to_owned(),
+            count: found.len(),
+        }),
     }
 }
 
 fn refuse_numeric_weekdays(text: &str, [.., weekday]: &[&str; 6]) -> Result<(), BadSchedule> {
     if weekday.bytes().any(|byte| byte.is_ascii_digit()) {
-        return Err(BadSchedule::NumericWeekday { text: text.to_owned() });
+        return Err(BadSchedule::NumericWeekday {
+            text: text.to_owned(),
+        });
     }
     Ok(())
 }
@@ -163,7 +188,9 @@ fn refuse_numeric_weekdays(text: &str, [.., weekday]: &[&str; 6]) -> Result<(), 
 fn refuse_two_days(text: &str, [.., day, _, weekday]: &[&str; 6]) -> Result<(), BadSchedule> {
     let any = |field: &str| matches!(field, "*" | "?");
     if !any(day) && !any(weekday) {
-        return Err(BadSchedule::TwoDays { text: text.to_owned() });
+        return Err(BadSchedule::TwoDays {
+            text: text.to_owned(),
+        });
     }
     Ok(())
 }
@@ -173,8 +200,15 @@ fn read(fields: &[&str; 6]) -> Option<cron::Schedule> {
     let stands_still = fields
         .iter()
         .flat_map(|field| field.split(','))
-        .any(|part| part.split_once('/').is_some_and(|(_, step)| step.parse::<u32>().is_ok_and(|step| step == 0)));
-    if stands_still { None } else { fields.join(" ").parse().ok() }
+        .any(|part| {
+            part.split_once('/')
+                .is_some_and(|(_, step)| step.parse::<u32>().is_ok_and(|step| step == 0))
+        });
+    if stands_still {
+        None
+    } else {
+        fields.join(" ").parse().ok()
+    }
 }
 
 /// The crate draws a caret and says little; so each field is tried alone among stars.
@@ -186,12 +220,20 @@ fn culprit(text: &str, fields: &[&str; 6]) -> BadSchedule {
     };
     let index = (0..FIELDS.len()).find(|index| alone(*index)).unwrap_or(0);
     let (field, right) = FIELDS[index];
-    BadSchedule::Field { text: text.to_owned(), field, value: fields[index].to_owned(), right }
+    BadSchedule::Field {
+        text: text.to_owned(),
+        field,
+        value: fields[index].to_owned(),
+        right,
+    }
 }
 
 fn next(times: &cron::Schedule, at: At) -> Option<At> {
     let at: DateTime<Utc> = DateTime::from_timestamp_millis(at.0)?;
-    times.after(&at).next().map(|next| At(next.timestamp_millis()))
+    times
+        .after(&at)
+        .next()
+        .map(|next| At(next.timestamp_millis()))
 }
 
 /// `None` if it never fires at all.
@@ -215,7 +257,11 @@ mod tests {
     }
 
     fn after(cron: &str, moment: &str) -> String {
-        Schedule::parse(cron).unwrap().next_after(at(moment)).unwrap().rfc3339()
+        Schedule::parse(cron)
+            .unwrap()
+            .next_after(at(moment))
+            .unwrap()
+            .rfc3339()
     }
 
     fn refused(cron: &str) -> String {
@@ -224,28 +270,58 @@ mod tests {
 
     #[test]
     fn five_fields_are_six_at_second_zero() {
-        assert_eq!(after("*/5 * * * *", "2026-11-21T08:00:00Z"), "2026-11-21T08:05:00.000Z");
-        assert_eq!(after("0 */5 * * * *", "2026-11-21T08:00:00Z"), "2026-11-21T08:05:00.000Z");
+        assert_eq!(
+            after("*/5 * * * *", "2026-11-21T08:00:00Z"),
+            "2026-11-21T08:05:00.000Z"
+        );
+        assert_eq!(
+            after("0 */5 * * * *", "2026-11-21T08:00:00Z"),
+            "2026-11-21T08:05:00.000Z"
+        );
     }
 
     #[test]
     fn the_next_moment_is_strictly_later_whatever_the_milliseconds() {
-        assert_eq!(after("* * * * * *", "2026-11-21T08:00:00Z"), "2026-11-21T08:00:01.000Z");
-        assert_eq!(after("* * * * * *", "2026-11-21T08:00:00.001Z"), "2026-11-21T08:00:01.000Z");
-        assert_eq!(after("* * * * * *", "2026-11-21T08:00:00.999Z"), "2026-11-21T08:00:01.000Z");
-        assert_eq!(after(Schedule::POLL, "2026-11-21T07:59:59.999Z"), "2026-11-21T08:00:00.000Z");
-        assert_eq!(after(Schedule::SWEEP, "2026-11-21T08:00:30Z"), "2026-11-21T08:05:30.000Z");
+        assert_eq!(
+            after("* * * * * *", "2026-11-21T08:00:00Z"),
+            "2026-11-21T08:00:01.000Z"
+        );
+        assert_eq!(
+            after("* * * * * *", "2026-11-21T08:00:00.001Z"),
+            "2026-11-21T08:00:01.000Z"
+        );
+        assert_eq!(
+            after("* * * * * *", "2026-11-21T08:00:00.999Z"),
+            "2026-11-21T08:00:01.000Z"
+        );
+        assert_eq!(
+            after(Schedule::POLL, "2026-11-21T07:59:59.999Z"),
+            "2026-11-21T08:00:00.000Z"
+        );
+        assert_eq!(
+            after(Schedule::SWEEP, "2026-11-21T08:00:30Z"),
+            "2026-11-21T08:05:30.000Z"
+        );
     }
 
     #[test]
     fn weekdays_are_the_days_they_are_called_in_utc() {
-        assert_eq!(after("0 3 * * Mon", "2026-11-21T08:00:00Z"), "2026-11-23T03:00:00.000Z");
-        assert_eq!(after("0 3 ? * SUN", "2026-11-21T08:00:00Z"), "2026-11-22T03:00:00.000Z");
+        assert_eq!(
+            after("0 3 * * Mon", "2026-11-21T08:00:00Z"),
+            "2026-11-23T03:00:00.000Z"
+        );
+        assert_eq!(
+            after("0 3 ? * SUN", "2026-11-21T08:00:00Z"),
+            "2026-11-22T03:00:00.000Z"
+        );
     }
 
     #[test]
     fn a_leap_day_comes() {
-        assert_eq!(after("0 0 29 2 *", "2026-11-21T08:00:00Z"), "2028-02-29T00:00:00.000Z");
+        assert_eq!(
+            after("0 0 29 2 *", "2026-11-21T08:00:00Z"),
+            "2028-02-29T00:00:00.000Z"
+        );
     }
 
     #[test]
@@ -278,7 +354,10 @@ mod tests {
         let right = "fields; write 6 (second minute hour day month weekday) or 5 (without the second), \
                      for example \"0 */5 * * * *\"";
         assert_eq!(refused("* * * *"), format!("\"* * * *\" has 4 {right}"));
-        assert_eq!(refused("0 0 0 1 1 * 2020"), format!("\"0 0 0 1 1 * 2020\" has 7 {right}"));
+        assert_eq!(
+            refused("0 0 0 1 1 * 2020"),
+            format!("\"0 0 0 1 1 * 2020\" has 7 {right}")
+        );
         assert_eq!(refused("@hourly"), format!("\"@hourly\" has 1 {right}"));
         assert_eq!(refused(""), format!("\"\" has 0 {right}"));
     }
@@ -303,7 +382,10 @@ mod tests {
 
     #[test]
     fn a_day_that_never_comes_is_refused() {
-        assert_eq!(refused("0 0 30 2 *"), "\"0 0 30 2 *\" never comes: no month that it names has such a day");
+        assert_eq!(
+            refused("0 0 30 2 *"),
+            "\"0 0 30 2 *\" never comes: no month that it names has such a day"
+        );
     }
 
     #[test]

@@ -22,20 +22,31 @@ pub(super) struct Document<'d> {
 
 impl<'d> Document<'d> {
     pub(super) fn new(file: &'d Path, text: &'d str) -> Document<'d> {
-        Document { file, text, problems: RefCell::default(), warnings: RefCell::default() }
+        Document {
+            file,
+            text,
+            problems: RefCell::default(),
+            warnings: RefCell::default(),
+        }
     }
 
     /// Reads the text. A mistake of syntax stands alone: nothing after it can be trusted.
     pub(super) fn parse(&self) -> Result<DeTable<'d>, ConfigError> {
-        DeTable::parse(self.text).map(Spanned::into_inner).map_err(|error| ConfigError::Syntax {
-            file: self.file.to_owned(),
-            line: self.line(error.span().map_or(0, |span| span.start)),
-            // Only the message: the error's own display draws the line, and a secret may be in it.
-            message: error.message().lines().collect::<Vec<_>>().join(", "),
-        })
+        DeTable::parse(self.text)
+            .map(Spanned::into_inner)
+            .map_err(|error| ConfigError::Syntax {
+                file: self.file.to_owned(),
+                line: self.line(error.span().map_or(0, |span| span.start)),
+                // Only the message: the error's own display draws the line, and a secret may be in it.
+                message: error.message().lines().collect::<Vec<_>>().join(", "),
+            })
     }
 
-    pub(super) fn root(&'d self, table: &'d DeTable<'d>, known: &'static [&'static str]) -> Section<'d> {
+    pub(super) fn root(
+        &'d self,
+        table: &'d DeTable<'d>,
+        known: &'static [&'static str],
+    ) -> Section<'d> {
         Section::new(self, String::new(), 1, Some(table), known)
     }
 
@@ -49,7 +60,11 @@ impl<'d> Document<'d> {
 
     pub(super) fn problem(&self, line: Option<usize>, key: &str, text: impl Display) {
         let place = line.map(|line| (self.file.to_owned(), line));
-        self.problems.borrow_mut().push(Problem { place, key: key.to_owned(), text: text.to_string() });
+        self.problems.borrow_mut().push(Problem {
+            place,
+            key: key.to_owned(),
+            text: text.to_string(),
+        });
     }
 
     /// The warnings, or all problems in the order of their lines.
@@ -63,7 +78,12 @@ impl<'d> Document<'d> {
     }
 
     fn line(&self, offset: usize) -> usize {
-        self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+        self.text
+            .bytes()
+            .take(offset)
+            .filter(|byte| *byte == b'\n')
+            .count()
+            + 1
     }
 }
 
@@ -84,9 +104,20 @@ impl<'d> Section<'d> {
         table: Option<&'d DeTable<'d>>,
         known: &'static [&'static str],
     ) -> Section<'d> {
-        let section = Section { doc, path, line, table };
-        for entry in section.entries().filter(|entry| !known.contains(&entry.name())) {
-            entry.problem(format!("there is no such key; {}", suggestion(entry.name(), known)));
+        let section = Section {
+            doc,
+            path,
+            line,
+            table,
+        };
+        for entry in section
+            .entries()
+            .filter(|entry| !known.contains(&entry.name()))
+        {
+            entry.problem(format!(
+                "there is no such key; {}",
+                suggestion(entry.name(), known)
+            ));
         }
         section
     }
@@ -97,14 +128,16 @@ impl<'d> Section<'d> {
 
     /// Whether anything is said under this name: a heading with nothing below it says nothing.
     pub(super) fn says(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|entry| !matches!(entry.value, DeValue::Table(table) if table.is_empty()))
+        self.get(name)
+            .is_some_and(|entry| !matches!(entry.value, DeValue::Table(table) if table.is_empty()))
     }
 
     /// The table of this name; if it is not there, one in which nothing is.
     pub(super) fn section(&self, name: &str, known: &'static [&'static str]) -> Section<'d> {
         let found = self.get(name);
         let line = found.as_ref().map_or(self.line, |entry| entry.line);
-        let table = found.and_then(|entry| entry.table(&format!("write [{name}] and its keys below")));
+        let table =
+            found.and_then(|entry| entry.table(&format!("write [{name}] and its keys below")));
         Section::new(self.doc, name.to_owned(), line, table, known)
     }
 
@@ -112,7 +145,11 @@ impl<'d> Section<'d> {
         self.table.into_iter().flatten().map(|(key, value)| Entry {
             doc: self.doc,
             key: join(&self.path, key.get_ref()),
-            name_at: if self.path.is_empty() { 0 } else { self.path.len() + 1 },
+            name_at: if self.path.is_empty() {
+                0
+            } else {
+                self.path.len() + 1
+            },
             line: self.doc.line(key.span().start),
             value: value.get_ref(),
         })
@@ -171,9 +208,16 @@ impl<'d> Entry<'d> {
         }
     }
 
-    pub(super) fn parse<T, E: Display>(&self, example: &str, read: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+    pub(super) fn parse<T, E: Display>(
+        &self,
+        example: &str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
         let DeValue::String(text) = self.value else {
-            self.problem(format!("this is {}; write text in quotes, for example {example}", self.kind()));
+            self.problem(format!(
+                "this is {}; write text in quotes, for example {example}",
+                self.kind()
+            ));
             return None;
         };
         read(text).map_err(|error| self.problem(error)).ok()
@@ -187,7 +231,9 @@ impl<'d> Entry<'d> {
         };
         let number = number.filter(|number| (least..=most).contains(number));
         if number.is_none() {
-            self.problem(format!("write a whole number from {least} to {most}, without quotes"));
+            self.problem(format!(
+                "write a whole number from {least} to {most}, without quotes"
+            ));
         }
         number
     }
@@ -201,13 +247,28 @@ impl<'d> Entry<'d> {
     }
 
     /// As a section with its own keys.
-    pub(super) fn section(&self, remedy: &str, known: &'static [&'static str]) -> Option<Section<'d>> {
-        Some(Section::new(self.doc, self.key.clone(), self.line, Some(self.table(remedy)?), known))
+    pub(super) fn section(
+        &self,
+        remedy: &str,
+        known: &'static [&'static str],
+    ) -> Option<Section<'d>> {
+        Some(Section::new(
+            self.doc,
+            self.key.clone(),
+            self.line,
+            Some(self.table(remedy)?),
+            known,
+        ))
     }
 
     /// As a section with keys of any name.
     pub(super) fn open_section(&self, remedy: &str) -> Option<Section<'d>> {
-        Some(Section { doc: self.doc, path: self.key.clone(), line: self.line, table: Some(self.table(remedy)?) })
+        Some(Section {
+            doc: self.doc,
+            path: self.key.clone(),
+            line: self.line,
+            table: Some(self.table(remedy)?),
+        })
     }
 
     pub(super) fn is_list(&self) -> bool {
@@ -232,14 +293,20 @@ impl<'d> Entry<'d> {
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 /// `did you mean "grace"?`, or what there is to choose from.
 pub(super) fn suggestion(found: &str, known: &[&str]) -> String {
     let near = known.iter().map(|word| (distance(found, word), word)).min();
     match near {
-        Some((steps, word)) if steps <= 2.min(word.len().div_ceil(2)) => format!("did you mean {word:?}?"),
+        Some((steps, word)) if steps <= 2.min(word.len().div_ceil(2)) => {
+            format!("did you mean {word:?}?")
+        }
         _ => format!("there are: {}", known.join(", ")),
     }
 }
@@ -262,7 +329,9 @@ fn distance(a: &str, b: &str) -> usize {
 pub(super) fn path(doc: &Document<'_>, text: &str) -> Result<PathBuf, &'static str> {
     match text {
         "" => Err("the path is empty"),
-        _ if text == "~" || text.starts_with("~/") => Err("\"~\" is not expanded here; write the whole path"),
+        _ if text == "~" || text.starts_with("~/") => {
+            Err("\"~\" is not expanded here; write the whole path")
+        }
         _ => Ok(doc.folder().join(text)),
     }
 }
@@ -282,15 +351,27 @@ mod tests {
 
     #[test]
     fn a_heading_alone_says_nothing() {
-        let doc = Document::new(Path::new("x.toml"), "[store]\n# path = \"x\"\n[sockets]\nfeed = \"f\"\n");
+        let doc = Document::new(
+            Path::new("x.toml"),
+            "[store]\n# path = \"x\"\n[sockets]\nfeed = \"f\"\n",
+        );
         let table = doc.parse().unwrap();
         let root = doc.root(&table, &["store", "sockets", "hooks"]);
-        assert_eq!(["store", "sockets", "hooks"].map(|name| root.says(name)), [false, true, false]);
+        assert_eq!(
+            ["store", "sockets", "hooks"].map(|name| root.says(name)),
+            [false, true, false]
+        );
     }
 
     #[test]
     fn a_far_off_word_gets_the_list_instead_of_a_guess() {
-        assert_eq!(suggestion("lisen", &["listen", "body_limit"]), "did you mean \"listen\"?");
-        assert_eq!(suggestion("port", &["listen", "body_limit"]), "there are: listen, body_limit");
+        assert_eq!(
+            suggestion("lisen", &["listen", "body_limit"]),
+            "did you mean \"listen\"?"
+        );
+        assert_eq!(
+            suggestion("port", &["listen", "body_limit"]),
+            "there are: listen, body_limit"
+        );
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::source::Source;
 use super::{ConfigError, Problem, secrets};
-use crate::providers::Provider;
 use crate::model::SourceName;
+use crate::providers::Provider;
 use crate::secret::{Key, Secret, SecretLabel};
 
 /// What systemd sets for the service, by its unit.
@@ -30,7 +30,8 @@ impl Env {
 
     /// These variables and no others.
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Env {
-        let variables = BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let variables =
+            BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Env(Box::new(move |name| variables.get(name).cloned()))
     }
 
@@ -41,13 +42,23 @@ impl Env {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let line = |line: &str| {
             let (name, value) = line.trim().split_once('=')?;
-            let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
-            Some((name.to_owned(), quoted.unwrap_or(value).to_owned())).filter(|_| !name.starts_with(['#', ';']))
+            let quoted = ['"', '\'']
+                .iter()
+                .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+            Some((name.to_owned(), quoted.unwrap_or(value).to_owned()))
+                .filter(|_| !name.starts_with(['#', ';']))
         };
         let listed: BTreeMap<String, String> = text.lines().filter_map(line).collect();
         Env(Box::new(move |name| {
-            let set = || SERVICE.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-            (self.0)(name).or_else(|| listed.get(name).cloned()).or_else(set)
+            let set = || {
+                SERVICE
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| (*value).to_owned())
+            };
+            (self.0)(name)
+                .or_else(|| listed.get(name).cloned())
+                .or_else(set)
         }))
     }
 
@@ -79,20 +90,42 @@ pub(super) fn sources(
     let mut sources = BTreeMap::new();
     for provider in registry {
         // A provider whose name is no source name is caught by the test of the registry.
-        let Ok(name) = SourceName::new(provider.name()) else { continue };
+        let Ok(name) = SourceName::new(provider.name()) else {
+            continue;
+        };
         if let Some(source) = source(name.clone(), *provider, env, &mut problems) {
             sources.insert(name, Arc::new(source));
         }
     }
-    if problems.is_empty() { Ok(sources) } else { Err(ConfigError::Invalid(problems)) }
+    if problems.is_empty() {
+        Ok(sources)
+    } else {
+        Err(ConfigError::Invalid(problems))
+    }
 }
 
-fn source(name: SourceName, provider: &'static dyn Provider, env: &Env, problems: &mut Vec<Problem>) -> Option<Source> {
+fn source(
+    name: SourceName,
+    provider: &'static dyn Provider,
+    env: &Env,
+    problems: &mut Vec<Problem>,
+) -> Option<Source> {
     let names = provider.environment();
     let mut key = |name: &str| {
-        let key = Key { label: SecretLabel(name.to_owned()), secret: Secret::new(&env.get(name)?) };
-        if !key.secret.expose().bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            problems.push(Problem::in_environment(name, "the secret has to be one line of ASCII"));
+        let key = Key {
+            label: SecretLabel(name.to_owned()),
+            secret: Secret::new(&env.get(name)?),
+        };
+        if !key
+            .secret
+            .expose()
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte))
+        {
+            problems.push(Problem::in_environment(
+                name,
+                "the secret has to be one line of ASCII",
+            ));
         }
         Some(key)
     };

@@ -30,8 +30,8 @@ pub use source::{PolicyOverrides, Source};
 pub use values::{base_url, duration, shown};
 
 use crate::limits;
-use crate::providers::{Provider, REGISTRY};
 use crate::model::SourceName;
+use crate::providers::{Provider, REGISTRY};
 
 /// Read if it is there and no other file was named.
 pub const DEFAULT_FILE: &str = "/etc/settled/settled.toml";
@@ -99,7 +99,12 @@ impl Sockets {
     /// `feed.sock` and `control.sock` in this folder.
     pub fn in_folder(folder: &Path) -> Sockets {
         let (feed, control) = (folder.join("feed.sock"), folder.join("control.sock"));
-        Sockets { feed, control, feed_group: None, control_group: None }
+        Sockets {
+            feed,
+            control,
+            feed_group: None,
+            control_group: None,
+        }
     }
 }
 
@@ -184,7 +189,11 @@ pub struct Problem {
 
 impl Problem {
     fn in_environment(variable: &str, text: impl Display) -> Problem {
-        Problem { place: None, key: format!("${variable}"), text: text.to_string() }
+        Problem {
+            place: None,
+            key: format!("${variable}"),
+            text: text.to_string(),
+        }
     }
 }
 
@@ -198,13 +207,19 @@ impl Display for Problem {
 }
 
 fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(Problem::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn unreadable_remedy(why: &std::io::Error) -> &'static str {
     match why.kind() {
         ErrorKind::NotFound => "; `settled init` writes one",
-        ErrorKind::PermissionDenied => "; run as the user settled, or name another file with --config",
+        ErrorKind::PermissionDenied => {
+            "; run as the user settled, or name another file with --config"
+        }
         _ => "",
     }
 }
@@ -215,7 +230,11 @@ pub fn load(path: Option<&Path>, env: &Env) -> Result<Config, ConfigError> {
 }
 
 /// As [`load`], knowing these providers.
-pub fn load_with(registry: &[&'static dyn Provider], path: Option<&Path>, env: &Env) -> Result<Config, ConfigError> {
+pub fn load_with(
+    registry: &[&'static dyn Provider],
+    path: Option<&Path>,
+    env: &Env,
+) -> Result<Config, ConfigError> {
     match find(path, env, Path::new(DEFAULT_FILE))? {
         Some((file, text)) => file::read(registry, &file, &text, env),
         None => from_environment(registry, env),
@@ -227,18 +246,31 @@ pub fn load_with(registry: &[&'static dyn Provider], path: Option<&Path>, env: &
 pub fn client_sockets(path: Option<&Path>, env: &Env) -> Result<Sockets, ConfigError> {
     let named = path.is_some() || env.get("SETTLED_CONFIG").is_some();
     let found = match find(path, env, Path::new(DEFAULT_FILE)) {
-        Err(ConfigError::Unreadable { why, .. }) if !named && why.kind() == ErrorKind::PermissionDenied => None,
+        Err(ConfigError::Unreadable { why, .. })
+            if !named && why.kind() == ErrorKind::PermissionDenied =>
+        {
+            None
+        }
         found => found?,
     };
     match found {
         Some((file, text)) => file::client_sockets(&file, &text, env),
-        None => Ok(reachable(default_sockets(env, default_store(env).as_deref()), env)),
+        None => Ok(reachable(
+            default_sockets(env, default_store(env).as_deref()),
+            env,
+        )),
     }
 }
 
 /// The file to read with its text; `None` if the environment is to be used.
-fn find(path: Option<&Path>, env: &Env, default: &Path) -> Result<Option<(PathBuf, String)>, ConfigError> {
-    let named = path.map(Path::to_owned).or_else(|| env.get("SETTLED_CONFIG").map(PathBuf::from));
+fn find(
+    path: Option<&Path>,
+    env: &Env,
+    default: &Path,
+) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let named = path
+        .map(Path::to_owned)
+        .or_else(|| env.get("SETTLED_CONFIG").map(PathBuf::from));
     let must = named.is_some();
     let file = named.unwrap_or_else(|| default.to_owned());
     match std::fs::read_to_string(&file) {
@@ -251,11 +283,19 @@ fn find(path: Option<&Path>, env: &Env, default: &Path) -> Result<Option<(PathBu
 fn from_environment(registry: &[&'static dyn Provider], env: &Env) -> Result<Config, ConfigError> {
     let sources = environment::sources(registry, env)?;
     let store_path = default_store(env).ok_or_else(|| {
-        ConfigError::Invalid(vec![Problem { place: None, key: "store.path".to_owned(), text: NO_STORE.to_owned() }])
+        ConfigError::Invalid(vec![Problem {
+            place: None,
+            key: "store.path".to_owned(),
+            text: NO_STORE.to_owned(),
+        }])
     })?;
     let sockets = default_sockets(env, Some(&store_path));
     if let Some((key, text)) = socket_trouble(&sockets).into_iter().next() {
-        return Err(ConfigError::Invalid(vec![Problem { place: None, key: format!("sockets.{key}"), text }]));
+        return Err(ConfigError::Invalid(vec![Problem {
+            place: None,
+            key: format!("sockets.{key}"),
+            text,
+        }]));
     }
     let warnings = warnings(&Hooks::default(), &sources, registry, &Origin::Environment);
     Ok(Config {
@@ -274,14 +314,23 @@ const NO_STORE: &str = "there is no place for the database, since none of $STATE
 
 fn default_store(env: &Env) -> Option<PathBuf> {
     let state = env.folder("STATE_DIRECTORY");
-    let xdg = || env.folder("XDG_STATE_HOME").map(|folder| folder.join("settled"));
-    let home = || env.folder("HOME").map(|folder| folder.join(".local/state/settled"));
+    let xdg = || {
+        env.folder("XDG_STATE_HOME")
+            .map(|folder| folder.join("settled"))
+    };
+    let home = || {
+        env.folder("HOME")
+            .map(|folder| folder.join(".local/state/settled"))
+    };
     Some(state.or_else(xdg).or_else(home)?.join("settled.db"))
 }
 
 fn default_sockets(env: &Env, store: Option<&Path>) -> Sockets {
     let runtime = env.folder("RUNTIME_DIRECTORY");
-    let xdg = || env.folder("XDG_RUNTIME_DIR").map(|folder| folder.join("settled"));
+    let xdg = || {
+        env.folder("XDG_RUNTIME_DIR")
+            .map(|folder| folder.join("settled"))
+    };
     let beside = || store.and_then(Path::parent).map(Path::to_owned);
     Sockets::in_folder(&runtime.or_else(xdg).or_else(beside).unwrap_or_default())
 }
@@ -290,7 +339,11 @@ fn default_sockets(env: &Env, store: Option<&Path>) -> Sockets {
 fn reachable(own: Sockets, env: &Env) -> Sockets {
     let service = Sockets::in_folder(Path::new("/run/settled"));
     let there = |sockets: &Sockets| sockets.feed.exists() || sockets.control.exists();
-    if env.get("RUNTIME_DIRECTORY").is_none() && !there(&own) && there(&service) { service } else { own }
+    if env.get("RUNTIME_DIRECTORY").is_none() && !there(&own) && there(&service) {
+        service
+    } else {
+        own
+    }
 }
 
 /// What is wrong with these paths, by key.
@@ -307,7 +360,10 @@ fn socket_trouble(sockets: &Sockets) -> Vec<(&'static str, String)> {
         }
     }
     if sockets.feed == sockets.control {
-        trouble.push(("control", "this is the feed's socket too; write two different paths".to_owned()));
+        trouble.push((
+            "control",
+            "this is the feed's socket too; write two different paths".to_owned(),
+        ));
     }
     trouble
 }
@@ -333,7 +389,9 @@ fn warnings(
     let sources: Vec<&Source> = sources.values().map(Arc::as_ref).collect();
     warnings.extend(sources.iter().flat_map(|source| source_warnings(source)));
     for (index, source) in sources.iter().enumerate() {
-        let twin = sources[..index].iter().find(|other| same_account(other, source));
+        let twin = sources[..index]
+            .iter()
+            .find(|other| same_account(other, source));
         warnings.extend(twin.map(|twin| {
             format!(
                 "sources.{}: this is the account of sources.{} too (same provider, base URL and API key); its runs may \
@@ -347,11 +405,18 @@ fn warnings(
 
 fn no_sources(registry: &[&'static dyn Provider], origin: &Origin) -> String {
     match origin {
-        Origin::File(_) => "sources: there are none; write for example [sources.prod] with a provider".to_owned(),
+        Origin::File(_) => {
+            "sources: there are none; write for example [sources.prod] with a provider".to_owned()
+        }
         Origin::Environment => {
-            let variables: Vec<String> =
-                registry.iter().map(|provider| format!("${}", provider.environment().api_key)).collect();
-            format!("sources: there are none; set one of {}, or let `settled init` write a file", variables.join(", "))
+            let variables: Vec<String> = registry
+                .iter()
+                .map(|provider| format!("${}", provider.environment().api_key))
+                .collect();
+            format!(
+                "sources: there are none; set one of {}, or let `settled init` write a file",
+                variables.join(", ")
+            )
         }
     }
 }
@@ -382,7 +447,9 @@ fn source_warnings(source: &Source) -> Vec<String> {
         }
     }
     if source.api_key.is_some() && values::in_the_clear(&source.base_url) {
-        warnings.push(format!("sources.{name}.base_url: the API key will be sent unencrypted; write https://"));
+        warnings.push(format!(
+            "sources.{name}.base_url: the API key will be sent unencrypted; write https://"
+        ));
     }
     warnings
 }
@@ -399,7 +466,10 @@ fn verifier(provider: &dyn Provider) -> &'static str {
 }
 
 fn same_account(a: &Source, b: &Source) -> bool {
-    a.api_key.is_some() && a.api_key == b.api_key && a.provider.name() == b.provider.name() && a.base_url == b.base_url
+    a.api_key.is_some()
+        && a.api_key == b.api_key
+        && a.provider.name() == b.provider.name()
+        && a.base_url == b.base_url
 }
 
 #[cfg(test)]

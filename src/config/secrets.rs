@@ -17,18 +17,27 @@ const FORMS: &str = "{ credential = \"NAME\" }, { env = \"NAME\" } or { file = \
 /// The secret that `entry` refers to, under its own key as label.
 pub(super) fn key(entry: &Entry<'_>, label: String, env: &Env) -> Option<Key> {
     let secret = read(entry, env)?;
-    if !secret.expose().bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+    if !secret
+        .expose()
+        .bytes()
+        .all(|byte| (b' '..=b'~').contains(&byte))
+    {
         entry.problem(
             "the secret has several lines or characters that no header can carry; it has to be one line of ASCII",
         );
         return None;
     }
-    Some(Key { label: SecretLabel(label), secret })
+    Some(Key {
+        label: SecretLabel(label),
+        secret,
+    })
 }
 
 /// `webhook_secrets = [secret, …]`.
 pub(super) fn webhook_secrets(section: &Section<'_>, env: &Env) -> Vec<Key> {
-    section.get("webhook_secrets").map_or_else(Vec::new, |entry| list(&entry, "webhook_secrets", env, key))
+    section
+        .get("webhook_secrets")
+        .map_or_else(Vec::new, |entry| list(&entry, "webhook_secrets", env, key))
 }
 
 /// `path_token`, and the `path_tokens` accepted beside it.
@@ -40,13 +49,27 @@ pub(super) fn path_tokens(section: &Section<'_>, env: &Env) -> Vec<Key> {
         }
         path_token(&entry, "path_token".to_owned(), env)
     });
-    let more = section.get("path_tokens").map_or_else(Vec::new, |entry| list(&entry, "path_tokens", env, path_token));
+    let more = section.get("path_tokens").map_or_else(Vec::new, |entry| {
+        list(&entry, "path_tokens", env, path_token)
+    });
     one.into_iter().chain(more).collect()
 }
 
-fn list(entry: &Entry<'_>, label: &str, env: &Env, read: impl Fn(&Entry<'_>, String, &Env) -> Option<Key>) -> Vec<Key> {
-    let items = entry.list(&format!("write a list: {} = [{{ credential = \"NAME\" }}]", entry.name()));
-    items.iter().enumerate().filter_map(|(index, item)| read(item, format!("{label}[{index}]"), env)).collect()
+fn list(
+    entry: &Entry<'_>,
+    label: &str,
+    env: &Env,
+    read: impl Fn(&Entry<'_>, String, &Env) -> Option<Key>,
+) -> Vec<Key> {
+    let items = entry.list(&format!(
+        "write a list: {} = [{{ credential = \"NAME\" }}]",
+        entry.name()
+    ));
+    items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| read(item, format!("{label}[{index}]"), env))
+        .collect()
 }
 
 fn path_token(entry: &Entry<'_>, label: String, env: &Env) -> Option<Key> {
@@ -59,28 +82,43 @@ fn path_token(entry: &Entry<'_>, label: String, env: &Env) -> Option<Key> {
 
 /// Whether a path token can stand in a URL as it is.
 pub(super) fn check_path_token(token: &str) -> Result<(), &'static str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     if token.bytes().all(plain) {
         return Ok(());
     }
-    Err("a path token is part of a URL; use letters, digits and - _ . ~ only (`settled init` makes one)")
+    Err(
+        "a path token is part of a URL; use letters, digits and - _ . ~ only (`settled init` makes one)",
+    )
 }
 
 /// `require_headers = { Name = secret, Other = [secret, secret] }`.
 pub(super) fn headers(section: &Section<'_>, env: &Env) -> Vec<RequiredHeader> {
     let remedy = "write require_headers = { Authorization = { credential = \"NAME\" } }";
-    let Some(table) = section.get("require_headers").and_then(|entry| entry.open_section(remedy)) else {
+    let Some(table) = section
+        .get("require_headers")
+        .and_then(|entry| entry.open_section(remedy))
+    else {
         return Vec::new();
     };
     let mut headers: Vec<RequiredHeader> = Vec::new();
     for entry in table.entries() {
         let name = entry.name().to_ascii_lowercase();
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        {
             entry.problem("this is not the name of a header; use letters, digits and -");
         } else if headers.iter().any(|header| header.name == name) {
-            entry.problem("this header is here twice; give it a list of secrets, any of which is accepted");
+            entry.problem(
+                "this header is here twice; give it a list of secrets, any of which is accepted",
+            );
         } else {
-            headers.push(RequiredHeader { values: header_values(&entry, &name, env), name });
+            headers.push(RequiredHeader {
+                values: header_values(&entry, &name, env),
+                name,
+            });
         }
     }
     headers
@@ -116,7 +154,8 @@ fn read(entry: &Entry<'_>, env: &Env) -> Option<Secret> {
         "env" => place.parse("\"SKYVERN_API_KEY\"", |name| variable(name, env)),
         "file" => place.parse("\"/etc/settled/skyvern_api_key\"", |path| {
             let path = document::path(place.doc, path)?;
-            file(&place, &path)?.ok_or_else(|| format!("{} is not there; put the secret into it", path.display()))
+            file(&place, &path)?
+                .ok_or_else(|| format!("{} is not there; put the secret into it", path.display()))
         }),
         _ => None, // the section has complained
     }
@@ -125,9 +164,14 @@ fn read(entry: &Entry<'_>, env: &Env) -> Option<Secret> {
 fn variable(name: &str, env: &Env) -> Result<Secret, String> {
     // A value pasted in place of a name must not be repeated in the complaint.
     let shown = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-    let named = if name.bytes().all(shown) { format!("${name}") } else { "the environment variable named here".into() };
-    let value =
-        env.get(name).ok_or_else(|| format!("{named} is not set, or empty; set it where settled is started"))?;
+    let named = if name.bytes().all(shown) {
+        format!("${name}")
+    } else {
+        "the environment variable named here".into()
+    };
+    let value = env
+        .get(name)
+        .ok_or_else(|| format!("{named} is not set, or empty; set it where settled is started"))?;
     usable(&value, &named)
 }
 
@@ -162,11 +206,20 @@ fn file(place: &Entry<'_>, path: &PathBuf) -> Result<Option<Secret>, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(unreadable)?,
     };
-    if file.metadata().is_ok_and(|about| about.permissions().mode() & 0o004 != 0) {
-        place.doc.warn(format!("{}: everybody may read {1}; chmod o= {1}", place.key, path.display()));
+    if file
+        .metadata()
+        .is_ok_and(|about| about.permissions().mode() & 0o004 != 0)
+    {
+        place.doc.warn(format!(
+            "{}: everybody may read {1}; chmod o= {1}",
+            place.key,
+            path.display()
+        ));
     }
     let mut text = Zeroizing::new(String::new());
-    file.take(limits::SECRET_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
+    file.take(limits::SECRET_BYTES_MAX as u64 + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
     usable(&text, &path.display().to_string()).map(Some)
 }
 
@@ -174,7 +227,9 @@ fn usable(value: &str, place: &str) -> Result<Secret, String> {
     let secret = Secret::new(value);
     match secret.expose().len() {
         0 => Err(format!("{place} is empty; put the secret into it")),
-        length if length > limits::SECRET_BYTES_MAX => Err(format!("{place} is too long to be a secret")),
+        length if length > limits::SECRET_BYTES_MAX => {
+            Err(format!("{place} is too long to be a secret"))
+        }
         _ => Ok(secret),
     }
 }

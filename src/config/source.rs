@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::config::cron::Schedule;
 use crate::limits;
-use crate::providers::{Provider, Settings};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{Kind, SourceName};
+use crate::providers::{Provider, Settings};
 use crate::secret::{Key, Keyring, Redactor, Secret};
 
 /// Everything settled knows about an account before it has spoken to it.
@@ -82,7 +82,9 @@ impl Source {
             name,
             provider,
             base_url: provider.base_url().to_owned(),
-            settings: Settings { api: provider.apis().first().map(|api| (*api).to_owned()) },
+            settings: Settings {
+                api: provider.apis().first().map(|api| (*api).to_owned()),
+            },
             api_key: None,
             keyring: Keyring::default(),
             poll: schedule(Schedule::POLL),
@@ -96,9 +98,15 @@ impl Source {
     /// With this API key and these secrets beside what is there. Where the provider signs with the
     /// API key, that comes first among the signing secrets.
     #[must_use]
-    pub fn with_keys(mut self, api_key: Option<Key>, webhook_secrets: impl IntoIterator<Item = Key>) -> Source {
+    pub fn with_keys(
+        mut self,
+        api_key: Option<Key>,
+        webhook_secrets: impl IntoIterator<Item = Key>,
+    ) -> Source {
         self.api_key = api_key.as_ref().map(|key| key.secret.clone());
-        self.keyring.signing.extend(api_key.filter(|_| self.provider.signs_with_api_key()));
+        self.keyring
+            .signing
+            .extend(api_key.filter(|_| self.provider.signs_with_api_key()));
         self.keyring.signing.extend(webhook_secrets);
         self
     }
@@ -109,8 +117,16 @@ impl Source {
         let can_ask = self.api_key.is_some();
         // Half as long again as lists are apart, so that one late list does not set off a question
         // for every run on it.
-        let listed_for = if can_ask { self.sweep.largest_gap().mul_f64(1.5) } else { Duration::ZERO };
-        Policy { can_ask, listed_for, ..self.overrides.over(&self.provider.policy(kind)) }
+        let listed_for = if can_ask {
+            self.sweep.largest_gap().mul_f64(1.5)
+        } else {
+            Duration::ZERO
+        };
+        Policy {
+            can_ask,
+            listed_for,
+            ..self.overrides.over(&self.provider.policy(kind))
+        }
     }
 
     /// Blots out all of this source's secrets.
@@ -120,7 +136,11 @@ impl Source {
 
     /// Whether there is anything to verify a delivery against.
     pub fn can_verify(&self) -> bool {
-        let Keyring { signing, path_tokens, headers } = &self.keyring;
+        let Keyring {
+            signing,
+            path_tokens,
+            headers,
+        } = &self.keyring;
         !(signing.is_empty() && path_tokens.is_empty() && headers.is_empty())
     }
 }

@@ -1,10 +1,12 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::providers::{Answer, Delivery, Environment, Listing, Proof, Question, Reading, Settings, Subject, Webhook};
-use crate::model::schedule::{self, Confirm, Policy};
 use crate::model::observation::Observation;
+use crate::model::schedule::{self, Confirm, Policy};
 use crate::model::{At, Kind, RunId};
+use crate::providers::{
+    Answer, Delivery, Environment, Listing, Proof, Question, Reading, Settings, Subject, Webhook,
+};
 
 /// A provider of which only the configuration's side works.
 struct Fake {
@@ -35,7 +37,10 @@ impl Provider for Fake {
     }
     fn policy(&self, kind: Option<Kind>) -> Policy {
         let deadline = Duration::from_secs(if kind == Some(Kind::Crawl) { 48 } else { 24 } * 3600);
-        Policy { deadline, ..schedule::tests::policy() }
+        Policy {
+            deadline,
+            ..schedule::tests::policy()
+        }
     }
     fn kind_of(&self, _: &RunId, _: &Settings) -> Kind {
         Kind::Task
@@ -65,7 +70,11 @@ impl Provider for Fake {
 
 static SKYVERN: Fake = Fake {
     name: "skyvern",
-    environment: Environment { api_key: "SKYVERN_API_KEY", webhook_secret: None, path_token: None },
+    environment: Environment {
+        api_key: "SKYVERN_API_KEY",
+        webhook_secret: None,
+        path_token: None,
+    },
     apis: &[],
     signs_with_api_key: true,
 };
@@ -138,9 +147,18 @@ fn complaint(text: &str) -> String {
 /// The complaint about one key of a source, without file, line and path.
 fn complaint_about(key: &str, value: &str) -> String {
     let unsigned = key.starts_with("path_token") || key.starts_with("require_headers");
-    let provider = if unsigned { "smartbrowse" } else { "browser-use" };
-    let error = complaint(&format!("[sources.bu]\nprovider = {provider:?}\n{key} = {value}"));
-    error.strip_prefix(&format!("settled.toml:3: sources.bu.{key}: ")).unwrap_or(&error).to_owned()
+    let provider = if unsigned {
+        "smartbrowse"
+    } else {
+        "browser-use"
+    };
+    let error = complaint(&format!(
+        "[sources.bu]\nprovider = {provider:?}\n{key} = {value}"
+    ));
+    error
+        .strip_prefix(&format!("settled.toml:3: sources.bu.{key}: "))
+        .unwrap_or(&error)
+        .to_owned()
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -204,21 +222,30 @@ fn the_contracts_example_is_read_to_the_letter() {
     assert_eq!(config.hooks, Hooks::default());
     assert_eq!(config.retention, Retention::default());
     assert_eq!(config.store_path, Path::new("/var/lib/settled/settled.db"));
-    assert_eq!(config.sockets, Sockets::in_folder(Path::new("/run/settled")));
+    assert_eq!(
+        config.sockets,
+        Sockets::in_folder(Path::new("/run/settled"))
+    );
     assert_eq!(config.origin, Origin::File("settled.toml".into()));
     let names: Vec<&str> = config.sources.keys().map(SourceName::as_str).collect();
     assert_eq!(names, ["bu", "scrapes", "skyvern-prod"]);
 
     let skyvern = &config.sources[&SourceName::new("skyvern-prod").unwrap()];
     assert_eq!(skyvern.base_url, "https://api.skyvern.com");
-    assert_eq!(labels(&skyvern.keyring.signing), ["api_key", "webhook_secrets[0]"]);
+    assert_eq!(
+        labels(&skyvern.keyring.signing),
+        ["api_key", "webhook_secrets[0]"]
+    );
     assert_eq!(skyvern.overrides.give_up, Some(seconds(7 * 86_400)));
     assert_eq!(skyvern.overrides.confirm, Some(Confirm::Auto));
 
     let scrapes = &config.sources[&SourceName::new("scrapes").unwrap()];
     assert_eq!(labels(&scrapes.keyring.path_tokens), ["path_token"]);
     assert_eq!(scrapes.keyring.headers[0].name, "authorization");
-    assert_eq!(labels(&scrapes.keyring.headers[0].values), ["require_headers.authorization"]);
+    assert_eq!(
+        labels(&scrapes.keyring.headers[0].values),
+        ["require_headers.authorization"]
+    );
     assert_eq!(scrapes.keyring.signing, []);
 }
 
@@ -226,9 +253,18 @@ fn the_contracts_example_is_read_to_the_letter() {
 fn an_empty_file_is_all_defaults_and_a_warning() {
     let config = good("");
     assert_eq!(config.hooks, Hooks::default());
-    assert_eq!(config.store_path, Path::new("/home/ada/.local/state/settled/settled.db"));
-    assert_eq!(config.sockets, Sockets::in_folder(Path::new("/home/ada/.local/state/settled")));
-    assert_eq!(config.warnings, ["sources: there are none; write for example [sources.prod] with a provider"]);
+    assert_eq!(
+        config.store_path,
+        Path::new("/home/ada/.local/state/settled/settled.db")
+    );
+    assert_eq!(
+        config.sockets,
+        Sockets::in_folder(Path::new("/home/ada/.local/state/settled"))
+    );
+    assert_eq!(
+        config.warnings,
+        ["sources: there are none; write for example [sources.prod] with a provider"]
+    );
 }
 
 #[test]
@@ -236,26 +272,60 @@ fn the_shipped_example_is_valid_as_it_is_and_with_every_key_switched_on() {
     assert_eq!(good(EXAMPLE).hooks, Hooks::default());
 
     let folder = tempfile::tempdir().unwrap();
-    let keys = ["skyvern_api_key", "skyvern_old_key", "browser_use_api_key", "browser_use_webhook_secret"];
-    let more = ["smartbrowse_api_key", "smartbrowse_path_token", "smartbrowse_old_path_token", "smartbrowse_hook_auth"];
-    for name in keys.iter().chain(&more).chain(&["firecrawl_api_key", "firecrawl_webhook_secret"]) {
+    let keys = [
+        "skyvern_api_key",
+        "skyvern_old_key",
+        "browser_use_api_key",
+        "browser_use_webhook_secret",
+    ];
+    let more = [
+        "smartbrowse_api_key",
+        "smartbrowse_path_token",
+        "smartbrowse_old_path_token",
+        "smartbrowse_hook_auth",
+    ];
+    for name in keys
+        .iter()
+        .chain(&more)
+        .chain(&["firecrawl_api_key", "firecrawl_webhook_secret"])
+    {
         std::fs::write(folder.path().join(name), format!("{name}-0123456789")).unwrap();
     }
-    let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    let key = |line: &&str| line.starts_with("[s") || line.split_once(" = ").is_some_and(|(key, _)| word(key));
-    let on: Vec<&str> = EXAMPLE.lines().map(|line| line.strip_prefix("# ").filter(key).unwrap_or(line)).collect();
+    let word = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let key = |line: &&str| {
+        line.starts_with("[s") || line.split_once(" = ").is_some_and(|(key, _)| word(key))
+    };
+    let on: Vec<&str> = EXAMPLE
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(key).unwrap_or(line))
+        .collect();
     let env = Env::of([("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap())]);
     let config = file::read(&FAKES, Path::new("settled.toml"), &on.join("\n"), &env).unwrap();
 
     assert_eq!(config.hooks, Hooks::default());
-    assert_eq!(config.retention, Retention { store_bytes: Some(10 << 30), ..Retention::default() });
+    assert_eq!(
+        config.retention,
+        Retention {
+            store_bytes: Some(10 << 30),
+            ..Retention::default()
+        }
+    );
     assert_eq!(config.sources.len(), 4);
     for key in file::every_key() {
-        assert!(EXAMPLE.contains(&format!("\n# {key} = ")), "{key} is missing from the example");
+        assert!(
+            EXAMPLE.contains(&format!("\n# {key} = ")),
+            "{key} is missing from the example"
+        );
     }
     let skyvern = &config.sources[&SourceName::new("skyvern-prod").unwrap()];
     let default = Source::new(skyvern.name.clone(), &SKYVERN);
-    assert_eq!((&skyvern.poll, &skyvern.sweep), (&default.poll, &default.sweep));
+    assert_eq!(
+        (&skyvern.poll, &skyvern.sweep),
+        (&default.poll, &default.sweep)
+    );
     assert_eq!(skyvern.concurrency, default.concurrency);
     assert!((skyvern.rate - default.rate).abs() < 1e-9);
 }
@@ -264,14 +334,24 @@ fn the_shipped_example_is_valid_as_it_is_and_with_every_key_switched_on() {
 fn what_is_not_configured_stays_as_the_provider_has_it() {
     let plain = source("api_key = { env = \"KEY\" }");
     let listed_for = seconds(450);
-    assert_eq!(plain.policy(None), Policy { listed_for, ..BROWSER_USE.policy(None) });
+    assert_eq!(
+        plain.policy(None),
+        Policy {
+            listed_for,
+            ..BROWSER_USE.policy(None)
+        }
+    );
     assert_eq!(plain.base_url, "https://api.fake.example");
     assert_eq!(plain.settings.api.as_deref(), Some("v2"));
 
-    let set =
-        source("api_key = { env = \"KEY\" }\ngrace = \"0s\"\nconfirm = \"never\"\napi = \"v3\"\nrate = \"60/min\"");
+    let set = source(
+        "api_key = { env = \"KEY\" }\ngrace = \"0s\"\nconfirm = \"never\"\napi = \"v3\"\nrate = \"60/min\"",
+    );
     let policy = set.policy(Some(Kind::Crawl));
-    assert_eq!((policy.grace, policy.confirm, policy.deadline), (Duration::ZERO, Confirm::Never, seconds(48 * 3600)));
+    assert_eq!(
+        (policy.grace, policy.confirm, policy.deadline),
+        (Duration::ZERO, Confirm::Never, seconds(48 * 3600))
+    );
     assert_eq!(set.settings.api.as_deref(), Some("v3"));
     assert!((set.rate - 1.0).abs() < 1e-9);
 }
@@ -289,7 +369,10 @@ fn without_a_key_nothing_can_be_asked_and_no_list_spares_a_question() {
 #[test]
 fn only_a_provider_that_signs_with_the_api_key_gets_it_among_the_signing_secrets() {
     let keys = "api_key = { env = \"KEY\" }\nwebhook_secrets = [{ env = \"OLD_KEY\" }, { env = \"AUTH\" }]";
-    assert_eq!(labels(&source(keys).keyring.signing), ["webhook_secrets[0]", "webhook_secrets[1]"]);
+    assert_eq!(
+        labels(&source(keys).keyring.signing),
+        ["webhook_secrets[0]", "webhook_secrets[1]"]
+    );
 }
 
 #[test]
@@ -299,10 +382,16 @@ fn tokens_and_headers_can_be_rotated() {
          require_headers.X-Hook = [{ env = \"KEY\" }, { env = \"OLD_KEY\" }]",
     );
     let source = config.sources.values().next().unwrap();
-    assert_eq!(labels(&source.keyring.path_tokens), ["path_token", "path_tokens[0]"]);
+    assert_eq!(
+        labels(&source.keyring.path_tokens),
+        ["path_token", "path_tokens[0]"]
+    );
     let header = &source.keyring.headers[0];
     assert_eq!(header.name, "x-hook");
-    assert_eq!(labels(&header.values), ["require_headers.x-hook[0]", "require_headers.x-hook[1]"]);
+    assert_eq!(
+        labels(&header.values),
+        ["require_headers.x-hook[0]", "require_headers.x-hook[1]"]
+    );
 }
 
 #[test]
@@ -311,7 +400,10 @@ fn nothing_printable_shows_a_secret() {
     assert!(!format!("{config:?} {:?}", env()).contains("hunter2"));
     let scrapes = &config.sources[&SourceName::new("scrapes").unwrap()];
     let said = format!("old-hunter2 {TOKEN} Bearer hunter2");
-    assert_eq!(scrapes.redactor().redact(said), "[secret] [secret] [secret]");
+    assert_eq!(
+        scrapes.redactor().redact(said),
+        "[secret] [secret] [secret]"
+    );
 }
 
 // ── Where it is read ────────────────────────────────────────────────────────────────────────────
@@ -326,7 +418,8 @@ fn the_named_file_goes_before_the_variable_and_the_variable_before_the_default()
     };
     let (named, set, default) = (file("named"), file("set"), file("default"));
     let env = Env::of([("SETTLED_CONFIG", set.to_str().unwrap())]);
-    let found = |path, env: &Env, default: &Path| find(path, env, default).unwrap().map(|(_, text)| text);
+    let found =
+        |path, env: &Env, default: &Path| find(path, env, default).unwrap().map(|(_, text)| text);
     assert_eq!(found(Some(&named), &env, &default).unwrap(), "named");
     assert_eq!(found(None, &env, &default).unwrap(), "set");
     assert_eq!(found(None, &Env::of([]), &default).unwrap(), "default");
@@ -355,11 +448,20 @@ fn without_a_file_sources_come_from_the_variables_people_have() {
     assert_eq!(config.origin, Origin::Environment);
     let source = |name: &str| &config.sources[&SourceName::new(name).unwrap()];
     assert_eq!(config.sources.len(), 3);
-    assert_eq!(labels(&source("skyvern").keyring.signing), ["SKYVERN_API_KEY"]);
+    assert_eq!(
+        labels(&source("skyvern").keyring.signing),
+        ["SKYVERN_API_KEY"]
+    );
     assert!(source("skyvern").api_key.is_some());
-    assert_eq!(labels(&source("browser-use").keyring.signing), ["BROWSER_USE_WEBHOOK_SECRET"]);
+    assert_eq!(
+        labels(&source("browser-use").keyring.signing),
+        ["BROWSER_USE_WEBHOOK_SECRET"]
+    );
     assert!(source("browser-use").api_key.is_none());
-    assert_eq!(labels(&source("smartbrowse").keyring.path_tokens), ["SMARTBROWSE_PATH_TOKEN"]);
+    assert_eq!(
+        labels(&source("smartbrowse").keyring.path_tokens),
+        ["SMARTBROWSE_PATH_TOKEN"]
+    );
 }
 
 #[test]
@@ -367,8 +469,10 @@ fn without_anything_the_warning_says_what_to_set() {
     let config = from_environment(&FAKES, &Env::of([("HOME", "/home/ada")])).unwrap();
     assert_eq!(
         config.warnings,
-        ["sources: there are none; set one of $SKYVERN_API_KEY, $BROWSER_USE_API_KEY, $WEBSCRAPE_API_KEY, \
-          $FIRECRAWL_API_KEY, or let `settled init` write a file"]
+        [
+            "sources: there are none; set one of $SKYVERN_API_KEY, $BROWSER_USE_API_KEY, $WEBSCRAPE_API_KEY, \
+          $FIRECRAWL_API_KEY, or let `settled init` write a file"
+        ]
     );
 }
 
@@ -391,7 +495,13 @@ fn a_variable_that_cannot_be_a_secret_is_named() {
 fn the_database_and_the_sockets_follow_the_service_manager_then_the_desktop_then_home() {
     let of = |env: Env| {
         let store = default_store(&env).unwrap();
-        (store.display().to_string(), default_sockets(&env, Some(&store)).feed.display().to_string())
+        (
+            store.display().to_string(),
+            default_sockets(&env, Some(&store))
+                .feed
+                .display()
+                .to_string(),
+        )
     };
     let service = Env::of([
         ("STATE_DIRECTORY", "/var/lib/settled:/var/lib/other"),
@@ -399,19 +509,43 @@ fn the_database_and_the_sockets_follow_the_service_manager_then_the_desktop_then
         ("XDG_STATE_HOME", "/x/state"),
         ("HOME", "/root"),
     ]);
-    assert_eq!(of(service), ("/var/lib/settled/settled.db".to_owned(), "/run/settled/feed.sock".to_owned()));
-    let desktop = Env::of([("XDG_STATE_HOME", "/x/state"), ("XDG_RUNTIME_DIR", "/x/run"), ("HOME", "/home/ada")]);
-    assert_eq!(of(desktop), ("/x/state/settled/settled.db".to_owned(), "/x/run/settled/feed.sock".to_owned()));
+    assert_eq!(
+        of(service),
+        (
+            "/var/lib/settled/settled.db".to_owned(),
+            "/run/settled/feed.sock".to_owned()
+        )
+    );
+    let desktop = Env::of([
+        ("XDG_STATE_HOME", "/x/state"),
+        ("XDG_RUNTIME_DIR", "/x/run"),
+        ("HOME", "/home/ada"),
+    ]);
+    assert_eq!(
+        of(desktop),
+        (
+            "/x/state/settled/settled.db".to_owned(),
+            "/x/run/settled/feed.sock".to_owned()
+        )
+    );
     let bare = Env::of([("HOME", "/h"), ("XDG_STATE_HOME", "relative")]);
     let home = "/h/.local/state/settled";
-    assert_eq!(of(bare), (format!("{home}/settled.db"), format!("{home}/feed.sock")));
+    assert_eq!(
+        of(bare),
+        (format!("{home}/settled.db"), format!("{home}/feed.sock"))
+    );
 }
 
 #[test]
 fn without_a_home_the_database_needs_a_path() {
     let text = "store.path: there is no place for the database, since none of $STATE_DIRECTORY, $XDG_STATE_HOME and \
                 $HOME is set; write for example [store] path = \"/var/lib/settled/settled.db\"";
-    assert_eq!(from_environment(&FAKES, &Env::of([])).unwrap_err().to_string(), text);
+    assert_eq!(
+        from_environment(&FAKES, &Env::of([]))
+            .unwrap_err()
+            .to_string(),
+        text
+    );
     let error = file::read(&FAKES, Path::new("settled.toml"), "", &Env::of([])).unwrap_err();
     assert_eq!(error.to_string(), text);
 }
@@ -422,7 +556,10 @@ fn relative_paths_are_below_the_folder_of_the_file() {
     let config = file::read(&FAKES, Path::new("/srv/s/settled.toml"), text, &env()).unwrap();
     assert_eq!(config.store_path, Path::new("/srv/s/data/settled.db"));
     assert_eq!(config.sockets.feed, Path::new("/srv/s/feed.sock"));
-    assert_eq!(config.sockets.control, Path::new("/srv/s/data/control.sock"));
+    assert_eq!(
+        config.sockets.control,
+        Path::new("/srv/s/data/control.sock")
+    );
 }
 
 #[test]
@@ -467,10 +604,16 @@ settled.toml:14: sokets: there is no such key; did you mean "sockets"?"#
 #[test]
 fn a_mistake_of_syntax_has_its_line_and_shows_nothing_of_it() {
     let error = complaint("[hooks]\nlisten = \"127.0.0.1:1\"\napi_key = \"hunter2\n");
-    assert!(error.starts_with("settled.toml:3: this is not TOML: invalid basic string"), "{error}");
+    assert!(
+        error.starts_with("settled.toml:3: this is not TOML: invalid basic string"),
+        "{error}"
+    );
     assert_eq!(error.lines().count(), 1);
     let error = complaint("[hooks]\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"\n");
-    assert!(error.starts_with("settled.toml:3: this is not TOML: duplicate key"), "{error}");
+    assert!(
+        error.starts_with("settled.toml:3: this is not TOML: duplicate key"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -479,16 +622,25 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
                  { credential = \"NAME\" }, { env = \"NAME\" } or { file = \"/PATH\" }";
     assert_eq!(complaint_about("api_key", "\"hunter2\""), right);
     assert_eq!(complaint_about("path_token", "\"hunter2\""), right);
-    assert_eq!(complaint_about("require_headers.Authorization", "\"hunter2\""), right);
+    assert_eq!(
+        complaint_about("require_headers.Authorization", "\"hunter2\""),
+        right
+    );
     let listed = complaint_about("webhook_secrets", "[\n \"hunter2\"]");
-    assert_eq!(listed, format!("settled.toml:4: sources.bu.webhook_secrets[0]: {right}"));
+    assert_eq!(
+        listed,
+        format!("settled.toml:4: sources.bu.webhook_secrets[0]: {right}")
+    );
 }
 
 #[test]
 fn a_reference_to_a_secret_is_exactly_one() {
     let one = "write exactly one of { credential = \"NAME\" }, { env = \"NAME\" } or { file = \"/PATH\" }";
     assert_eq!(complaint_about("api_key", "{}"), one);
-    assert_eq!(complaint_about("api_key", "{ env = \"KEY\", file = \"/x\" }"), one);
+    assert_eq!(
+        complaint_about("api_key", "{ env = \"KEY\", file = \"/x\" }"),
+        one
+    );
     assert_eq!(
         complaint_about("api_key", "{ evn = \"KEY\" }"),
         "settled.toml:3: sources.bu.api_key.evn: there is no such key; did you mean \"env\"?"
@@ -511,9 +663,15 @@ fn a_reference_to_a_secret_is_exactly_one() {
 fn a_secret_that_is_missing_or_unusable_says_where_and_what_to_do() {
     let about = |value: &str| {
         let error = complaint_about("api_key", value);
-        error.strip_prefix("settled.toml:3: sources.bu.api_key.").unwrap_or(&error).to_owned()
+        error
+            .strip_prefix("settled.toml:3: sources.bu.api_key.")
+            .unwrap_or(&error)
+            .to_owned()
     };
-    assert_eq!(about("{ env = \"EMPTY\" }"), "env: $EMPTY is not set, or empty; set it where settled is started");
+    assert_eq!(
+        about("{ env = \"EMPTY\" }"),
+        "env: $EMPTY is not set, or empty; set it where settled is started"
+    );
     assert_eq!(
         about("{ env = \"sk-live-hunter2\" }"),
         "env: the environment variable named here is not set, or empty; set it where settled is started"
@@ -522,8 +680,14 @@ fn a_secret_that_is_missing_or_unusable_says_where_and_what_to_do() {
         about("{ env = \"MULTILINE\" }"),
         "the secret has several lines or characters that no header can carry; it has to be one line of ASCII"
     );
-    assert_eq!(about("{ file = \"/no/such/key\" }"), "file: /no/such/key is not there; put the secret into it");
-    assert_eq!(about("{ file = \"~/key\" }"), "file: \"~\" is not expanded here; write the whole path");
+    assert_eq!(
+        about("{ file = \"/no/such/key\" }"),
+        "file: /no/such/key is not there; put the secret into it"
+    );
+    assert_eq!(
+        about("{ file = \"~/key\" }"),
+        "file: \"~\" is not expanded here; write the whole path"
+    );
     assert_eq!(
         about("{ credential = \"bu\" }"),
         "credential: credential \"bu\" cannot be read: $CREDENTIALS_DIRECTORY is not set; systemd sets it for the \
@@ -543,10 +707,20 @@ fn credentials_are_found_under_their_name_and_under_the_one_systemd_252_makes() 
     let path = folder.path().to_str().unwrap();
     let env = Env::of([("HOME", "/h"), ("CREDENTIALS_DIRECTORY", path)]);
     let read = |name: &str| {
-        let text = format!("[sources.a]\nprovider = \"skyvern\"\napi_key = {{ credential = \"{name}\" }}");
+        let text =
+            format!("[sources.a]\nprovider = \"skyvern\"\napi_key = {{ credential = \"{name}\" }}");
         file::read(&FAKES, Path::new("settled.toml"), &text, &env)
     };
-    let key = |config: Config| config.sources.values().next().unwrap().api_key.clone().unwrap();
+    let key = |config: Config| {
+        config
+            .sources
+            .values()
+            .next()
+            .unwrap()
+            .api_key
+            .clone()
+            .unwrap()
+    };
     assert_eq!(key(read("key").unwrap()).expose(), "from-252");
     std::fs::write(folder.path().join("key"), "from-name\n").unwrap();
     assert_eq!(key(read("key").unwrap()).expose(), "from-name");
@@ -559,7 +733,9 @@ fn credentials_are_found_under_their_name_and_under_the_one_systemd_252_makes() 
     );
     assert_eq!(
         read("empty").unwrap_err().to_string(),
-        format!("settled.toml:3: sources.a.api_key.credential: {path}/empty is empty; put the secret into it")
+        format!(
+            "settled.toml:3: sources.a.api_key.credential: {path}/empty is empty; put the secret into it"
+        )
     );
 }
 
@@ -572,31 +748,83 @@ fn a_secret_file_is_read_and_told_of_when_everybody_may_read_it() {
     let warnings = |mode| {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         let config = file::read(&FAKES, &folder.path().join("settled.toml"), text, &env()).unwrap();
-        assert_eq!(config.sources.values().next().unwrap().api_key.as_ref().unwrap().expose(), "key-hunter2");
+        assert_eq!(
+            config
+                .sources
+                .values()
+                .next()
+                .unwrap()
+                .api_key
+                .as_ref()
+                .unwrap()
+                .expose(),
+            "key-hunter2"
+        );
         config.warnings
     };
     assert_eq!(warnings(0o640), Vec::<String>::new());
     let path = path.display();
-    assert_eq!(warnings(0o644), [format!("sources.a.api_key.file: everybody may read {path}; chmod o= {path}")]);
+    assert_eq!(
+        warnings(0o644),
+        [format!(
+            "sources.a.api_key.file: everybody may read {path}; chmod o= {path}"
+        )]
+    );
 }
 
 #[test]
 fn a_file_too_long_for_a_secret_is_not_read_to_its_end() {
     let error = complaint_about("api_key", "{ file = \"/dev/zero\" }");
-    assert_eq!(error, "settled.toml:3: sources.bu.api_key.file: /dev/zero is too long to be a secret");
+    assert_eq!(
+        error,
+        "settled.toml:3: sources.bu.api_key.file: /dev/zero is too long to be a secret"
+    );
 }
 
 #[test]
 fn values_say_what_would_be_right() {
-    let check = |key: &str, value: &str, right: &str| assert_eq!(complaint_about(key, value), right);
-    check("grace", "60", "this is a bare number; write text in quotes, for example \"60s\"");
-    check("rate", "\"fast\"", "\"fast\" is not a rate; write for example \"5/s\" or \"300/min\"");
-    check("concurrency", "0", "write a whole number from 1 to 256, without quotes");
-    check("concurrency", "\"4\"", "write a whole number from 1 to 256, without quotes");
-    check("confirm", "\"allways\"", "\"allways\" is no way to confirm; did you mean \"always\"?");
-    check("confirm", "\"yes\"", "\"yes\" is no way to confirm; there are: auto, always, never");
-    check("api", "\"v5\"", "there is no browser-use API \"v5\"; there are: v2, v3, v4");
-    check("first_poll", "\"0s\"", "\"0s\" is too short; the least is \"100ms\"");
+    let check =
+        |key: &str, value: &str, right: &str| assert_eq!(complaint_about(key, value), right);
+    check(
+        "grace",
+        "60",
+        "this is a bare number; write text in quotes, for example \"60s\"",
+    );
+    check(
+        "rate",
+        "\"fast\"",
+        "\"fast\" is not a rate; write for example \"5/s\" or \"300/min\"",
+    );
+    check(
+        "concurrency",
+        "0",
+        "write a whole number from 1 to 256, without quotes",
+    );
+    check(
+        "concurrency",
+        "\"4\"",
+        "write a whole number from 1 to 256, without quotes",
+    );
+    check(
+        "confirm",
+        "\"allways\"",
+        "\"allways\" is no way to confirm; did you mean \"always\"?",
+    );
+    check(
+        "confirm",
+        "\"yes\"",
+        "\"yes\" is no way to confirm; there are: auto, always, never",
+    );
+    check(
+        "api",
+        "\"v5\"",
+        "there is no browser-use API \"v5\"; there are: v2, v3, v4",
+    );
+    check(
+        "first_poll",
+        "\"0s\"",
+        "\"0s\" is too short; the least is \"100ms\"",
+    );
     check(
         "poll",
         "\"0 0 * * 1\"",
@@ -636,7 +864,10 @@ fn sources_need_a_name_and_a_provider() {
         complaint("[sources.a]\nprovider = \"skyvrn\""),
         "settled.toml:2: sources.a.provider: there is no provider \"skyvrn\"; did you mean \"skyvern\"?"
     );
-    assert_eq!(complaint("sources = 3"), "settled.toml:1: sources: this is a bare number; write [sources.NAME]");
+    assert_eq!(
+        complaint("sources = 3"),
+        "settled.toml:1: sources: this is a bare number; write [sources.NAME]"
+    );
     assert_eq!(
         complaint("[sources]\nprovider = \"skyvern\""),
         "settled.toml:2: sources.provider: this is text; write [sources.provider] and its keys below"
@@ -675,7 +906,9 @@ fn combinations_that_make_no_sense_are_refused() {
         complaint_about("confirm", "\"always\""),
         "\"always\" means to ask the provider first, which takes an api_key; add one"
     );
-    let of = |provider: &str, keys: &str| complaint(&format!("[sources.a]\nprovider = \"{provider}\"\n{keys}"));
+    let of = |provider: &str, keys: &str| {
+        complaint(&format!("[sources.a]\nprovider = \"{provider}\"\n{keys}"))
+    };
     assert_eq!(
         of("skyvern", "api = \"v2\""),
         "settled.toml:3: sources.a.api: skyvern has one API only; remove this key"
@@ -727,7 +960,11 @@ fn sockets_have_short_paths_and_two_of_them() {
 fn what_the_unit_sets_is_filled_in_beside_what_is_set() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("default");
-    std::fs::write(&file, "# keys\nKEY=from-the-file\nQUOTED=\"a b\"\n;X=y\nSTATE_DIRECTORY=/elsewhere\n").unwrap();
+    std::fs::write(
+        &file,
+        "# keys\nKEY=from-the-file\nQUOTED=\"a b\"\n;X=y\nSTATE_DIRECTORY=/elsewhere\n",
+    )
+    .unwrap();
     let env = Env::of([("KEY", "from-the-shell")]).of_service(&file);
     let get = |name| env.get(name).unwrap_or_default();
     assert_eq!(

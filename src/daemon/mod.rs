@@ -25,21 +25,21 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::polling::client::{Asker, Calls};
-use crate::config::{Config, ConfigError, Hooks};
 use crate::api::{self, Desk};
-use crate::server::{self, Allowance, Function, Listener, Peer};
-use crate::limits;
-use crate::server::listen::{ListenError, Listeners};
-use crate::polling::{self, Poller};
+use crate::config::{Config, ConfigError, Hooks};
 use crate::daemon::watchdog::Pulse;
 use crate::ingest::Receiver;
-use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler, Refusal};
+use crate::ledger::{Reader, RingLimits, StoreError, Writer};
+use crate::limits;
 use crate::model::At;
 use crate::model::schedule;
-use crate::ledger::{Reader, RingLimits, StoreError, Writer};
-use crate::server::systemd::{self, Inherited};
+use crate::polling::client::{Asker, Calls};
+use crate::polling::{self, Poller};
+use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler, Refusal};
 use crate::retention::Upkeep;
+use crate::server::listen::{ListenError, Listeners};
+use crate::server::systemd::{self, Inherited};
+use crate::server::{self, Allowance, Function, Listener, Peer};
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,9 @@ pub enum ReloadError {
 /// The system's clock.
 pub fn system_clock() -> Clock {
     Arc::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
         At(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     })
 }
@@ -99,7 +101,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts everything, on the sockets that systemd handed in and on its own where it did not. When this
     /// returns, webhooks are taken and the sockets answer. Within a tokio runtime.
-    pub fn start(config: Config, clock: &Clock, inherited: Inherited) -> Result<Daemon, StartError> {
+    pub fn start(
+        config: Config,
+        clock: &Clock,
+        inherited: Inherited,
+    ) -> Result<Daemon, StartError> {
         let files = server::raise_file_limit();
         let calls = Calls::new()?;
         let (mut reconciler, fleet, recovered) = recover(&config, clock)?;
@@ -137,7 +143,12 @@ impl Daemon {
             clock: clock.clone(),
         };
         let body_limit = config.hooks.body_limit;
-        let receiver = Arc::new(Receiver::new(fleet_seen.clone(), ledger.clone(), clock.clone(), body_limit));
+        let receiver = Arc::new(Receiver::new(
+            fleet_seen.clone(),
+            ledger.clone(),
+            clock.clone(),
+            body_limit,
+        ));
         // Known before the control socket answers, so that nobody is told of a source without a voice.
         // Webhooks that come meanwhile wait in the sockets, which are open.
         let mut tasks = JoinSet::new();
@@ -153,12 +164,33 @@ impl Daemon {
         voices.follow(&fleet_seen.borrow(), &mut tasks);
         let mut servers = JoinSet::new();
         for socket in listeners.hooks {
-            serve_hooks(&mut servers, socket, receiver.clone(), files, stopped.clone());
+            serve_hooks(
+                &mut servers,
+                socket,
+                receiver.clone(),
+                files,
+                stopped.clone(),
+            );
         }
-        serve_socket(&mut servers, listeners.feed, api::feed_routes(desk.clone()), stopped.clone());
-        serve_socket(&mut servers, listeners.control, api::control_routes(desk), stopped.clone());
-        let time =
-            polling::keep_time(fleet_seen.clone(), ledger.clone(), reader.clone(), clock.clone(), stopped.clone());
+        serve_socket(
+            &mut servers,
+            listeners.feed,
+            api::feed_routes(desk.clone()),
+            stopped.clone(),
+        );
+        serve_socket(
+            &mut servers,
+            listeners.control,
+            api::control_routes(desk),
+            stopped.clone(),
+        );
+        let time = polling::keep_time(
+            fleet_seen.clone(),
+            ledger.clone(),
+            reader.clone(),
+            clock.clone(),
+            stopped.clone(),
+        );
         tasks.spawn(time);
         tasks.spawn(pulse.clone().beat(stopped.clone()));
         let upkeep = Upkeep {
@@ -168,10 +200,28 @@ impl Daemon {
             retention: config.retention.clone(),
         };
         tasks.spawn(upkeep.run(stopped.clone()));
-        let keep_feed = crate::retention::feed::keep(ledger.clone(), clock.clone(), config.retention.clone(), stopped.clone());
+        let keep_feed = crate::retention::feed::keep(
+            ledger.clone(),
+            clock.clone(),
+            config.retention.clone(),
+            stopped.clone(),
+        );
         tasks.spawn(keep_feed);
         let (hooks, sockets) = (listeners.address, listeners.ours);
-        Ok(Daemon { hooks, recovered, config, stop, servers, tasks, writer, sockets, fleet, trouble, voices, pulse })
+        Ok(Daemon {
+            hooks,
+            recovered,
+            config,
+            stop,
+            servers,
+            tasks,
+            writer,
+            sockets,
+            fleet,
+            trouble,
+            voices,
+            pulse,
+        })
     }
 
     /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one
@@ -184,8 +234,13 @@ impl Daemon {
         };
         let trouble = result.err().map(|error| {
             let text = error.to_string();
-            tracing::error!("the new configuration is not taken, the old one stays in force: {text}");
-            format!("OLD CONFIGURATION IN FORCE ({})", text.lines().next().unwrap_or_default())
+            tracing::error!(
+                "the new configuration is not taken, the old one stays in force: {text}"
+            );
+            format!(
+                "OLD CONFIGURATION IN FORCE ({})",
+                text.lines().next().unwrap_or_default()
+            )
         });
         self.trouble.send_replace(trouble);
         systemd::ready(&self.pulse.line().await);
@@ -197,9 +252,16 @@ impl Daemon {
         }
         warn_of_fixed(&self.config, &config);
         let (sources, now) = (config.sources.clone(), (self.voices.clock)());
-        let fleet = self.voices.ledger.write(move |tx| Fleet::enlist_in(tx, &sources, now)).await?;
+        let fleet = self
+            .voices
+            .ledger
+            .write(move |tx| Fleet::enlist_in(tx, &sources, now))
+            .await?;
         let earlier = self.fleet.borrow().clone();
-        self.voices.ledger.set_fleet(fleet.remembering(&earlier)).await?;
+        self.voices
+            .ledger
+            .set_fleet(fleet.remembering(&earlier))
+            .await?;
         let fleet = Arc::new(fleet);
         self.fleet.send_replace(fleet.clone());
         self.voices.follow(&fleet, &mut self.tasks);
@@ -239,19 +301,30 @@ fn innermost(error: &reqwest::Error) -> String {
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(StartError::Thread)
 }
 
 /// Opens the ledger and digests what an earlier process left.
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
-    writer.transaction(|tx| tx.clamp_asks(clock(), clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600))))?;
+    writer.transaction(|tx| {
+        tx.clamp_asks(
+            clock(),
+            clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
+        )
+    })?;
     let fleet = Fleet::enlist(&mut writer, &config.sources, clock())?;
     let ring = ring(&config.hooks);
     let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
     let tell = |count: usize| {
         if count % 100 == 1 {
-            systemd::starting(&format!("Recovering: {count} reports read"), limits::RECOVERY_STEP);
+            systemd::starting(
+                &format!("Recovering: {count} reports read"),
+                limits::RECOVERY_STEP,
+            );
         }
     };
     let recovered = reconciler.recover(clock(), tell)?;
@@ -310,7 +383,13 @@ impl Voices {
         let voices: BTreeMap<i64, Arc<Asker>> = fleet
             .members()
             .map(|member| {
-                let fresh = || Arc::new(Asker::new(member.clone(), self.calls.clone(), self.clock.clone()));
+                let fresh = || {
+                    Arc::new(Asker::new(
+                        member.clone(),
+                        self.calls.clone(),
+                        self.clock.clone(),
+                    ))
+                };
                 (member.id, unchanged(&member.id).unwrap_or_else(fresh))
             })
             .collect();
@@ -324,8 +403,14 @@ impl Voices {
         if asker.member.source.api_key.is_none() {
             tracing::warn!(source = %asker.member.source.name, "no api_key: webhooks are recorded, nothing can be polled");
         } else if !self.tasks.contains_key(&id) {
-            let poller = Poller::new(asker.clone(), self.ledger.clone(), self.reader.clone(), self.clock.clone());
-            self.tasks.insert(id, tasks.spawn(poller.run(self.stop.clone())));
+            let poller = Poller::new(
+                asker.clone(),
+                self.ledger.clone(),
+                self.reader.clone(),
+                self.clock.clone(),
+            );
+            self.tasks
+                .insert(id, tasks.spawn(poller.run(self.stop.clone())));
         }
     }
 
@@ -356,10 +441,20 @@ fn serve_hooks(
             async move { receiver.respond(request, &peer).await }
         })
     };
-    servers.spawn(server::serve(Listener::Tcp(listener), allowance, service, stop));
+    servers.spawn(server::serve(
+        Listener::Tcp(listener),
+        allowance,
+        service,
+        stop,
+    ));
 }
 
-fn serve_socket(servers: &mut JoinSet<()>, listener: UnixListener, routes: axum::Router, stop: watch::Receiver<bool>) {
+fn serve_socket(
+    servers: &mut JoinSet<()>,
+    listener: UnixListener,
+    routes: axum::Router,
+    stop: watch::Receiver<bool>,
+) {
     let allowance = Allowance {
         connections_max: limits::SOCKET_CONNECTIONS_MAX,
         header_timeout: limits::SOCKET_HEADER_TIMEOUT,
@@ -376,5 +471,10 @@ fn serve_socket(servers: &mut JoinSet<()>, listener: UnixListener, routes: axum:
             async move { answer.await.unwrap_or_else(|never| match never {}) }
         })
     };
-    servers.spawn(server::serve(Listener::Unix(listener), allowance, service, stop));
+    servers.spawn(server::serve(
+        Listener::Unix(listener),
+        allowance,
+        service,
+        stop,
+    ));
 }

@@ -28,13 +28,19 @@ pub enum LogFormat {
 /// read falls back to `info` and says so.
 pub fn start(filter: &str, format: LogFormat) {
     let parsed = filter.parse::<Targets>();
-    let targets = parsed.as_ref().ok().cloned().unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let targets = parsed
+        .as_ref()
+        .ok()
+        .cloned()
+        .unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     let layer = layer(match format {
         LogFormat::Auto => guess(),
         format => format,
     });
     // A second start (in tests) keeps the first.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(targets)).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(targets))
+        .try_init();
     if let Err(error) = parsed {
         tracing::warn!(filter, %error, "the log filter cannot be read; logging at info");
     }
@@ -53,9 +59,16 @@ fn guess() -> LogFormat {
 /// systemd tells device and inode of the stream it gave us, so that one that was redirected since
 /// is not taken for it.
 fn stderr_is_journal() -> bool {
-    let Ok(told) = std::env::var("JOURNAL_STREAM") else { return false };
-    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    stderr.and_then(|file| file.metadata()).is_ok_and(|meta| told == format!("{}:{}", meta.dev(), meta.ino()))
+    let Ok(told) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stderr = std::io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from);
+    stderr
+        .and_then(|file| file.metadata())
+        .is_ok_and(|meta| told == format!("{}:{}", meta.dev(), meta.ino()))
 }
 
 fn layer(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
@@ -70,6 +83,8 @@ fn layer(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
             // stderr goes to the journal all the same, line by line.
             Err(_) => lines().with_ansi(false).without_time().boxed(),
         },
-        LogFormat::Text | LogFormat::Auto => lines().with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Text | LogFormat::Auto => {
+            lines().with_ansi(std::io::stderr().is_terminal()).boxed()
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::limits;
-use crate::reconciler::{Clock, Fleet, Handle, Refusal};
-use crate::model::At;
 use crate::ledger::{Reader, SourceCounts, StoreError};
+use crate::limits;
+use crate::model::At;
+use crate::reconciler::{Clock, Fleet, Handle, Refusal};
 use crate::server::systemd;
 
 /// What the pulse takes and tells.
@@ -34,7 +34,8 @@ impl Pulse {
     /// Beats until `stop` turns true.
     pub async fn beat(self, mut stop: watch::Receiver<bool>) {
         // Thrice per watchdog interval: one beat may be lost to a long transaction.
-        let interval = systemd::watchdog().map_or(limits::PULSE, |most| (most / 3).min(limits::PULSE));
+        let interval =
+            systemd::watchdog().map_or(limits::PULSE, |most| (most / 3).min(limits::PULSE));
         loop {
             match self.ledger.write(|_| Ok(())).await {
                 Ok(()) => systemd::alive(&self.line().await),
@@ -62,7 +63,13 @@ impl Pulse {
             Err(_) => return "A lookup panicked; please report this".to_owned(),
         };
         let sources = self.fleet.borrow().members().count();
-        line(self.trouble.borrow().as_deref(), sources, &facts.0, facts.1, (self.clock)())
+        line(
+            self.trouble.borrow().as_deref(),
+            sources,
+            &facts.0,
+            facts.1,
+            (self.clock)(),
+        )
     }
 }
 
@@ -70,10 +77,22 @@ fn cannot_look(error: &StoreError) -> String {
     format!("The database cannot be read: {error}")
 }
 
-fn line(trouble: Option<&str>, sources: usize, counts: &[SourceCounts], set_aside: i64, now: At) -> String {
-    let (open, overdue) = counts.iter().fold((0, 0), |sum, source| (sum.0 + source.open, sum.1 + source.overdue));
+fn line(
+    trouble: Option<&str>,
+    sources: usize,
+    counts: &[SourceCounts],
+    set_aside: i64,
+    now: At,
+) -> String {
+    let (open, overdue) = counts.iter().fold((0, 0), |sum, source| {
+        (sum.0 + source.open, sum.1 + source.overdue)
+    });
     let serving = format!("{sources} source{}", if sources == 1 { "" } else { "s" });
-    let overdue = if overdue > 0 { format!(", {overdue} overdue") } else { String::new() };
+    let overdue = if overdue > 0 {
+        format!(", {overdue} overdue")
+    } else {
+        String::new()
+    };
     let heard = match counts.iter().filter_map(|source| source.webhook_at).max() {
         Some(at) => format!("last webhook {} ago", span(now.since(at))),
         None => "no webhook yet".to_owned(),
@@ -83,7 +102,9 @@ fn line(trouble: Option<&str>, sources: usize, counts: &[SourceCounts], set_asid
         None => vec![format!("Serving {serving}")],
     };
     parts.extend([format!("{open} runs open{overdue}"), heard]);
-    parts.extend((set_aside > 0).then(|| format!("{set_aside} reports set aside, see `settled status`")));
+    parts.extend(
+        (set_aside > 0).then(|| format!("{set_aside} reports set aside, see `settled status`")),
+    );
     parts.join("; ")
 }
 
@@ -103,12 +124,26 @@ mod tests {
 
     #[test]
     fn the_line_says_what_a_person_wants_to_know() {
-        let busy = SourceCounts { open: 3, overdue: 1, webhook_at: Some(At(60_000)), ..SourceCounts::default() };
+        let busy = SourceCounts {
+            open: 3,
+            overdue: 1,
+            webhook_at: Some(At(60_000)),
+            ..SourceCounts::default()
+        };
         assert_eq!(
             line(None, 1, &[busy], 2, At(360_000)),
             "Serving 1 source; 3 runs open, 1 overdue; last webhook 5 min ago; 2 reports set aside, see `settled status`"
         );
-        let line = line(Some("OLD CONFIGURATION IN FORCE (a.toml:3: x: y)"), 2, &[], 0, At(0));
-        assert_eq!(line, "OLD CONFIGURATION IN FORCE (a.toml:3: x: y); serving 2 sources; 0 runs open; no webhook yet");
+        let line = line(
+            Some("OLD CONFIGURATION IN FORCE (a.toml:3: x: y)"),
+            2,
+            &[],
+            0,
+            At(0),
+        );
+        assert_eq!(
+            line,
+            "OLD CONFIGURATION IN FORCE (a.toml:3: x: y); serving 2 sources; 0 runs open; no webhook yet"
+        );
     }
 }

@@ -90,14 +90,27 @@ const CALL: Duration = Duration::from_secs(10);
 impl Client {
     /// A client of these two sockets.
     pub fn new(feed: &Path, control: &Path) -> Client {
-        let over =
-            |socket: &Path| reqwest::Client::builder().no_proxy().unix_socket(socket).build().unwrap_or_default();
-        Client { feed: over(feed), control: over(control) }
+        let over = |socket: &Path| {
+            reqwest::Client::builder()
+                .no_proxy()
+                .unix_socket(socket)
+                .build()
+                .unwrap_or_default()
+        };
+        Client {
+            feed: over(feed),
+            control: over(control),
+        }
     }
 
     /// Whether the daemon answers.
     pub async fn healthy(&self) -> bool {
-        let asked = self.feed.get("http://settled/healthz").timeout(CALL).send().await;
+        let asked = self
+            .feed
+            .get("http://settled/healthz")
+            .timeout(CALL)
+            .send()
+            .await;
         asked.is_ok_and(|answer| answer.status().is_success())
     }
 
@@ -105,8 +118,16 @@ impl Client {
     pub async fn track(&self, life: &Life) -> Option<u16> {
         let body = json!({ "source": life.source, "run_id": life.id, "kind": life.kind,
             "metadata": { "story": life.story } });
-        let call = self.control.post("http://settled/v1/runs").header("content-type", "application/json");
-        let answer = call.body(body.to_string()).timeout(CALL).send().await.ok()?;
+        let call = self
+            .control
+            .post("http://settled/v1/runs")
+            .header("content-type", "application/json");
+        let answer = call
+            .body(body.to_string())
+            .timeout(CALL)
+            .send()
+            .await
+            .ok()?;
         Some(answer.status().as_u16())
     }
 
@@ -114,8 +135,15 @@ impl Client {
     /// or `None` if it cannot be reached.
     pub async fn replay(&self, life: &Life, address: Option<&str>) -> Option<u16> {
         let body = address.map_or_else(|| json!({}), |address| json!({ "webhook_url": address }));
-        let url = format!("http://settled/v1/runs/{}/{}/retry-webhook", life.source, life.id);
-        let call = self.control.post(url).header("content-type", "application/json").body(body.to_string());
+        let url = format!(
+            "http://settled/v1/runs/{}/{}/retry-webhook",
+            life.source, life.id
+        );
+        let call = self
+            .control
+            .post(url)
+            .header("content-type", "application/json")
+            .body(body.to_string());
         Some(call.timeout(CALL).send().await.ok()?.status().as_u16())
     }
 
@@ -123,10 +151,15 @@ impl Client {
     pub async fn webhooks(&self) -> Option<HashMap<(String, String), u64>> {
         let (mut all, mut after) = (HashMap::new(), 0);
         loop {
-            let page = self.get(&format!("/v1/runs?limit=1000&after={after}")).await?;
+            let page = self
+                .get(&format!("/v1/runs?limit=1000&after={after}"))
+                .await?;
             for run in page["runs"].as_array()? {
                 let text = |key: &str| run[key].as_str().map(str::to_owned);
-                all.insert((text("source")?, text("run_id")?), run["webhooks"].as_u64()?);
+                all.insert(
+                    (text("source")?, text("run_id")?),
+                    run["webhooks"].as_u64()?,
+                );
             }
             match page["next"].as_i64() {
                 Some(next) => after = next,
@@ -142,7 +175,13 @@ impl Client {
 
     /// A read on the control socket.
     pub async fn get(&self, path: &str) -> Option<Value> {
-        let answer = self.control.get(format!("http://settled{path}")).timeout(CALL).send().await.ok()?;
+        let answer = self
+            .control
+            .get(format!("http://settled{path}"))
+            .timeout(CALL)
+            .send()
+            .await
+            .ok()?;
         serde_json::from_str(&answer.text().await.ok()?).ok()
     }
 
@@ -150,7 +189,8 @@ impl Client {
     pub async fn follow(self, news: mpsc::UnboundedSender<News>) {
         let mut after = "earliest".to_owned();
         loop {
-            let url = format!("http://settled/v1/events?follow=1&heartbeat=1&after={after}&{TYPES}");
+            let url =
+                format!("http://settled/v1/events?follow=1&heartbeat=1&after={after}&{TYPES}");
             if let Ok(answer) = self.feed.get(url).send().await
                 && answer.status().is_success()
             {
@@ -170,7 +210,16 @@ impl Client {
         let (mut after, mut all) = ("earliest".to_owned(), Vec::new());
         loop {
             let url = format!("http://settled/v1/events?follow=0&limit=1000&after={after}&{TYPES}");
-            let text = self.feed.get(url).timeout(CALL).send().await.ok()?.text().await.ok()?;
+            let text = self
+                .feed
+                .get(url)
+                .timeout(CALL)
+                .send()
+                .await
+                .ok()?
+                .text()
+                .await
+                .ok()?;
             let before = all.len();
             for line in text.lines() {
                 if let Read::Record(record) = read(line) {
@@ -186,7 +235,11 @@ impl Client {
 }
 
 /// Passes on what comes until the stream ends. A line without its end is no line.
-async fn listen(mut answer: reqwest::Response, after: &mut String, news: &mpsc::UnboundedSender<News>) -> Option<()> {
+async fn listen(
+    mut answer: reqwest::Response,
+    after: &mut String,
+    news: &mpsc::UnboundedSender<News>,
+) -> Option<()> {
     let mut pending = Vec::new();
     loop {
         pending.extend_from_slice(&answer.chunk().await.ok()??);
@@ -206,13 +259,17 @@ async fn listen(mut answer: reqwest::Response, after: &mut String, news: &mpsc::
 }
 
 fn read(line: &str) -> Read {
-    let Ok(line) = serde_json::from_str::<Line>(line) else { return Read::Nonsense };
+    let Ok(line) = serde_json::from_str::<Line>(line) else {
+        return Read::Nonsense;
+    };
     let amends = match line.r#type.as_str() {
         "settled.run.completion" => false,
         "settled.run.amendment" => true,
         _ => return Read::Moved(line.cursor),
     };
-    let data = line.data.and_then(|data| serde_json::from_value::<Data>(data).ok());
+    let data = line
+        .data
+        .and_then(|data| serde_json::from_value::<Data>(data).ok());
     match (line.cursor, line.id, data) {
         (Some(cursor), Some(id), Some(data)) => Read::Record(Record {
             cursor,
@@ -239,8 +296,18 @@ mod tests {
         assert_eq!(read(hello), Read::Moved(Some("e.0".to_owned())));
         let completion = r#"{"type":"settled.run.completion","id":"s:r:completion","cursor":"e.1","data":{"source":"s",
             "run_id":"r","outcome":"failed","origin":"poll","confirmed":true,"reason":null,"payload":{}}}"#;
-        assert!(matches!(read(completion), Read::Record(Record { amends: false, outcome: Outcome::Failed, .. })));
-        assert_eq!(read("{\"type\":\"settled.run.completion\"}"), Read::Nonsense);
+        assert!(matches!(
+            read(completion),
+            Read::Record(Record {
+                amends: false,
+                outcome: Outcome::Failed,
+                ..
+            })
+        ));
+        assert_eq!(
+            read("{\"type\":\"settled.run.completion\"}"),
+            Read::Nonsense
+        );
         assert_eq!(read("half a li"), Read::Nonsense);
     }
 }

@@ -28,8 +28,15 @@ impl Dice {
 
     /// A whole number in `[0, bound)`; 0 when `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a unit times the bound")]
-        #[expect(clippy::cast_precision_loss, reason = "no caller's bound exceeds 53 bits")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a unit times the bound"
+        )]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "no caller's bound exceeds 53 bits"
+        )]
         let thrown = (self.unit() * bound as f64) as u64;
         thrown
     }
@@ -70,13 +77,25 @@ impl Dice {
 
     /// So many decimal digits, the first of them not zero.
     pub fn digits(&mut self, count: usize) -> String {
-        (0..count).map(|n| if n == 0 { 1 + self.below(9) } else { self.below(10) }.to_string()).collect()
+        (0..count)
+            .map(|n| {
+                if n == 0 {
+                    1 + self.below(9)
+                } else {
+                    self.below(10)
+                }
+                .to_string()
+            })
+            .collect()
     }
 
     /// So many letters and digits.
     pub fn base62(&mut self, count: usize) -> String {
-        const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-        (0..count).map(|_| char::from(*self.pick(ALPHABET))).collect()
+        const ALPHABET: &[u8; 62] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+        (0..count)
+            .map(|_| char::from(*self.pick(ALPHABET)))
+            .collect()
     }
 
     /// A UUID of this version.
@@ -114,7 +133,9 @@ mod tests {
         let mut dice = Dice::new(7, 0);
         let hits = (0..10_000).filter(|_| dice.chance(0.3)).count();
         assert!((2_800..3_200).contains(&hits), "{hits}");
-        let heavy = (0..10_000).filter(|_| *dice.weigh(&[(1, 'a'), (3, 'b')]) == 'b').count();
+        let heavy = (0..10_000)
+            .filter(|_| *dice.weigh(&[(1, 'a'), (3, 'b')]) == 'b')
+            .count();
         assert!((7_300..7_700).contains(&heavy), "{heavy}");
     }
 

@@ -21,11 +21,11 @@
 pub mod client;
 pub mod clouds;
 pub mod dice;
-pub mod tally;
 pub mod plan;
 mod screen;
 pub mod stage;
 pub mod stories;
+pub mod tally;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,9 +38,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use tally::{Audit, Book, Ledger, Offender};
 pub use plan::{Plan, Rates};
 pub use stage::Stage;
+pub use tally::{Audit, Book, Ledger, Offender};
 
 use crate::ledger::{self, Finding, Reader};
 use client::{Client, News};
@@ -67,7 +67,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { runs: 1000, seed: 1, kills: 0, rates: Rates::default(), program: None, keep: false }
+        Options {
+            runs: 1000,
+            seed: 1,
+            kills: 0,
+            rates: Rates::default(),
+            program: None,
+            keep: false,
+        }
     }
 }
 
@@ -124,14 +131,19 @@ const DOWN: (u64, u64) = (50, 400);
 pub async fn run(options: Options) -> Result<Ledger, DemoError> {
     let program = match options.program {
         Some(program) => program,
-        None => std::env::current_exe().map_err(|why| DemoError::Start { program: "settled".into(), why })?,
+        None => std::env::current_exe().map_err(|why| DemoError::Start {
+            program: "settled".into(),
+            why,
+        })?,
     };
     let plan = Plan::new(options.seed, options.runs, &options.rates).with_kills(options.kills);
     let mut stage = Stage::set(plan, &program).await?;
     let played = play(&mut stage).await;
     stage.stop().await;
     let Stage { place, .. } = stage;
-    let keep = played.as_ref().is_ok_and(|ledger| options.keep || !ledger.ok());
+    let keep = played
+        .as_ref()
+        .is_ok_and(|ledger| options.keep || !ledger.ok());
     let folder = keep.then(|| place.dir().to_owned());
     if !keep {
         place.remove();
@@ -197,14 +209,22 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     let elapsed = began.elapsed();
     let (again, webhooks) = (client.reread().await, client.webhooks().await);
     let findings = check(stage.place.store()).await;
-    let ledger = book.close(&Audit { kills: killed as u64, crashes, elapsed, again, findings, webhooks });
+    let ledger = book.close(&Audit {
+        kills: killed as u64,
+        crashes,
+        elapsed,
+        again,
+        findings,
+        webhooks,
+    });
     write_evidence(stage, &client, &ledger).await;
     Ok(ledger)
 }
 
 /// What is wrong with the daemon's ledger. That it cannot be read is wrong too.
 async fn check(store: PathBuf) -> Vec<Finding> {
-    let look = move || Reader::open(&store).and_then(|reader| reader.read(ledger::check_with_all_reports));
+    let look =
+        move || Reader::open(&store).and_then(|reader| reader.read(ledger::check_with_all_reports));
     let seen = tokio::task::spawn_blocking(look).await;
     seen.map_or_else(
         |_| vec![Finding::unreadable("the check panicked")],
@@ -214,7 +234,9 @@ async fn check(store: PathBuf) -> Vec<Finding> {
 
 /// Whether nothing is missing any more, or nothing more is to be hoped for.
 fn over(book: &Book, world: &World, last_news: Instant) -> bool {
-    let Some(since) = world.now().checked_sub(world.plan.done()) else { return false };
+    let Some(since) = world.now().checked_sub(world.plan.done()) else {
+        return false;
+    };
     let silent_for = last_news.elapsed().min(since);
     let quiet = silent_for >= QUIET && world.in_the_post() == 0;
     silent_for >= PATIENCE || (quiet && book.open().next().is_none())
@@ -223,8 +245,14 @@ fn over(book: &Book, world: &World, last_news: Instant) -> bool {
 /// Whether the machine is too busy for the plan. Then the plan waits: what is shown here is not how
 /// fast things go.
 fn behind(book: &Book, world: &World) -> bool {
-    let ended = |life: &&plan::Life| life.begins + life.ends() + LATE < world.now() && !life.only_listed;
-    let late = world.plan.runs.iter().filter(ended).filter(|life| book.belief(life.source, &life.id).is_none());
+    let ended =
+        |life: &&plan::Life| life.begins + life.ends() + LATE < world.now() && !life.only_listed;
+    let late = world
+        .plan
+        .runs
+        .iter()
+        .filter(ended)
+        .filter(|life| book.belief(life.source, &life.id).is_none());
     world.in_the_post() > POST_MAX || late.count() > LATE_MAX
 }
 
@@ -263,7 +291,13 @@ async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::Unbounde
     let mut under_way = JoinSet::new();
     for (at, number, errand) in errands(&world) {
         world.until(at).await;
-        under_way.spawn(go(client.clone(), Arc::clone(&world), number, errand, events.clone()));
+        under_way.spawn(go(
+            client.clone(),
+            Arc::clone(&world),
+            number,
+            errand,
+            events.clone(),
+        ));
         while under_way.try_join_next().is_some() {}
     }
     while under_way.join_next().await.is_some() {}
@@ -271,9 +305,18 @@ async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::Unbounde
 
 fn errands(world: &World) -> Vec<(Duration, usize, Errand)> {
     let of = |(number, life): (usize, &plan::Life)| {
-        let track = life.tracked.map(|at| (life.begins + at, number, Errand::Track));
-        let replay =
-            life.replay.map(|wish| (life.begins + wish.at, number, Errand::Replay { elsewhere: wish.elsewhere }));
+        let track = life
+            .tracked
+            .map(|at| (life.begins + at, number, Errand::Track));
+        let replay = life.replay.map(|wish| {
+            (
+                life.begins + wish.at,
+                number,
+                Errand::Replay {
+                    elsewhere: wish.elsewhere,
+                },
+            )
+        });
         track.into_iter().chain(replay)
     };
     let mut all: Vec<_> = world.plan.runs.iter().enumerate().flat_map(of).collect();
@@ -281,7 +324,13 @@ fn errands(world: &World) -> Vec<(Duration, usize, Errand)> {
     all
 }
 
-async fn go(client: Client, world: Arc<World>, number: usize, errand: Errand, events: mpsc::UnboundedSender<Event>) {
+async fn go(
+    client: Client,
+    world: Arc<World>,
+    number: usize,
+    errand: Errand,
+    events: mpsc::UnboundedSender<Event>,
+) {
     let life = &world.plan.runs[number];
     match errand {
         Errand::Replay { elsewhere } => {
@@ -306,7 +355,10 @@ async fn write_evidence(stage: &Stage, client: &Client, ledger: &Ledger) {
     }
     let mut all: BTreeMap<String, Value> = BTreeMap::new();
     for offender in &ledger.offenders {
-        let told = client.run(&offender.source, &offender.run_id).await.unwrap_or_default();
+        let told = client
+            .run(&offender.source, &offender.run_id)
+            .await
+            .unwrap_or_default();
         all.insert(format!("{} {}", offender.source, offender.run_id), told);
     }
     let text = serde_json::to_string_pretty(&all).unwrap_or_default();

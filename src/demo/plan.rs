@@ -171,12 +171,21 @@ pub struct State {
 impl State {
     /// Not over.
     pub const fn open(word: &'static str) -> State {
-        State { word, over: false, success: None, attempt: 1, retry_pending: false }
+        State {
+            word,
+            over: false,
+            success: None,
+            attempt: 1,
+            retry_pending: false,
+        }
     }
 
     /// Over.
     pub const fn over(word: &'static str) -> State {
-        State { over: true, ..State::open(word) }
+        State {
+            over: true,
+            ..State::open(word)
+        }
     }
 
     /// With the agent's verdict.
@@ -194,7 +203,10 @@ impl State {
     /// With another attempt to follow.
     #[must_use]
     pub const fn pending(self) -> State {
-        State { retry_pending: true, ..self }
+        State {
+            retry_pending: true,
+            ..self
+        }
     }
 }
 
@@ -253,7 +265,12 @@ pub struct Mail {
 impl Mail {
     /// A genuine letter.
     pub fn new(at: Duration, says: State) -> Mail {
-        Mail { says, form: Form::Genuine, times: vec![at], dropped: false }
+        Mail {
+            says,
+            form: Form::Genuine,
+            times: vec![at],
+            dropped: false,
+        }
     }
 
     /// Whether a receiver who takes it in knows of the run from then on.
@@ -355,7 +372,11 @@ impl Life {
             return None;
         }
         let seen = age.saturating_sub(self.answers.lag);
-        self.states.iter().rev().find(|(at, _)| *at <= seen).map(|(_, state)| state)
+        self.states
+            .iter()
+            .rev()
+            .find(|(at, _)| *at <= seen)
+            .map(|(_, state)| state)
     }
 
     /// Its last state before the first in which it shows as over, if there is one.
@@ -371,8 +392,14 @@ impl Life {
 
     /// When the last thing happens to it.
     fn done(&self) -> Duration {
-        let mail = self.mail.iter().filter(|mail| !mail.dropped).flat_map(|mail| mail.times.iter().copied());
-        mail.chain([self.ends(), self.tracked.unwrap_or_default()]).max().unwrap_or_default()
+        let mail = self
+            .mail
+            .iter()
+            .filter(|mail| !mail.dropped)
+            .flat_map(|mail| mail.times.iter().copied());
+        mail.chain([self.ends(), self.tracked.unwrap_or_default()])
+            .max()
+            .unwrap_or_default()
     }
 
     /// Whether settled can know of it without having read a list at the right moment.
@@ -430,18 +457,27 @@ impl Plan {
     /// The plan of this seed.
     pub fn new(seed: u64, runs: usize, rates: &Rates) -> Plan {
         let window = window(runs);
-        let mut runs: Vec<Life> = (0..runs).map(|number| life(seed, number, runs, window, rates)).collect();
+        let mut runs: Vec<Life> = (0..runs)
+            .map(|number| life(seed, number, runs, window, rates))
+            .collect();
         runs.sort_by_key(|life| life.begins);
         let mut ghosts = ghosts(seed, runs.len(), window, rates);
         ghosts.extend(stories::pings());
         let throttles = throttles(seed, window, rates);
-        Plan { seed, runs, ghosts, throttles, kills: Vec::new() }
+        Plan {
+            seed,
+            runs,
+            ghosts,
+            throttles,
+            kills: Vec::new(),
+        }
     }
 
     /// The same plan with so many kills while runs begin and end.
     #[must_use]
     pub fn with_kills(mut self, kills: usize) -> Plan {
-        let window = self.runs.last().map(|life| life.begins).unwrap_or_default() + Duration::from_secs(2);
+        let window =
+            self.runs.last().map(|life| life.begins).unwrap_or_default() + Duration::from_secs(2);
         let mut dice = Dice::new(self.seed, u64::MAX - 3);
         self.kills = (0..kills).map(|_| dice.part(window, 0.1, 0.95)).collect();
         self.kills.sort_unstable();
@@ -450,12 +486,20 @@ impl Plan {
 
     /// When the last thing of the plan happens, after the begin of the demo.
     pub fn done(&self) -> Duration {
-        self.runs.iter().chain(&self.ghosts).map(|life| life.begins + life.done()).max().unwrap_or_default()
+        self.runs
+            .iter()
+            .chain(&self.ghosts)
+            .map(|life| life.begins + life.done())
+            .max()
+            .unwrap_or_default()
     }
 
     /// Whether this cloud is overwhelmed then, and until when.
     pub fn throttled(&self, cloud: Cloud, now: Duration) -> Option<Throttle> {
-        self.throttles.iter().copied().find(|t| t.cloud == cloud && (t.from..t.until).contains(&now))
+        self.throttles
+            .iter()
+            .copied()
+            .find(|t| t.cloud == cloud && (t.from..t.until).contains(&now))
     }
 }
 
@@ -501,12 +545,18 @@ fn track(life: &mut Life, rates: &Rates, dice: &mut Dice) {
 fn lose(life: &mut Life, rates: &Rates, dice: &mut Dice) {
     let tracked = life.tracked.is_some();
     let unlisted = life.source == Source::Recipes;
-    let hinge = life.truth.and_then(|truth| truth.hinge).map(|hinge| hinge.letter);
+    let hinge = life
+        .truth
+        .and_then(|truth| truth.hinge)
+        .map(|hinge| hinge.letter);
     for (number, mail) in life.mail.iter_mut().enumerate() {
         // One letter alone carries this truth, or nothing else makes this run known.
         let vital = hinge == Some(number) || (unlisted && !tracked);
-        let (dropped, poisoned, delayed) =
-            (dice.chance(rates.dropped), dice.chance(rates.poisoned), dice.chance(rates.delayed));
+        let (dropped, poisoned, delayed) = (
+            dice.chance(rates.dropped),
+            dice.chance(rates.poisoned),
+            dice.chance(rates.delayed),
+        );
         let delay = dice.millis(300, 4000);
         let poison = *dice.pick(&[Poison::Deep, Poison::NotUtf8, Poison::NotANumber]);
         if dropped && !vital {
@@ -537,7 +587,11 @@ fn shuffle(life: &mut Life, rates: &Rates, dice: &mut Dice) {
         }
         if dice.chance(rates.rewritten) && resends && mail.form == Form::Genuine {
             let at = mail.times[0] + dice.millis(50, 3000);
-            rewritten.push(Mail { form: Form::Rewritten, times: vec![at], ..mail.clone() });
+            rewritten.push(Mail {
+                form: Form::Rewritten,
+                times: vec![at],
+                ..mail.clone()
+            });
         }
     }
     life.mail.extend(rewritten);
@@ -545,7 +599,10 @@ fn shuffle(life: &mut Life, rates: &Rates, dice: &mut Dice) {
 
 /// Decides whether an operator asks for a lost letter.
 fn replay(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
-    let wish = Replay { at: life.ends() + dice.millis(50, 400), elsewhere: dice.chance(0.5) };
+    let wish = Replay {
+        at: life.ends() + dice.millis(50, 400),
+        elsewhere: dice.chance(0.5),
+    };
     let lost = life.mail.iter().any(|mail| mail.says.over && mail.dropped);
     let known = life.tracked.is_some_and(|at| at < wish.at);
     if dice.chance(rates.replayed) && life.source == Source::Skyvern && plain && lost && known {
@@ -559,18 +616,32 @@ fn forge(life: &mut Life, rates: &Rates, dice: &mut Dice) {
     let span = life.ends().max(Duration::from_millis(200));
     if dice.chance(rates.forged) {
         let forgery = *dice.pick(&[Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned]);
-        let mail = Mail::new(dice.part(span, 0.05, 1.3), stories::wrong(life.source, truth.outcome));
-        life.mail.push(Mail { form: Form::Forged(forgery), ..mail });
+        let mail = Mail::new(
+            dice.part(span, 0.05, 1.3),
+            stories::wrong(life.source, truth.outcome),
+        );
+        life.mail.push(Mail {
+            form: Form::Forged(forgery),
+            ..mail
+        });
     }
     if dice.chance(rates.stale) && matches!(life.source, Source::Tasks | Source::Sessions) {
-        let mail = Mail::new(dice.part(span, 0.05, 1.3), stories::wrong(life.source, truth.outcome));
-        life.mail.push(Mail { form: Form::Stale, ..mail });
+        let mail = Mail::new(
+            dice.part(span, 0.05, 1.3),
+            stories::wrong(life.source, truth.outcome),
+        );
+        life.mail.push(Mail {
+            form: Form::Stale,
+            ..mail
+        });
     }
 }
 
 /// Decides how questions about the run are answered.
 fn misanswer(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
-    life.answers.stumbles = (0..2).map(|_| dice.chance(rates.stumbling).then(|| stumble(dice))).collect();
+    life.answers.stumbles = (0..2)
+        .map(|_| dice.chance(rates.stumbling).then(|| stumble(dice)))
+        .collect();
     if dice.chance(rates.hidden) {
         life.answers.hidden_until = dice.millis(200, 1000);
     }
@@ -587,7 +658,13 @@ fn misanswer(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
 
 fn stumble(dice: &mut Dice) -> Stumble {
     let slow = Stumble::Slow(dice.millis(200, 1200));
-    *dice.pick(&[Stumble::Broken, Stumble::Unavailable, Stumble::CutOff, slow, Stumble::Garbage])
+    *dice.pick(&[
+        Stumble::Broken,
+        Stumble::Unavailable,
+        Stumble::CutOff,
+        slow,
+        Stumble::Garbage,
+    ])
 }
 
 impl Life {
@@ -606,7 +683,11 @@ impl Life {
     /// Whether the letter about the end says what the status endpoint would, and the daemon would
     /// rather hear it from there: so are SmartBrowse's.
     fn trusted_alone(&self) -> bool {
-        self.source == Source::Recipes && self.mail.iter().all(|mail| !matches!(mail.form, Form::Poisoned(_)))
+        self.source == Source::Recipes
+            && self
+                .mail
+                .iter()
+                .all(|mail| !matches!(mail.form, Form::Poisoned(_)))
     }
 }
 
@@ -622,9 +703,19 @@ fn ghosts(seed: u64, runs: usize, window: Duration, rates: &Rates) -> Vec<Life> 
             let lived = stories::live(source, &mut dice);
             let says = stories::wrong(source, Outcome::Failed);
             let forgery = *dice.pick(&[Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned]);
-            let mail = vec![Mail { form: Form::Forged(forgery), ..Mail::new(Duration::ZERO, says) }];
+            let mail = vec![Mail {
+                form: Form::Forged(forgery),
+                ..Mail::new(Duration::ZERO, says)
+            }];
             let begins = dice.part(window, 0.0, 1.0);
-            Some(Life { begins, mail, states: Vec::new(), truth: None, story: "never existed", ..lived })
+            Some(Life {
+                begins,
+                mail,
+                states: Vec::new(),
+                truth: None,
+                story: "never existed",
+                ..lived
+            })
         })
         .collect()
 }
@@ -639,7 +730,11 @@ fn throttles(seed: u64, window: Duration, rates: &Rates) -> Vec<Throttle> {
             let from = Duration::from_secs(slot * 10) + dice.millis(500, 8500);
             let until = from + dice.millis(THROTTLED_FOR.0, THROTTLED_FOR.1);
             if dice.chance(rates.throttled) {
-                all.push(Throttle { cloud: *cloud, from, until });
+                all.push(Throttle {
+                    cloud: *cloud,
+                    from,
+                    until,
+                });
             }
         }
     }
@@ -661,14 +756,22 @@ mod tests {
     fn every_run_can_become_known() {
         for life in Plan::new(3, 5000, &Rates::default()).runs {
             assert!(life.told_of() != life.only_listed, "{life:?}");
-            assert!(!life.only_listed || (life.source != Source::Recipes && life.last_open().is_some()), "{life:?}");
+            assert!(
+                !life.only_listed || (life.source != Source::Recipes && life.last_open().is_some()),
+                "{life:?}"
+            );
         }
     }
 
     #[test]
     fn ids_are_unique_and_lives_have_an_end() {
         let plan = Plan::new(4, 5000, &Rates::default());
-        let mut ids: Vec<_> = plan.runs.iter().chain(&plan.ghosts).map(|life| (life.source, &life.id)).collect();
+        let mut ids: Vec<_> = plan
+            .runs
+            .iter()
+            .chain(&plan.ghosts)
+            .map(|life| (life.source, &life.id))
+            .collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), plan.runs.len() + plan.ghosts.len());
@@ -677,7 +780,11 @@ mod tests {
             assert!(life.states.is_sorted_by_key(|(at, _)| *at), "{life:?}");
             assert!(life.truth.is_some());
         }
-        assert!(plan.ghosts.iter().all(|life| life.truth.is_none() && life.state_at(Duration::MAX).is_none()));
+        assert!(
+            plan.ghosts
+                .iter()
+                .all(|life| life.truth.is_none() && life.state_at(Duration::MAX).is_none())
+        );
     }
 
     #[test]
@@ -690,23 +797,52 @@ mod tests {
             assert!(told(&|mail| mail.form == form), "{form:?}");
         }
         for forgery in [Forgery::MadeUp, Forgery::OtherKey, Forgery::Unsigned] {
-            assert!(told(&|mail| mail.form == Form::Forged(forgery)), "{forgery:?}");
+            assert!(
+                told(&|mail| mail.form == Form::Forged(forgery)),
+                "{forgery:?}"
+            );
         }
         for poison in [Poison::Deep, Poison::NotUtf8, Poison::NotANumber] {
-            assert!(told(&|mail| mail.form == Form::Poisoned(poison)), "{poison:?}");
+            assert!(
+                told(&|mail| mail.form == Form::Poisoned(poison)),
+                "{poison:?}"
+            );
         }
         assert!(plan.ghosts.len() > 10 && !plan.throttles.is_empty());
-        assert!(plan.runs.iter().any(|life| life.answers.deaf_until.is_some()));
-        assert!(plan.runs.iter().any(|life| life.replay.is_some_and(|replay| replay.elsewhere)));
+        assert!(
+            plan.runs
+                .iter()
+                .any(|life| life.answers.deaf_until.is_some())
+        );
+        assert!(
+            plan.runs
+                .iter()
+                .any(|life| life.replay.is_some_and(|replay| replay.elsewhere))
+        );
     }
 
     #[test]
     fn honest_clouds_tell_no_lies() {
         let plan = Plan::new(1, 500, &Rates::HONEST);
-        assert!(plan.ghosts.iter().all(|ghost| ghost.mail[0].form == Form::Ping) && plan.throttles.is_empty());
+        assert!(
+            plan.ghosts
+                .iter()
+                .all(|ghost| ghost.mail[0].form == Form::Ping)
+                && plan.throttles.is_empty()
+        );
         for life in &plan.runs {
-            assert!(life.mail.iter().all(|mail| mail.tells() && mail.times.len() == 1));
-            assert_eq!(life.answers, Answers { stumbles: vec![None, None], ..Answers::default() });
+            assert!(
+                life.mail
+                    .iter()
+                    .all(|mail| mail.tells() && mail.times.len() == 1)
+            );
+            assert_eq!(
+                life.answers,
+                Answers {
+                    stumbles: vec![None, None],
+                    ..Answers::default()
+                }
+            );
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::clouds::{Count, World};
-use super::tally::Book;
 use super::plan::Life;
+use super::tally::Book;
 use crate::model::Origin;
 
 /// The live view, on standard error.

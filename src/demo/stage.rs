@@ -34,17 +34,26 @@ pub struct Place {
 impl Place {
     /// A new, empty one, and a port for the webhook endpoint.
     pub fn new() -> io::Result<Place> {
-        let above = Some(std::env::temp_dir()).filter(|dir| dir.as_os_str().len() <= FOLDER_BYTES_MAX);
+        let above =
+            Some(std::env::temp_dir()).filter(|dir| dir.as_os_str().len() <= FOLDER_BYTES_MAX);
         let above = above.unwrap_or_else(|| PathBuf::from("/tmp"));
         for number in 0..1000 {
             let dir = above.join(format!("settled-demo-{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&dir) {
-                Ok(()) => return Ok(Place { dir, port: free_port()? }),
+                Ok(()) => {
+                    return Ok(Place {
+                        dir,
+                        port: free_port()?,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::other(format!("{} is full of other demos' folders", above.display())))
+        Err(io::Error::other(format!(
+            "{} is full of other demos' folders",
+            above.display()
+        )))
     }
 
     /// The folder.
@@ -101,7 +110,10 @@ impl Place {
     }
 
     fn toml(&self, clouds: &Clouds) -> String {
-        let sources: String = Source::ALL.iter().map(|source| self.source(*source, clouds)).collect();
+        let sources: String = Source::ALL
+            .iter()
+            .map(|source| self.source(*source, clouds))
+            .collect();
         format!(
             "[hooks]\nlisten = \"127.0.0.1:{}\"\n\n[store]\npath = \"{}\"\n\n[sockets]\nfeed = \"{}\"\ncontrol = \
              \"{}\"\n{sources}",
@@ -126,13 +138,19 @@ impl Place {
         match source {
             Source::Skyvern => lines.push("grace = \"2s\"".to_owned()),
             Source::Tasks | Source::Sessions | Source::Runs | Source::Jobs => {
-                lines.push(format!("webhook_secrets = [{}]", file(&format!("{cloud}.hooks"))));
+                lines.push(format!(
+                    "webhook_secrets = [{}]",
+                    file(&format!("{cloud}.hooks"))
+                ));
             }
             Source::Recipes => {
                 // Its webhooks tell the truth, so here it does no harm to give up soon.
                 lines.push("confirm_timeout = \"8s\"".to_owned());
                 lines.push(format!("path_token = {}", file("smartbrowse.path")));
-                lines.push(format!("require_headers = {{ Authorization = {} }}", file("smartbrowse.header")));
+                lines.push(format!(
+                    "require_headers = {{ Authorization = {} }}",
+                    file("smartbrowse.header")
+                ));
             }
         }
         lines.push(PACE.to_owned());
@@ -169,9 +187,13 @@ fn secrets(keys: &Keys) -> [(&'static str, &str); 4] {
 fn free_port() -> io::Result<u16> {
     static CALLS: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 1_000).unwrap_or_default() * 12;
-    let ports = (0..12_000).map(|_| 20_000 + own.wrapping_add(CALLS.fetch_add(1, Relaxed)) % 12_000);
+    let ports =
+        (0..12_000).map(|_| 20_000 + own.wrapping_add(CALLS.fetch_add(1, Relaxed)) % 12_000);
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    ports.into_iter().find(free).ok_or_else(|| io::Error::other("no free port between 20000 and 32000 on 127.0.0.1"))
+    ports
+        .into_iter()
+        .find(free)
+        .ok_or_else(|| io::Error::other("no free port between 20000 and 32000 on 127.0.0.1"))
 }
 
 /// A stage on which a plan can be played.
@@ -191,19 +213,40 @@ impl Stage {
     /// binary.
     pub async fn set(plan: Plan, program: &Path) -> Result<Stage, DemoError> {
         let place = Place::new().map_err(DemoError::Folder)?;
-        let clouds = Clouds::start(plan, &place.hooks()).await.map_err(DemoError::Clouds)?;
+        let clouds = Clouds::start(plan, &place.hooks())
+            .await
+            .map_err(DemoError::Clouds)?;
         place.furnish(&clouds).map_err(DemoError::Folder)?;
-        Ok(Stage { place, clouds, program: program.to_owned(), daemon: None })
+        Ok(Stage {
+            place,
+            clouds,
+            program: program.to_owned(),
+            daemon: None,
+        })
     }
 
     /// Starts the daemon and waits until it answers.
     pub async fn start(&mut self) -> Result<(), DemoError> {
-        let log = OpenOptions::new().create(true).append(true).open(self.place.log()).map_err(DemoError::Folder)?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.place.log())
+            .map_err(DemoError::Folder)?;
         let errors = log.try_clone().map_err(DemoError::Folder)?;
         let mut command = Command::new(&self.program);
-        command.arg("serve").arg("--config").arg(self.place.config());
-        command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
-        let child = command.spawn().map_err(|why| DemoError::Start { program: self.program.clone(), why })?;
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.place.config());
+        command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .kill_on_drop(true);
+        let child = command.spawn().map_err(|why| DemoError::Start {
+            program: self.program.clone(),
+            why,
+        })?;
         self.daemon = Some(child);
         self.ready().await
     }
@@ -211,9 +254,15 @@ impl Stage {
     async fn ready(&mut self) -> Result<(), DemoError> {
         let (client, began) = (self.place.client(), Instant::now());
         while !client.healthy().await {
-            let exited = self.daemon.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            let exited = self
+                .daemon
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
             if exited.is_some() || began.elapsed() > READY_WITHIN {
-                return Err(DemoError::NotReady { exited, log: tail(&self.place.log()) });
+                return Err(DemoError::NotReady {
+                    exited,
+                    log: tail(&self.place.log()),
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -231,9 +280,15 @@ impl Stage {
     pub async fn stop(&mut self) -> Option<ExitStatus> {
         let mut child = self.daemon.take()?;
         if let Some(pid) = child.id() {
-            let terminate = Command::new("sh").arg("-c").arg(format!("kill -TERM {pid}")).status().await;
+            let terminate = Command::new("sh")
+                .arg("-c")
+                .arg(format!("kill -TERM {pid}"))
+                .status()
+                .await;
             let asked = terminate.is_ok_and(|status| status.success());
-            if asked && let Ok(Ok(status)) = tokio::time::timeout(STOPPED_WITHIN, child.wait()).await {
+            if asked
+                && let Ok(Ok(status)) = tokio::time::timeout(STOPPED_WITHIN, child.wait()).await
+            {
                 return Some(status);
             }
         }
@@ -243,7 +298,9 @@ impl Stage {
 
     /// Whether the daemon is there, as far as we know.
     pub fn running(&mut self) -> bool {
-        self.daemon.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.daemon
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 }
 

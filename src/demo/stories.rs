@@ -30,14 +30,21 @@ pub fn wrong(source: Source, outcome: Outcome) -> State {
         Source::Sessions => ("stopped", "idle"),
         _ => ("failed", "completed"),
     };
-    State::over(if outcome == Outcome::Succeeded { if_good } else { if_bad })
+    State::over(if outcome == Outcome::Succeeded {
+        if_good
+    } else {
+        if_bad
+    })
 }
 
 /// The clouds' test pings, as runs that never existed: Browser Use sends one when a webhook is set
 /// up, before there is a secret to sign it with; Skyvern signs a sample.
 pub fn pings() -> [Life; 3] {
     let ping = |source, kind, id: &str| Life {
-        mail: vec![Mail { form: Form::Ping, ..Mail::new(Duration::from_millis(100), State::over("completed")) }],
+        mail: vec![Mail {
+            form: Form::Ping,
+            ..Mail::new(Duration::from_millis(100), State::over("completed"))
+        }],
         ..blank(source, kind, "a test ping", id.to_owned(), String::new())
     };
     [
@@ -90,11 +97,17 @@ fn blank(source: Source, kind: Kind, story: &'static str, id: String, group: Str
 
 /// States at parts of a span.
 fn states(span: Duration, course: &[(f64, State)]) -> Vec<(Duration, State)> {
-    course.iter().map(|(part, state)| (span.mul_f64(*part), *state)).collect()
+    course
+        .iter()
+        .map(|(part, state)| (span.mul_f64(*part), *state))
+        .collect()
 }
 
 const fn truth(outcome: Outcome) -> Truth {
-    Truth { outcome, hinge: None }
+    Truth {
+        outcome,
+        hinge: None,
+    }
 }
 
 /// A little after the end: the cloud writes its letter once it has cleaned up.
@@ -114,14 +127,30 @@ const SKYVERN_ENDS: [(u32, (&str, Outcome)); 5] = [
 
 fn skyvern(dice: &mut Dice, kind: Kind, prefix: &str, story: &'static str) -> Life {
     let id = format!("{prefix}{}", dice.digits(18));
-    blank(Source::Skyvern, kind, story, id, format!("wpid_{}", dice.digits(18)))
+    blank(
+        Source::Skyvern,
+        kind,
+        story,
+        id,
+        format!("wpid_{}", dice.digits(18)),
+    )
 }
 
-fn skyvern_ends(dice: &mut Dice, span: Duration, kind: Kind, prefix: &str, story: &'static str) -> Life {
+fn skyvern_ends(
+    dice: &mut Dice,
+    span: Duration,
+    kind: Kind,
+    prefix: &str,
+    story: &'static str,
+) -> Life {
     let (word, outcome) = *dice.weigh(&SKYVERN_ENDS);
     let end = State::over(word);
-    let course =
-        [(0.0, State::open("created")), (0.05, State::open("queued")), (0.2, State::open("running")), (1.0, end)];
+    let course = [
+        (0.0, State::open("created")),
+        (0.05, State::open("queued")),
+        (0.2, State::open("running")),
+        (1.0, end),
+    ];
     Life {
         states: states(span, &course),
         mail: vec![Mail::new(soon(dice, span), end)],
@@ -139,15 +168,20 @@ fn skyvern_workflow(dice: &mut Dice, span: Duration) -> Life {
     let mut life = skyvern_ends(dice, span, Kind::Workflow, "wr_", "a workflow ends");
     if dice.chance(0.2) {
         life.story = "a workflow pauses and ends";
-        life.states.insert(3, (span.mul_f64(0.4), State::open("paused")));
-        life.states.insert(4, (span.mul_f64(0.7), State::open("running")));
+        life.states
+            .insert(3, (span.mul_f64(0.4), State::open("paused")));
+        life.states
+            .insert(4, (span.mul_f64(0.7), State::open("running")));
     }
     life
 }
 
 /// A retry policy: the run shows as failed, with another attempt to come, and says so by webhook.
 fn skyvern_retries(dice: &mut Dice, span: Duration) -> Life {
-    let (word, outcome) = *dice.pick(&[("completed", Outcome::Succeeded), ("failed", Outcome::Failed)]);
+    let (word, outcome) = *dice.pick(&[
+        ("completed", Outcome::Succeeded),
+        ("failed", Outcome::Failed),
+    ]);
     let span = span.max(Duration::from_millis(900));
     let interim = State::over("failed").pending();
     let end = State::over(word).attempt(2);
@@ -159,7 +193,10 @@ fn skyvern_retries(dice: &mut Dice, span: Duration) -> Life {
         (0.75, State::open("running").attempt(2)),
         (1.0, end),
     ];
-    let mail = vec![Mail::new(span.mul_f64(0.32), interim), Mail::new(soon(dice, span), end)];
+    let mail = vec![
+        Mail::new(span.mul_f64(0.32), interim),
+        Mail::new(soon(dice, span), end),
+    ];
     Life {
         states: states(span, &course),
         mail,
@@ -170,7 +207,10 @@ fn skyvern_retries(dice: &mut Dice, span: Duration) -> Life {
 
 /// A `finally` block: failed, running again, and then ended, with one letter at the real end.
 fn skyvern_finally(dice: &mut Dice, span: Duration) -> Life {
-    let (word, outcome) = *dice.weigh(&[(4, ("failed", Outcome::Failed)), (1, ("completed", Outcome::Succeeded))]);
+    let (word, outcome) = *dice.weigh(&[
+        (4, ("failed", Outcome::Failed)),
+        (1, ("completed", Outcome::Succeeded)),
+    ]);
     let failed = span.max(Duration::from_millis(500));
     let again = failed + dice.millis(30, 400);
     let end = again + dice.millis(300, 2500);
@@ -184,7 +224,12 @@ fn skyvern_finally(dice: &mut Dice, span: Duration) -> Life {
         states,
         mail: vec![Mail::new(soon(dice, end), State::over(word))],
         truth: Some(truth(outcome)),
-        ..skyvern(dice, Kind::Workflow, "wr_", "a finally block reopens a failed workflow")
+        ..skyvern(
+            dice,
+            Kind::Workflow,
+            "wr_",
+            "a finally block reopens a failed workflow",
+        )
     }
 }
 
@@ -207,7 +252,12 @@ fn skyvern_cancel_race(dice: &mut Dice, _: Duration) -> Life {
         states,
         mail,
         truth: Some(truth(Outcome::Failed)),
-        ..skyvern(dice, Kind::Task, "tsk_v2_", "a cancelled task runs on and fails")
+        ..skyvern(
+            dice,
+            Kind::Task,
+            "tsk_v2_",
+            "a cancelled task runs on and fails",
+        )
     }
 }
 
@@ -225,28 +275,51 @@ fn skyvern_pair(dice: &mut Dice, span: Duration) -> Life {
         Mail::new(span + dice.millis(2, 50), State::over("completed")),
         Mail::new(rewritten + dice.millis(2, 50), State::over("failed")),
     ];
-    let hinge = Some(Hinge { letter: 1, otherwise: Outcome::Succeeded });
+    let hinge = Some(Hinge {
+        letter: 1,
+        otherwise: Outcome::Succeeded,
+    });
     Life {
         states,
         mail,
-        truth: Some(Truth { outcome: Outcome::Failed, hinge }),
-        ..skyvern(dice, Kind::Task, "tsk_v2_", "a completed task is rewritten to failed")
+        truth: Some(Truth {
+            outcome: Outcome::Failed,
+            hinge,
+        }),
+        ..skyvern(
+            dice,
+            Kind::Task,
+            "tsk_v2_",
+            "a completed task is rewritten to failed",
+        )
     }
 }
 
 /// A cancelled workflow says so twice, in different bytes.
 fn skyvern_cancelled_twice(dice: &mut Dice, span: Duration) -> Life {
     let end = State::over("canceled");
-    let course = [(0.0, State::open("queued")), (0.1, State::open("running")), (1.0, end)];
+    let course = [
+        (0.0, State::open("queued")),
+        (0.1, State::open("running")),
+        (1.0, end),
+    ];
     let mail = vec![
         Mail::new(span + dice.millis(2, 20), end),
-        Mail { form: Form::Rewritten, ..Mail::new(span + dice.millis(500, 2000), end) },
+        Mail {
+            form: Form::Rewritten,
+            ..Mail::new(span + dice.millis(500, 2000), end)
+        },
     ];
     Life {
         states: states(span, &course),
         mail,
         truth: Some(truth(Outcome::Cancelled)),
-        ..skyvern(dice, Kind::Workflow, "wr_", "a cancelled workflow says so twice")
+        ..skyvern(
+            dice,
+            Kind::Workflow,
+            "wr_",
+            "a cancelled workflow says so twice",
+        )
     }
 }
 
@@ -255,14 +328,53 @@ fn skyvern_cancelled_twice(dice: &mut Dice, span: Duration) -> Life {
 /// A v2 task. `finished` is not success; a failed task sends no letter.
 fn task(dice: &mut Dice, span: Duration) -> Life {
     const ENDS: [(u32, (&str, State, Outcome)); 5] = [
-        (10, ("a task finishes", State::over("finished").judged(Some(true)), Outcome::Succeeded)),
-        (2, ("a task finishes, nobody judged", State::over("finished"), Outcome::Succeeded)),
-        (4, ("a finished task did not succeed", State::over("finished").judged(Some(false)), Outcome::Failed)),
-        (2, ("a task fails without a word", State::over("failed").judged(Some(false)), Outcome::Failed)),
-        (2, ("a task is stopped", State::over("stopped"), Outcome::Cancelled)),
+        (
+            10,
+            (
+                "a task finishes",
+                State::over("finished").judged(Some(true)),
+                Outcome::Succeeded,
+            ),
+        ),
+        (
+            2,
+            (
+                "a task finishes, nobody judged",
+                State::over("finished"),
+                Outcome::Succeeded,
+            ),
+        ),
+        (
+            4,
+            (
+                "a finished task did not succeed",
+                State::over("finished").judged(Some(false)),
+                Outcome::Failed,
+            ),
+        ),
+        (
+            2,
+            (
+                "a task fails without a word",
+                State::over("failed").judged(Some(false)),
+                Outcome::Failed,
+            ),
+        ),
+        (
+            2,
+            (
+                "a task is stopped",
+                State::over("stopped"),
+                Outcome::Cancelled,
+            ),
+        ),
     ];
     let (story, end, outcome) = *dice.weigh(&ENDS);
-    let course = [(0.0, State::open("created")), (0.2, State::open("started")), (1.0, end)];
+    let course = [
+        (0.0, State::open("created")),
+        (0.2, State::open("started")),
+        (1.0, end),
+    ];
     let mut mail = vec![Mail::new(span.mul_f64(0.22), State::open("started"))];
     if end.word != "failed" {
         mail.push(Mail::new(soon(dice, span), end));
@@ -278,15 +390,54 @@ fn task(dice: &mut Dice, span: Duration) -> Life {
 /// A v3 session of one task: idle before it starts, perhaps idle once more after it, then over.
 fn session(dice: &mut Dice, span: Duration) -> Life {
     const ENDS: [(u32, (&str, State, Outcome)); 5] = [
-        (8, ("a session stops after success", State::over("stopped").judged(Some(true)), Outcome::Succeeded)),
-        (3, ("a session stops without success", State::over("stopped").judged(Some(false)), Outcome::Failed)),
-        (1, ("a session is stopped", State::over("stopped"), Outcome::Cancelled)),
-        (1, ("a session times out without a word", State::over("timed_out"), Outcome::TimedOut)),
-        (1, ("a session breaks without a word", State::over("error"), Outcome::Failed)),
+        (
+            8,
+            (
+                "a session stops after success",
+                State::over("stopped").judged(Some(true)),
+                Outcome::Succeeded,
+            ),
+        ),
+        (
+            3,
+            (
+                "a session stops without success",
+                State::over("stopped").judged(Some(false)),
+                Outcome::Failed,
+            ),
+        ),
+        (
+            1,
+            (
+                "a session is stopped",
+                State::over("stopped"),
+                Outcome::Cancelled,
+            ),
+        ),
+        (
+            1,
+            (
+                "a session times out without a word",
+                State::over("timed_out"),
+                Outcome::TimedOut,
+            ),
+        ),
+        (
+            1,
+            (
+                "a session breaks without a word",
+                State::over("error"),
+                Outcome::Failed,
+            ),
+        ),
     ];
     let (story, end, outcome) = *dice.weigh(&ENDS);
-    let course =
-        [(0.0, State::open("created")), (0.05, State::open("idle")), (0.3, State::open("running")), (1.0, end)];
+    let course = [
+        (0.0, State::open("created")),
+        (0.05, State::open("idle")),
+        (0.3, State::open("running")),
+        (1.0, end),
+    ];
     let mut mail = vec![Mail::new(span.mul_f64(0.31), State::open("running"))];
     if end.word == "stopped" {
         mail.push(Mail::new(soon(dice, span), end));
@@ -295,20 +446,51 @@ fn session(dice: &mut Dice, span: Duration) -> Life {
         states: states(span, &course),
         mail,
         truth: Some(truth(outcome)),
-        ..blank(Source::Sessions, Kind::Session, story, dice.uuid(4), String::new())
+        ..blank(
+            Source::Sessions,
+            Kind::Session,
+            story,
+            dice.uuid(4),
+            String::new(),
+        )
     }
 }
 
 /// A v4 run: no letters at all.
 fn run(dice: &mut Dice, span: Duration) -> Life {
     const ENDS: [(u32, (&str, State, Outcome)); 3] = [
-        (6, ("a run completes without a word", State::over("completed"), Outcome::Succeeded)),
-        (2, ("a run fails without a word", State::over("failed"), Outcome::Failed)),
-        (1, ("a run is cancelled without a word", State::over("cancelled"), Outcome::Cancelled)),
+        (
+            6,
+            (
+                "a run completes without a word",
+                State::over("completed"),
+                Outcome::Succeeded,
+            ),
+        ),
+        (
+            2,
+            (
+                "a run fails without a word",
+                State::over("failed"),
+                Outcome::Failed,
+            ),
+        ),
+        (
+            1,
+            (
+                "a run is cancelled without a word",
+                State::over("cancelled"),
+                Outcome::Cancelled,
+            ),
+        ),
     ];
     let (story, end, outcome) = *dice.weigh(&ENDS);
-    let course =
-        [(0.0, State::open("queued")), (0.05, State::open("dispatching")), (0.2, State::open("running")), (1.0, end)];
+    let course = [
+        (0.0, State::open("queued")),
+        (0.05, State::open("dispatching")),
+        (0.2, State::open("running")),
+        (1.0, end),
+    ];
     Life {
         states: states(span, &course),
         truth: Some(truth(outcome)),
@@ -322,16 +504,29 @@ fn recipe(dice: &mut Dice, span: Duration) -> Life {
     const ENDS: [(u32, (&str, &str, Outcome)); 3] = [
         (8, ("a recipe completes", "completed", Outcome::Succeeded)),
         (3, ("a recipe fails", "failed", Outcome::Failed)),
-        (1, ("a recipe is cancelled", "cancelled", Outcome::Cancelled)),
+        (
+            1,
+            ("a recipe is cancelled", "cancelled", Outcome::Cancelled),
+        ),
     ];
     let (story, word, outcome) = *dice.weigh(&ENDS);
     let end = State::over(word);
-    let course = [(0.0, State::open("queued")), (0.1, State::open("running")), (1.0, end)];
+    let course = [
+        (0.0, State::open("queued")),
+        (0.1, State::open("running")),
+        (1.0, end),
+    ];
     Life {
         states: states(span, &course),
         mail: vec![Mail::new(soon(dice, span), end)],
         truth: Some(truth(outcome)),
-        ..blank(Source::Recipes, Kind::Recipe, story, dice.base62(11), dice.base62(11))
+        ..blank(
+            Source::Recipes,
+            Kind::Recipe,
+            story,
+            dice.base62(11),
+            dice.base62(11),
+        )
     }
 }
 
@@ -346,14 +541,25 @@ fn pages(dice: &mut Dice, span: Duration) -> Vec<Mail> {
     let started = Mail::new(span.mul_f64(0.05), State::open("started"));
     let pages = 1 + dice.below(3);
     let page = |dice: &mut Dice| Mail::new(dice.part(span, 0.1, 1.0), State::open("page"));
-    [started].into_iter().chain((0..pages).map(|_| page(dice))).collect()
+    [started]
+        .into_iter()
+        .chain((0..pages).map(|_| page(dice)))
+        .collect()
 }
 
 fn firecrawl_ends(dice: &mut Dice, span: Duration, kind: Kind, story: &'static str) -> Life {
-    let course = [(0.0, State::open("scraping")), (1.0, State::over("completed"))];
+    let course = [
+        (0.0, State::open("scraping")),
+        (1.0, State::over("completed")),
+    ];
     let mut mail = pages(dice, span);
     mail.push(Mail::new(soon(dice, span), State::over("completed")));
-    Life { states: states(span, &course), mail, truth: Some(truth(Outcome::Succeeded)), ..firecrawl(dice, kind, story) }
+    Life {
+        states: states(span, &course),
+        mail,
+        truth: Some(truth(Outcome::Succeeded)),
+        ..firecrawl(dice, kind, story)
+    }
 }
 
 fn firecrawl_pages(dice: &mut Dice, span: Duration) -> Life {
@@ -367,9 +573,15 @@ fn firecrawl_batch(dice: &mut Dice, span: Duration) -> Life {
 /// Cancelled, and yet its letter says "completed", as if nothing had happened.
 fn firecrawl_cancelled_pages(dice: &mut Dice, span: Duration) -> Life {
     let kind = *dice.pick(&[Kind::Crawl, Kind::BatchScrape]);
-    let course = [(0.0, State::open("scraping")), (0.7, State::over("cancelled"))];
+    let course = [
+        (0.0, State::open("scraping")),
+        (0.7, State::over("cancelled")),
+    ];
     let mut mail = pages(dice, span);
-    mail.push(Mail::new(span + dice.millis(50, 900), State::over("completed")));
+    mail.push(Mail::new(
+        span + dice.millis(50, 900),
+        State::over("completed"),
+    ));
     Life {
         states: states(span, &course),
         mail,
@@ -382,7 +594,15 @@ fn firecrawl_cancelled_pages(dice: &mut Dice, span: Duration) -> Life {
 fn firecrawl_kickoff(dice: &mut Dice, _: Duration) -> Life {
     let states = vec![(Duration::ZERO, State::over("failed"))];
     let truth = Some(truth(Outcome::Failed));
-    Life { states, truth, ..firecrawl(dice, Kind::Crawl, "a crawl fails at its start without a word") }
+    Life {
+        states,
+        truth,
+        ..firecrawl(
+            dice,
+            Kind::Crawl,
+            "a crawl fails at its start without a word",
+        )
+    }
 }
 
 fn firecrawl_extract(dice: &mut Dice, span: Duration) -> Life {
@@ -414,22 +634,39 @@ fn working(
 ) -> Life {
     let end = State::over(word);
     let course = [(0.0, State::open("processing")), (1.0, end)];
-    let mail = vec![Mail::new(span.mul_f64(0.05), State::open("started")), Mail::new(soon(dice, span), end)];
-    Life { states: states(span, &course), mail, truth: Some(truth(outcome)), ..firecrawl(dice, kind, story) }
+    let mail = vec![
+        Mail::new(span.mul_f64(0.05), State::open("started")),
+        Mail::new(soon(dice, span), end),
+    ];
+    Life {
+        states: states(span, &course),
+        mail,
+        truth: Some(truth(outcome)),
+        ..firecrawl(dice, kind, story)
+    }
 }
 
 /// A cancelled agent: its letter says so, its status says "failed".
 fn firecrawl_cancelled_agent(dice: &mut Dice, span: Duration) -> Life {
-    let course = [(0.0, State::open("processing")), (1.0, State::over("failed"))];
+    let course = [
+        (0.0, State::open("processing")),
+        (1.0, State::over("failed")),
+    ];
     let mail = vec![
         Mail::new(span.mul_f64(0.05), State::open("started")),
         Mail::new(soon(dice, span), State::over("cancelled")),
     ];
-    let hinge = Some(Hinge { letter: 1, otherwise: Outcome::Failed });
+    let hinge = Some(Hinge {
+        letter: 1,
+        otherwise: Outcome::Failed,
+    });
     Life {
         states: states(span, &course),
         mail,
-        truth: Some(Truth { outcome: Outcome::Cancelled, hinge }),
+        truth: Some(Truth {
+            outcome: Outcome::Cancelled,
+            hinge,
+        }),
         ..firecrawl(dice, Kind::Agent, "a cancelled agent shows as failed")
     }
 }

@@ -13,9 +13,9 @@ use serde::Serialize;
 use super::client::{News, Record};
 use super::clouds::{Count, World};
 use super::plan::{Cloud, Life, Source};
-use crate::providers::json;
-use crate::model::{Origin, Outcome};
 use crate::ledger::Finding;
+use crate::model::{Origin, Outcome};
+use crate::providers::json;
 
 /// What the feed has said of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,10 +173,19 @@ impl Book {
             }
             (None, false) => {
                 let outcome = record.outcome;
-                self.beliefs.insert(key, Belief { completion: record, outcome, amendments: 0 });
+                self.beliefs.insert(
+                    key,
+                    Belief {
+                        completion: record,
+                        outcome,
+                        amendments: 0,
+                    },
+                );
             }
             (Some(_), false) => self.duplicates.push(record),
-            (None, true) => self.nonsense.push(format!("an amendment before its completion: {}", record.id)),
+            (None, true) => self
+                .nonsense
+                .push(format!("an amendment before its completion: {}", record.id)),
         }
     }
 
@@ -187,7 +196,8 @@ impl Book {
 
     /// What the feed has said of a run.
     pub fn belief(&self, source: Source, run_id: &str) -> Option<&Belief> {
-        self.beliefs.get(&(source.word().to_owned(), run_id.to_owned()))
+        self.beliefs
+            .get(&(source.word().to_owned(), run_id.to_owned()))
     }
 
     /// Completions so far, of whatever.
@@ -202,8 +212,11 @@ impl Book {
 
     /// Completions by what settled them.
     pub fn by_origin(&self) -> BTreeMap<Origin, u64> {
-        let mut counts: BTreeMap<Origin, u64> = Origin::ALL.iter().map(|origin| (*origin, 0)).collect();
-        self.beliefs.values().for_each(|belief| *counts.entry(belief.completion.origin).or_default() += 1);
+        let mut counts: BTreeMap<Origin, u64> =
+            Origin::ALL.iter().map(|origin| (*origin, 0)).collect();
+        self.beliefs
+            .values()
+            .for_each(|belief| *counts.entry(belief.completion.origin).or_default() += 1);
         counts
     }
 
@@ -214,7 +227,9 @@ impl Book {
     }
 
     fn fault(&self, number: usize, life: &Life) -> Option<Offender> {
-        let said = self.belief(life.source, &life.id).map(|belief| belief.outcome);
+        let said = self
+            .belief(life.source, &life.id)
+            .map(|belief| belief.outcome);
         let fault = match said {
             Some(outcome) if self.acceptable(number, life, outcome) => return None,
             Some(_) => "disagreement",
@@ -222,14 +237,22 @@ impl Book {
         };
         let source = life.source.word().to_owned();
         let known = life.truth.map(|truth| truth.outcome);
-        Some(Offender { source, run_id: life.id.clone(), fault, story: life.story, known, said })
+        Some(Offender {
+            source,
+            run_id: life.id.clone(),
+            fault,
+            story: life.story,
+            known,
+            said,
+        })
     }
 
     /// Whether it is the truth, or as near to it as one can come without the letter that tells it.
     fn acceptable(&self, number: usize, life: &Life, outcome: Outcome) -> bool {
         life.truth.is_some_and(|truth| {
-            let excused =
-                |hinge: super::plan::Hinge| outcome == hinge.otherwise && !self.world.accepted(number, hinge.letter);
+            let excused = |hinge: super::plan::Hinge| {
+                outcome == hinge.otherwise && !self.world.accepted(number, hinge.letter)
+            };
             outcome == truth.outcome || truth.hinge.is_some_and(excused)
         })
     }
@@ -239,7 +262,8 @@ impl Book {
     pub fn untold(&self) -> Vec<usize> {
         let runs = self.world.plan.runs.iter().enumerate();
         let untold = |(number, life): &(usize, &Life)| {
-            let unheard = self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
+            let unheard =
+                self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
             unheard && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
@@ -256,7 +280,9 @@ impl Book {
         let runs = self.world.plan.runs.iter().enumerate();
         let missing = runs.map(|(number, life)| {
             let counted = counted.get(&(life.source.word().to_owned(), life.id.clone()));
-            self.world.told(number).saturating_sub(counted.copied().unwrap_or_default())
+            self.world
+                .told(number)
+                .saturating_sub(counted.copied().unwrap_or_default())
         });
         missing.sum()
     }
@@ -266,10 +292,21 @@ impl Book {
         let plan = &self.world.plan;
         let strangers: Vec<&Belief> = self.strangers().collect();
         let faults: Vec<Offender> = self.open().collect();
-        let count = |fault: &str| faults.iter().filter(|offender| offender.fault == fault).count() as u64;
-        let real = || self.beliefs.iter().filter(|((source, id), _)| self.exists(source, id));
-        let mut by_origin: BTreeMap<Origin, u64> = Origin::ALL.iter().map(|origin| (*origin, 0)).collect();
-        let mut by_provider: BTreeMap<Cloud, u64> = Cloud::ALL.iter().map(|cloud| (*cloud, 0)).collect();
+        let count = |fault: &str| {
+            faults
+                .iter()
+                .filter(|offender| offender.fault == fault)
+                .count() as u64
+        };
+        let real = || {
+            self.beliefs
+                .iter()
+                .filter(|((source, id), _)| self.exists(source, id))
+        };
+        let mut by_origin: BTreeMap<Origin, u64> =
+            Origin::ALL.iter().map(|origin| (*origin, 0)).collect();
+        let mut by_provider: BTreeMap<Cloud, u64> =
+            Cloud::ALL.iter().map(|cloud| (*cloud, 0)).collect();
         for ((source, _), belief) in real() {
             *by_origin.entry(belief.completion.origin).or_default() += 1;
             if let Some(source) = Source::from_word(source) {
@@ -282,14 +319,20 @@ impl Book {
             completions: real().count(),
             by_origin,
             by_provider,
-            unconfirmed: real().filter(|(_, belief)| !belief.completion.confirmed).count() as u64,
+            unconfirmed: real()
+                .filter(|(_, belief)| !belief.completion.confirmed)
+                .count() as u64,
             amendments: real().map(|(_, belief)| belief.amendments).sum(),
             duplicates: self.duplicates.len() as u64,
             lost: count("lost"),
             disagreements: count("disagreement"),
             unknown: strangers.len() as u64,
-            feed_faults: self.nonsense.len() as u64 + differences(&self.order, audit.again.as_deref()),
-            forgotten: audit.webhooks.as_ref().map_or(0, |counted| self.forgotten(counted)),
+            feed_faults: self.nonsense.len() as u64
+                + differences(&self.order, audit.again.as_deref()),
+            forgotten: audit
+                .webhooks
+                .as_ref()
+                .map_or(0, |counted| self.forgotten(counted)),
             told_late: self.told_late,
             clouds: self.world.tally.counted(),
             kills: audit.kills,
@@ -298,7 +341,12 @@ impl Book {
             findings: audit.findings.clone(),
             elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
             offenders: self.offenders(faults, &strangers),
-            unreadable: self.nonsense.iter().take(3).map(|line| json::shortened(line, 200)).collect(),
+            unreadable: self
+                .nonsense
+                .iter()
+                .take(3)
+                .map(|line| json::shortened(line, 200))
+                .collect(),
             folder: None,
         }
     }
@@ -309,7 +357,10 @@ impl Book {
 
     /// Completions of runs that never were.
     fn strangers(&self) -> impl Iterator<Item = &Belief> {
-        self.beliefs.iter().filter(|((source, id), _)| !self.exists(source, id)).map(|(_, belief)| belief)
+        self.beliefs
+            .iter()
+            .filter(|((source, id), _)| !self.exists(source, id))
+            .map(|(_, belief)| belief)
     }
 
     fn offenders(&self, faults: Vec<Offender>, strangers: &[&Belief]) -> Vec<Offender> {
@@ -321,24 +372,48 @@ impl Book {
             known: None,
             said: Some(record.outcome),
         };
-        let strangers = strangers.iter().map(|belief| from(&belief.completion, "unknown", "never existed"));
-        let duplicates = self.duplicates.iter().map(|record| from(record, "duplicate", "said before"));
-        let (wrong, lost): (Vec<_>, Vec<_>) = faults.into_iter().partition(|offender| offender.said.is_some());
-        wrong.into_iter().chain(strangers).chain(duplicates).chain(lost).take(OFFENDERS_MAX).collect()
+        let strangers = strangers
+            .iter()
+            .map(|belief| from(&belief.completion, "unknown", "never existed"));
+        let duplicates = self
+            .duplicates
+            .iter()
+            .map(|record| from(record, "duplicate", "said before"));
+        let (wrong, lost): (Vec<_>, Vec<_>) = faults
+            .into_iter()
+            .partition(|offender| offender.said.is_some());
+        wrong
+            .into_iter()
+            .chain(strangers)
+            .chain(duplicates)
+            .chain(lost)
+            .take(OFFENDERS_MAX)
+            .collect()
     }
 }
 
 /// In how many places two readings of the feed differ.
 fn differences(followed: &[(String, String)], again: Option<&[(String, String)]>) -> u64 {
     let Some(again) = again else { return 0 };
-    let differing = followed.iter().zip(again).filter(|(one, other)| one != other).count();
+    let differing = followed
+        .iter()
+        .zip(again)
+        .filter(|(one, other)| one != other)
+        .count();
     (differing + followed.len().abs_diff(again.len())) as u64
 }
 
 impl Ledger {
     /// Whether every number that must be 0 is.
     pub fn ok(&self) -> bool {
-        let faults = [self.duplicates, self.lost, self.disagreements, self.unknown, self.forgotten, self.feed_faults];
+        let faults = [
+            self.duplicates,
+            self.lost,
+            self.disagreements,
+            self.unknown,
+            self.forgotten,
+            self.feed_faults,
+        ];
         faults == [0; 6] && self.crashes == 0 && self.findings.is_empty()
     }
 
@@ -348,14 +423,33 @@ impl Ledger {
 
     /// The rows of the table for people: what, how many, and a remark.
     fn rows(&self) -> Vec<[String; 3]> {
-        let row = |what: &str, number: u64, remark: String| [what.to_owned(), number.to_string(), remark];
+        let row =
+            |what: &str, number: u64, remark: String| [what.to_owned(), number.to_string(), remark];
         let list = |parts: Vec<(&str, u64)>| {
             let parts = parts.into_iter().filter(|(_, number)| *number > 0);
-            parts.map(|(what, number)| format!("{number} {what}")).collect::<Vec<_>>().join(", ")
+            parts
+                .map(|(what, number)| format!("{number} {what}"))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
-        let must_be_0 = |number: u64| if number == 0 { "must be 0" } else { "MUST BE 0" }.to_owned();
-        let providers = self.by_provider.iter().map(|(cloud, number)| (cloud.word(), *number)).collect();
-        let origins = self.by_origin.iter().map(|(origin, number)| (origin.word(), *number)).collect();
+        let must_be_0 = |number: u64| {
+            if number == 0 {
+                "must be 0"
+            } else {
+                "MUST BE 0"
+            }
+            .to_owned()
+        };
+        let providers = self
+            .by_provider
+            .iter()
+            .map(|(cloud, number)| (cloud.word(), *number))
+            .collect();
+        let origins = self
+            .by_origin
+            .iter()
+            .map(|(origin, number)| (origin.word(), *number))
+            .collect();
         let lies = list(vec![
             ("dropped", self.counted(Count::WebhooksDropped)),
             ("repeated", self.counted(Count::WebhooksRepeated)),
@@ -373,25 +467,49 @@ impl Ledger {
         let mut rows = vec![
             row("runs", self.runs as u64, list(providers)),
             row("webhooks sent", self.counted(Count::WebhooksSent), lies),
-            row("polls answered", self.counted(Count::PollsAnswered), failures),
+            row(
+                "polls answered",
+                self.counted(Count::PollsAnswered),
+                failures,
+            ),
             row("completions", self.completions as u64, list(origins)),
-            row("unconfirmed", self.unconfirmed, "settled from a webhook, no answer to be had in time".to_owned()),
-            row("amendments", self.amendments, "the provider contradicted itself after the completion".to_owned()),
+            row(
+                "unconfirmed",
+                self.unconfirmed,
+                "settled from a webhook, no answer to be had in time".to_owned(),
+            ),
+            row(
+                "amendments",
+                self.amendments,
+                "the provider contradicted itself after the completion".to_owned(),
+            ),
             row("duplicates", self.duplicates, must_be_0(self.duplicates)),
             row("lost", self.lost, must_be_0(self.lost)),
-            row("disagreements", self.disagreements, must_be_0(self.disagreements)),
+            row(
+                "disagreements",
+                self.disagreements,
+                must_be_0(self.disagreements),
+            ),
             row("unknown runs", self.unknown, must_be_0(self.unknown)),
             row("forgotten", self.forgotten, must_be_0(self.forgotten)),
             row("feed faults", self.feed_faults, must_be_0(self.feed_faults)),
         ];
-        rows.push(row("ledger faults", self.findings.len() as u64, must_be_0(self.findings.len() as u64)));
+        rows.push(row(
+            "ledger faults",
+            self.findings.len() as u64,
+            must_be_0(self.findings.len() as u64),
+        ));
         if self.crashes > 0 {
             rows.push(row("crashes", self.crashes, must_be_0(self.crashes)));
         }
         if self.kills > 0 {
-            let remark = format!("of the daemon, by kill -9; the feed's stream broke {} times", self.streams_broken);
+            let remark = format!(
+                "of the daemon, by kill -9; the feed's stream broke {} times",
+                self.streams_broken
+            );
             rows.push(row("kills", self.kills, remark));
-            let remark = "runs whose only webhook found the daemon dead; the client told of them in the end";
+            let remark =
+                "runs whose only webhook found the daemon dead; the client told of them in the end";
             rows.push(row("told late", self.told_late, remark.to_owned()));
         }
         rows
@@ -409,13 +527,30 @@ impl fmt::Display for Ledger {
             numbers.set_cell_alignment(CellAlignment::Right);
         }
         writeln!(f, "{table}")?;
-        let verdict = if self.ok() { "every run exactly once, and right" } else { "NOT RIGHT" };
-        writeln!(f, "seed {}, {:.1} s: {verdict}", self.seed, self.elapsed_seconds)?;
+        let verdict = if self.ok() {
+            "every run exactly once, and right"
+        } else {
+            "NOT RIGHT"
+        };
+        writeln!(
+            f,
+            "seed {}, {:.1} s: {verdict}",
+            self.seed, self.elapsed_seconds
+        )?;
         for offender in &self.offenders {
             let said = offender.said.map_or("nothing", Outcome::word);
             let known = offender.known.map_or("no such run", Outcome::word);
-            let Offender { source, run_id, fault, story, .. } = offender;
-            writeln!(f, "  {fault}: {source} {run_id} ({story}): its cloud knows: {known}; the feed said: {said}")?;
+            let Offender {
+                source,
+                run_id,
+                fault,
+                story,
+                ..
+            } = offender;
+            writeln!(
+                f,
+                "  {fault}: {source} {run_id} ({story}): its cloud knows: {known}; the feed said: {said}"
+            )?;
         }
         for finding in &self.findings {
             writeln!(f, "  in the ledger: {finding}")?;
@@ -454,7 +589,13 @@ mod tests {
     fn honest(world: &Arc<World>) -> Book {
         let mut book = Book::new(Arc::clone(world));
         for (number, life) in world.plan.runs.iter().enumerate() {
-            book.hear(record(number, life.source.word(), &life.id, life.truth.unwrap().outcome, false));
+            book.hear(record(
+                number,
+                life.source.word(),
+                &life.id,
+                life.truth.unwrap().outcome,
+                false,
+            ));
         }
         book
     }
@@ -470,28 +611,58 @@ mod tests {
     #[test]
     fn every_fault_is_found_and_named() {
         let world = world();
-        let plain = world.plan.runs.iter().find(|life| life.truth.unwrap().hinge.is_none()).unwrap();
-        let (source, id, truth) = (plain.source.word(), plain.id.as_str(), plain.truth.unwrap().outcome);
+        let plain = world
+            .plan
+            .runs
+            .iter()
+            .find(|life| life.truth.unwrap().hinge.is_none())
+            .unwrap();
+        let (source, id, truth) = (
+            plain.source.word(),
+            plain.id.as_str(),
+            plain.truth.unwrap().outcome,
+        );
         let mut book = honest(&world);
         book.hear(record(1000, source, id, truth, false));
         book.hear(record(1001, source, id, Outcome::Indeterminate, true));
         book.hear(record(1002, source, "never-was", Outcome::Failed, false));
         book.hear(News::Nonsense("?".to_owned()));
         let ledger = book.close(&Audit::default());
-        let faults = (ledger.duplicates, ledger.lost, ledger.disagreements, ledger.unknown, ledger.feed_faults);
+        let faults = (
+            ledger.duplicates,
+            ledger.lost,
+            ledger.disagreements,
+            ledger.unknown,
+            ledger.feed_faults,
+        );
         assert_eq!(faults, (1, 0, 1, 1, 1));
         assert!(!ledger.ok() && ledger.offenders.len() == 3);
-        assert_eq!(Book::new(Arc::clone(&world)).close(&Audit::default()).lost, 300);
+        assert_eq!(
+            Book::new(Arc::clone(&world)).close(&Audit::default()).lost,
+            300
+        );
     }
 
     #[test]
     fn a_truth_that_one_letter_tells_is_not_asked_of_who_never_got_it() {
         let world = world();
         let hinged = |life: &Life| life.truth.and_then(|truth| truth.hinge).is_some();
-        let (number, life) = world.plan.runs.iter().enumerate().find(|(_, life)| hinged(life)).unwrap();
+        let (number, life) = world
+            .plan
+            .runs
+            .iter()
+            .enumerate()
+            .find(|(_, life)| hinged(life))
+            .unwrap();
         let hinge = life.truth.unwrap().hinge.unwrap();
         let mut book = honest(&world);
-        book.hear(record(1000, life.source.word(), &life.id, hinge.otherwise, true));
+        book.hear(record(
+            1000,
+            life.source.word(),
+            &life.id,
+            hinge.otherwise,
+            true,
+        ));
         assert!(book.close(&Audit::default()).ok());
         world.note_accepted(number, hinge.letter);
         assert_eq!(book.close(&Audit::default()).disagreements, 1);
@@ -501,22 +672,37 @@ mod tests {
     fn what_was_answered_2xx_must_have_been_counted() {
         let world = world();
         let telling = |life: &Life| life.mail.iter().position(super::super::plan::Mail::tells);
-        let (number, letter) =
-            world.plan.runs.iter().enumerate().find_map(|(number, life)| Some((number, telling(life)?))).unwrap();
+        let (number, letter) = world
+            .plan
+            .runs
+            .iter()
+            .enumerate()
+            .find_map(|(number, life)| Some((number, telling(life)?)))
+            .unwrap();
         world.note_accepted(number, letter);
         world.note_accepted(number, letter);
         let life = &world.plan.runs[number];
         let counted = HashMap::from([((life.source.word().to_owned(), life.id.clone()), 1)]);
-        let audit = Audit { webhooks: Some(counted), ..Audit::default() };
+        let audit = Audit {
+            webhooks: Some(counted),
+            ..Audit::default()
+        };
         assert_eq!(honest(&world).close(&audit).forgotten, 1);
     }
 
     #[test]
     fn what_is_wrong_in_the_daemons_ledger_is_wrong_here() {
-        let audit = Audit { findings: vec![Finding::unreadable("a sector is gone")], ..Audit::default() };
+        let audit = Audit {
+            findings: vec![Finding::unreadable("a sector is gone")],
+            ..Audit::default()
+        };
         let ledger = honest(&world()).close(&audit);
         assert!(!ledger.ok());
-        assert!(ledger.to_string().contains("in the ledger: ledgers that cannot be read: 1: a sector is gone"));
+        assert!(
+            ledger
+                .to_string()
+                .contains("in the ledger: ledgers that cannot be read: 1: a sector is gone")
+        );
     }
 
     #[test]
@@ -524,11 +710,34 @@ mod tests {
         let world = world();
         let mut book = honest(&world);
         let mut again = book.order.clone();
-        assert!(book.close(&Audit { again: Some(again.clone()), ..Audit::default() }).ok());
+        assert!(
+            book.close(&Audit {
+                again: Some(again.clone()),
+                ..Audit::default()
+            })
+            .ok()
+        );
         again.swap(3, 4);
-        assert_eq!(book.close(&Audit { again: Some(again.clone()), ..Audit::default() }).feed_faults, 2);
+        assert_eq!(
+            book.close(&Audit {
+                again: Some(again.clone()),
+                ..Audit::default()
+            })
+            .feed_faults,
+            2
+        );
         let first = &world.plan.runs[0];
-        book.hear(record(0, first.source.word(), &first.id, first.truth.unwrap().outcome, false));
-        assert_eq!(book.close(&Audit::default()).duplicates, 1, "the same cursor twice");
+        book.hear(record(
+            0,
+            first.source.word(),
+            &first.id,
+            first.truth.unwrap().outcome,
+            false,
+        ));
+        assert_eq!(
+            book.close(&Audit::default()).duplicates,
+            1,
+            "the same cursor twice"
+        );
     }
 }

@@ -12,20 +12,21 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING,
+    ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue,
+    TRANSFER_ENCODING,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::server::{AnyBody, Peer, Problem, json};
+use crate::ingest::sender_limit::{Strangers, sender};
 use crate::limits;
 use crate::providers::{Delivery, Headers, Verdict};
 use crate::reconciler::{Clock, Fleet, Handle, Member};
 use crate::report::{Head, Report, WebhookHead};
 use crate::secret::TokenDigest;
-use crate::ingest::sender_limit::{Strangers, sender};
+use crate::server::{AnyBody, Peer, Problem, json};
 
 /// The webhook endpoint.
 pub struct Receiver {
@@ -61,11 +62,25 @@ struct Taken {
 
 impl Receiver {
     /// An endpoint for these sources that takes bodies up to `body_bytes_max`.
-    pub fn new(fleet: watch::Receiver<Arc<Fleet>>, ledger: Handle, clock: Clock, body_bytes_max: usize) -> Receiver {
+    pub fn new(
+        fleet: watch::Receiver<Arc<Fleet>>,
+        ledger: Handle,
+        clock: Clock,
+        body_bytes_max: usize,
+    ) -> Receiver {
         let permits = |bytes: usize| Arc::new(Semaphore::new(bytes / 1024));
-        let room =
-            Room { small: permits(limits::HOOK_SMALL_BODIES_BYTES_MAX), large: permits(limits::HOOK_BODIES_BYTES_MAX) };
-        Receiver { strangers: Strangers::default(), fleet, ledger, clock, body_bytes_max, room }
+        let room = Room {
+            small: permits(limits::HOOK_SMALL_BODIES_BYTES_MAX),
+            large: permits(limits::HOOK_BODIES_BYTES_MAX),
+        };
+        Receiver {
+            strangers: Strangers::default(),
+            fleet,
+            ledger,
+            clock,
+            body_bytes_max,
+            room,
+        }
     }
 
     /// Answers one request.
@@ -75,22 +90,32 @@ impl Receiver {
             Ok(response) => response,
             Err(problem) => {
                 // Whoever waits to be told to continue learns by the answer that there is no need to.
-                let sends = problem.status == StatusCode::PAYLOAD_TOO_LARGE || !head.headers.contains_key(EXPECT);
+                let sends = problem.status == StatusCode::PAYLOAD_TOO_LARGE
+                    || !head.headers.contains_key(EXPECT);
                 if sends && problem.status != StatusCode::REQUEST_TIMEOUT {
                     discard(&mut body).await;
                 }
                 let mut response = problem.response();
                 if problem.status == StatusCode::METHOD_NOT_ALLOWED {
-                    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                    response
+                        .headers_mut()
+                        .insert(ALLOW, HeaderValue::from_static("POST"));
                 }
                 // What was not read of the request must not be taken for the next one.
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
                 response
             }
         }
     }
 
-    async fn receive(&self, head: &Parts, body: &mut Incoming, peer: &Peer) -> Result<Response<AnyBody>, Problem> {
+    async fn receive(
+        &self,
+        head: &Parts,
+        body: &mut Incoming,
+        peer: &Peer,
+    ) -> Result<Response<AnyBody>, Problem> {
         let (member, path_token) = self.route(&head.method, head.uri.path())?;
         check_headers(&head.headers)?;
         let declared = content_length(&head.headers);
@@ -103,9 +128,15 @@ impl Receiver {
             path_token: path_token.as_ref(),
         };
         let now = (self.clock)();
-        let proof = member.source.provider.verify(&delivery, &member.source.keyring, now);
+        let proof = member
+            .source
+            .provider
+            .verify(&delivery, &member.source.keyring, now);
         let (truncated, sender) = (taken.truncated, sender(peer, &headers));
-        if !proof.verdict().authentic() && proof.verdict() != Verdict::Ping && !self.strangers.admit(sender, now) {
+        if !proof.verdict().authentic()
+            && proof.verdict() != Verdict::Ping
+            && !self.strangers.admit(sender, now)
+        {
             return Err(too_many());
         }
         let head = WebhookHead {
@@ -117,12 +148,19 @@ impl Receiver {
             peer: sender.map(|address| address.to_string()),
         };
         let _share = taken.share;
-        let report = Report { source: member.id, at: now, head: Head::Webhook(head), body: taken.bytes };
-        let id = self
-            .ledger
-            .record(report)
-            .await
-            .map_err(|refusal| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_stored", refusal.to_string()))?;
+        let report = Report {
+            source: member.id,
+            at: now,
+            head: Head::Webhook(head),
+            body: taken.bytes,
+        };
+        let id = self.ledger.record(report).await.map_err(|refusal| {
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not_stored",
+                refusal.to_string(),
+            )
+        })?;
         if truncated {
             return Err(too_large(self.body_bytes_max).with("id", id));
         }
@@ -137,18 +175,39 @@ impl Receiver {
         let mut share = Share::default();
         if declared > self.body_bytes_max {
             // The rest is not worth reading: a head is all that will be kept.
-            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(body)).await.map_err(|_| slow())??;
-            return Ok(Taken { bytes: head, truncated: true, share });
+            let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(body))
+                .await
+                .map_err(|_| slow())??;
+            return Ok(Taken {
+                bytes: head,
+                truncated: true,
+                share,
+            });
         }
         loop {
             let next = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, body.frame());
-            let frame = timeout_at(deadline, next).await.map_err(|_| slow())?.map_err(|_| slow())?;
-            let Some(frame) = frame else { return Ok(Taken { bytes, truncated: false, share }) };
-            let Some(data) = frame.map_err(broken)?.into_data().ok() else { continue };
+            let frame = timeout_at(deadline, next)
+                .await
+                .map_err(|_| slow())?
+                .map_err(|_| slow())?;
+            let Some(frame) = frame else {
+                return Ok(Taken {
+                    bytes,
+                    truncated: false,
+                    share,
+                });
+            };
+            let Some(data) = frame.map_err(broken)?.into_data().ok() else {
+                continue;
+            };
             if bytes.len() + data.len() > self.body_bytes_max {
                 bytes.extend_from_slice(&data);
                 bytes.truncate(limits::TRUNCATED_HEAD_BYTES);
-                return Ok(Taken { bytes, truncated: true, share });
+                return Ok(Taken {
+                    bytes,
+                    truncated: true,
+                    share,
+                });
             }
             let more = self.room.widen(&mut share, bytes.len() + data.len());
             timeout_at(deadline, more).await.map_err(|_| busy())?;
@@ -157,8 +216,18 @@ impl Receiver {
     }
 
     /// Which source a path names, and the token in it.
-    fn route(&self, method: &Method, path: &str) -> Result<(Arc<Member>, Option<TokenDigest>), Problem> {
-        let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "post webhooks to /hooks/SOURCE");
+    fn route(
+        &self,
+        method: &Method,
+        path: &str,
+    ) -> Result<(Arc<Member>, Option<TokenDigest>), Problem> {
+        let not_found = || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "post webhooks to /hooks/SOURCE",
+            )
+        };
         let rest = path.strip_prefix("/hooks/").ok_or_else(not_found)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (name, token) = match rest.split_once('/') {
@@ -166,7 +235,11 @@ impl Receiver {
             None => (rest, None),
         };
         let Some(member) = self.fleet.borrow().named(name).cloned() else {
-            return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", "no source of this name is configured"));
+            return Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "unknown_source",
+                "no source of this name is configured",
+            ));
         };
         if method != Method::POST {
             return Err(Problem::new(
@@ -193,7 +266,10 @@ impl Room {
             (share.permits, more) = (None, kib);
         }
         let pool = if small { &self.small } else { &self.large };
-        let permits = pool.clone().acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX)).await;
+        let permits = pool
+            .clone()
+            .acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
+            .await;
         let permits = permits.expect("never closed");
         match &mut share.permits {
             Some(held) => held.merge(permits),
@@ -214,7 +290,10 @@ fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
         Verdict::BadToken => "the path token or a required header is missing or wrong",
         _ => "the signature does not verify",
     };
-    Err(Problem::new(StatusCode::UNAUTHORIZED, "not_authentic", message).with("verdict", verdict.word()))
+    Err(
+        Problem::new(StatusCode::UNAUTHORIZED, "not_authentic", message)
+            .with("verdict", verdict.word()),
+    )
 }
 
 /// Refuses what cannot be verified on raw bytes, and bodies whose end cannot be known.
@@ -222,16 +301,27 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
     let identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     if !headers.get_all(CONTENT_ENCODING).iter().all(identity) {
         let message = "send the body without Content-Encoding";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message));
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_encoding",
+            message,
+        ));
     }
     if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
-        return Err(Problem::new(StatusCode::LENGTH_REQUIRED, "length_required", "send a Content-Length"));
+        return Err(Problem::new(
+            StatusCode::LENGTH_REQUIRED,
+            "length_required",
+            "send a Content-Length",
+        ));
     }
     Ok(())
 }
 
 fn content_length(headers: &HeaderMap) -> usize {
-    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
+    headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Reads the rest of a refused body and throws it away. Its sender sends to the end before it reads,
@@ -252,7 +342,9 @@ async fn discard(body: &mut Incoming) {
 async fn head_of(body: &mut Incoming) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     while bytes.len() < limits::TRUNCATED_HEAD_BYTES {
-        let Some(frame) = body.frame().await else { break };
+        let Some(frame) = body.frame().await else {
+            break;
+        };
         if let Ok(data) = frame.map_err(broken)?.into_data() {
             bytes.extend_from_slice(&data);
         }
@@ -262,7 +354,11 @@ async fn head_of(body: &mut Incoming) -> Result<Vec<u8>, Problem> {
 }
 
 fn slow() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not arrive in time")
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "too_slow",
+        "the body did not arrive in time",
+    )
 }
 
 fn busy() -> Problem {
@@ -271,13 +367,21 @@ fn busy() -> Problem {
 }
 
 /// The sender broke off or broke the protocol; it will hardly read this.
-#[expect(clippy::needless_pass_by_value, reason = "used as a function for map_err")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "used as a function for map_err"
+)]
 fn broken(error: hyper::Error) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "broken_body", format!("the body broke off ({error})"))
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "broken_body",
+        format!("the body broke off ({error})"),
+    )
 }
 
 fn too_large(bytes_max: usize) -> Problem {
-    let message = format!("bodies may have {bytes_max} bytes; only the beginning of this one was kept");
+    let message =
+        format!("bodies may have {bytes_max} bytes; only the beginning of this one was kept");
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
 }
 
@@ -286,12 +390,18 @@ fn flatten(headers: &HeaderMap) -> Headers {
     headers
         .iter()
         .take(limits::HOOK_HEADERS_MAX)
-        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (
+                name.as_str().to_owned(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
         .collect()
 }
 
 fn too_many() -> Problem {
-    let message = "too many deliveries that are not authentic; those that are get through at any rate";
+    let message =
+        "too many deliveries that are not authentic; those that are get through at any rate";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
 }
 
@@ -300,7 +410,10 @@ mod tests {
     use super::*;
 
     fn room(small: usize, large: usize) -> Room {
-        Room { small: Arc::new(Semaphore::new(small)), large: Arc::new(Semaphore::new(large)) }
+        Room {
+            small: Arc::new(Semaphore::new(small)),
+            large: Arc::new(Semaphore::new(large)),
+        }
     }
 
     #[tokio::test]
@@ -310,7 +423,13 @@ mod tests {
         for bytes in 1..=3000 {
             room.widen(&mut share, bytes).await;
         }
-        assert_eq!((room.small.available_permits(), room.large.available_permits()), (61, 1024));
+        assert_eq!(
+            (
+                room.small.available_permits(),
+                room.large.available_permits()
+            ),
+            (61, 1024)
+        );
         drop(share);
         assert_eq!(room.small.available_permits(), 64);
     }
@@ -319,10 +438,21 @@ mod tests {
     async fn a_body_that_grows_moves_out_of_the_room_of_the_small_ones() {
         let room = room(64, 1024);
         let mut share = Share::default();
-        for bytes in [1, limits::HOOK_SMALL_BODY_BYTES, limits::HOOK_SMALL_BODY_BYTES + 1, 100 * 1024] {
+        for bytes in [
+            1,
+            limits::HOOK_SMALL_BODY_BYTES,
+            limits::HOOK_SMALL_BODY_BYTES + 1,
+            100 * 1024,
+        ] {
             room.widen(&mut share, bytes).await;
         }
-        assert_eq!((room.small.available_permits(), room.large.available_permits()), (64, 924));
+        assert_eq!(
+            (
+                room.small.available_permits(),
+                room.large.available_permits()
+            ),
+            (64, 924)
+        );
         drop(share);
         assert_eq!(room.large.available_permits(), 1024);
     }

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::server::Peer;
 use crate::limits;
-use crate::providers::Headers;
 use crate::model::At;
+use crate::providers::Headers;
+use crate::server::Peer;
 
 /// A token bucket per sender, of which there are at most [`limits::STRANGERS_MAX`].
 #[derive(Debug, Default)]
@@ -27,7 +27,10 @@ struct Bucket {
 impl Bucket {
     fn at(self, now: At) -> Bucket {
         let gained = now.since(self.at).as_secs_f64() * limits::STRANGER_RATE;
-        Bucket { tokens: (self.tokens + gained).min(limits::STRANGER_BURST), at: now }
+        Bucket {
+            tokens: (self.tokens + gained).min(limits::STRANGER_BURST),
+            at: now,
+        }
     }
 }
 
@@ -43,7 +46,10 @@ impl Strangers {
                 key = None;
             }
         }
-        let full = Bucket { tokens: limits::STRANGER_BURST, at: now };
+        let full = Bucket {
+            tokens: limits::STRANGER_BURST,
+            at: now,
+        };
         let bucket = buckets.entry(key).or_insert(full);
         *bucket = bucket.at(now);
         let admitted = bucket.tokens >= 1.0;
@@ -74,7 +80,10 @@ pub fn sender(peer: &Peer, headers: &Headers) -> Option<IpAddr> {
     if !peer.is_loopback() {
         return Some(peer);
     }
-    let forwarded = headers.iter().rev().find(|(name, _)| name == "x-forwarded-for");
+    let forwarded = headers
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "x-forwarded-for");
     let last = forwarded.and_then(|(_, value)| value.rsplit(',').next()?.trim().parse().ok());
     Some(last.unwrap_or(peer))
 }
@@ -91,27 +100,44 @@ mod tests {
     #[test]
     fn a_burst_is_let_in_and_then_a_trickle() {
         let strangers = Strangers::default();
-        let burst = (0..1_000).filter(|_| strangers.admit(address(1), At(0))).count();
+        let burst = (0..1_000)
+            .filter(|_| strangers.admit(address(1), At(0)))
+            .count();
         assert_eq!(burst, 120);
-        assert!(strangers.admit(address(2), At(0)), "another sender has a bucket of its own");
-        let trickle = (0..100).filter(|_| strangers.admit(address(1), At(5_000))).count();
+        assert!(
+            strangers.admit(address(2), At(0)),
+            "another sender has a bucket of its own"
+        );
+        let trickle = (0..100)
+            .filter(|_| strangers.admit(address(1), At(5_000)))
+            .count();
         assert_eq!(trickle, 10);
     }
 
     #[test]
     fn the_number_of_buckets_is_bounded_and_so_are_those_without_one() {
         let strangers = Strangers::default();
-        let admitted = (0..100_000_u32).filter(|n| strangers.admit(Some(IpAddr::from(n.to_be_bytes())), At(0))).count();
+        let admitted = (0..100_000_u32)
+            .filter(|n| strangers.admit(Some(IpAddr::from(n.to_be_bytes())), At(0)))
+            .count();
         assert_eq!(admitted, limits::STRANGERS_MAX + 120);
         assert!(strangers.buckets.lock().unwrap().len() <= limits::STRANGERS_MAX + 1);
-        assert!(strangers.admit(address(1), At(600_000)), "those who have been quiet make room");
+        assert!(
+            strangers.admit(address(1), At(600_000)),
+            "those who have been quiet make room"
+        );
     }
 
     #[test]
     fn an_ipv6_network_is_one_sender() {
         let strangers = Strangers::default();
         let of = |n: u16| Some(IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, n]));
-        assert_eq!((0..1_000).filter(|n| strangers.admit(of(*n), At(0))).count(), 120);
+        assert_eq!(
+            (0..1_000)
+                .filter(|n| strangers.admit(of(*n), At(0)))
+                .count(),
+            120
+        );
     }
 
     #[test]

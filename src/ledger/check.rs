@@ -41,7 +41,11 @@ pub struct Examination {
 impl Finding {
     /// Of a ledger that cannot be looked at.
     pub fn unreadable(why: &str) -> Finding {
-        Finding { what: "ledgers that cannot be read".to_owned(), rows: 1, named: vec![why.to_owned()] }
+        Finding {
+            what: "ledgers that cannot be read".to_owned(),
+            rows: 1,
+            named: vec![why.to_owned()],
+        }
     }
 }
 
@@ -51,7 +55,11 @@ const NAMED_MAX: usize = 5;
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { what, rows, named } = self;
-        if named.is_empty() { write!(f, "{what}: {rows}") } else { write!(f, "{what}: {rows}: {}", named.join(", ")) }
+        if named.is_empty() {
+            write!(f, "{what}: {rows}")
+        } else {
+            write!(f, "{what}: {rows}: {}", named.join(", "))
+        }
     }
 }
 
@@ -144,14 +152,24 @@ const COUNTED: [&str; 5] = ["runs", "reports", "records", "consumers", "set_asid
 
 /// Examines the ledger in a file, whether or not a daemon is serving it, and whatever can be read of it.
 pub fn examine(path: &Path) -> Result<Examination> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
+    let connection =
+        connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
     version(&connection, path).map_err(|error| foreign(error, path))?;
-    let view = View { connection: &connection, epoch: "", damages: &Damages::default() };
+    let view = View {
+        connection: &connection,
+        epoch: "",
+        damages: &Damages::default(),
+    };
     let rows = COUNTED.iter().filter_map(|table| {
-        let count = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
+        let count = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+            row.get(0)
+        });
         Some((*table, count.ok()?))
     });
-    Ok(Examination { rows: rows.collect(), findings: check(&view)? })
+    Ok(Examination {
+        rows: rows.collect(),
+        findings: check(&view)?,
+    })
 }
 
 /// Verifies the file and everything the program relies on. Reads all of it, which takes a while; what
@@ -185,7 +203,11 @@ fn answered(what: &str, found: Result<Vec<Finding>>) -> Vec<Finding> {
 
 fn unanswered(what: &str, error: &StoreError) -> Finding {
     let what = format!("the file cannot be asked for {what}");
-    Finding { what, rows: 1, named: vec![cause(error)] }
+    Finding {
+        what,
+        rows: 1,
+        named: vec![cause(error)],
+    }
 }
 
 /// The words of SQLite, or ours without the advice to do what is being done.
@@ -206,7 +228,11 @@ struct Wrong {
 
 impl Wrong {
     fn new(what: &'static str) -> Wrong {
-        Wrong { what, rows: 0, named: Vec::new() }
+        Wrong {
+            what,
+            rows: 0,
+            named: Vec::new(),
+        }
     }
 
     fn note(&mut self, row: impl FnOnce() -> String) {
@@ -218,13 +244,20 @@ impl Wrong {
 
     fn finding(self) -> Option<Finding> {
         let Wrong { what, rows, named } = self;
-        (rows > 0).then(|| Finding { what: what.to_owned(), rows, named })
+        (rows > 0).then(|| Finding {
+            what: what.to_owned(),
+            rows,
+            named,
+        })
     }
 }
 
 /// The file itself is sound.
 fn damage(view: &View<'_>) -> Result<Vec<Finding>> {
-    let (mut file, mut strays) = (Wrong::new("damages of the file"), Wrong::new("rows that refer to nothing"));
+    let (mut file, mut strays) = (
+        Wrong::new("damages of the file"),
+        Wrong::new("rows that refer to nothing"),
+    );
     let mut integrity = view.connection.prepare("PRAGMA integrity_check(20)")?;
     for line in integrity.query_map([], |row| row.get::<_, String>(0))? {
         let line = line?;
@@ -237,11 +270,16 @@ fn damage(view: &View<'_>) -> Result<Vec<Finding>> {
         let table = table?;
         strays.note(|| table);
     }
-    Ok([file, strays].into_iter().filter_map(Wrong::finding).collect())
+    Ok([file, strays]
+        .into_iter()
+        .filter_map(Wrong::finding)
+        .collect())
 }
 
 fn ask(view: &View<'_>, questions: &[(&'static str, &str)]) -> Vec<Finding> {
-    let found = questions.iter().map(|(what, question)| answered(what, ask_one(view, what, question)));
+    let found = questions
+        .iter()
+        .map(|(what, question)| answered(what, ask_one(view, what, question)));
     found.flatten().collect()
 }
 
@@ -297,7 +335,11 @@ impl Columns {
             Phase::Open(_) => None,
             Phase::Settled(settled) => Some(settled),
         };
-        let ask = |urgent| run.ask.filter(|ask| ask.urgent == urgent).map(|ask| ask.at.0);
+        let ask = |urgent| {
+            run.ask
+                .filter(|ask| ask.urgent == urgent)
+                .map(|ask| ask.at.0)
+        };
         Columns {
             phase: if settled.is_some() { "settled" } else { "open" }.to_owned(),
             overdue: run.overdue,
@@ -320,15 +362,22 @@ impl Columns {
 fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
     let mut unreadable = Wrong::new("runs that cannot be read");
     let mut differing = Wrong::new("runs whose columns say something else than their state");
-    let mut asleep = Wrong::new("open runs that nothing will ever wake, or settled ones that something will");
+    let mut asleep =
+        Wrong::new("open runs that nothing will ever wake, or settled ones that something will");
     let mut unheard = Wrong::new("runs that hold an end whose report is gone");
     let mut told = Wrong::new("runs of which the feed has not said what follows from their state");
-    let trimmed: i64 = view.connection.query_row("SELECT trimmed FROM meta", [], |row| row.get(0))?;
+    let trimmed: i64 = view
+        .connection
+        .query_row("SELECT trimmed FROM meta", [], |row| row.get(0))?;
     let mut records = view.connection.prepare(
         "SELECT run, CASE WHEN json_valid(envelope) THEN coalesce(json_extract(envelope, '$.id'), '') ELSE '' END FROM records ORDER BY run, seq",
     )?;
-    let mut records = records.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.peekable();
-    let mut report = view.connection.prepare("SELECT 1 FROM reports WHERE id = ?1")?;
+    let mut records = records
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .peekable();
+    let mut report = view
+        .connection
+        .prepare("SELECT 1 FROM reports WHERE id = ?1")?;
     let mut runs = view.connection.prepare(
         "SELECT u.*, u.completion IS NOT NULL AS completed, s.name || ':' || u.run_id AS key
          FROM runs u JOIN sources s ON s.id = u.source ORDER BY u.id",
@@ -337,7 +386,10 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
     while let Some(row) = rows.next()? {
         let (id, key): (i64, String) = (row.get("id")?, row.get("key")?);
         let said = records_of(id, &mut records)?;
-        let state = row.get_ref("state")?.as_str().map_err(|error| StoreError::Unreadable(error.to_string()));
+        let state = row
+            .get_ref("state")?
+            .as_str()
+            .map_err(|error| StoreError::Unreadable(error.to_string()));
         let run = match state.and_then(|state| from_json::<Run>(state, "a run's state")) {
             Ok(run) => run,
             Err(error) => {
@@ -353,19 +405,31 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
             asleep.note(|| key.clone());
         }
         if let Phase::Open(open) = &run.phase {
-            for held in open.claim.iter().map(|claim| &claim.voice).chain(&open.seen) {
+            for held in open
+                .claim
+                .iter()
+                .map(|claim| &claim.voice)
+                .chain(&open.seen)
+            {
                 if !report.exists([held.report])? {
                     unheard.note(|| key.clone());
                 }
             }
         }
         let expected = ids_of(&key, &run);
-        let sound = if trimmed == 0 { said == expected } else { expected.ends_with(&said) };
+        let sound = if trimmed == 0 {
+            said == expected
+        } else {
+            expected.ends_with(&said)
+        };
         if !sound {
             told.note(|| format!("{key} (said: {said:?}, follows: {expected:?})"));
         }
     }
-    Ok([unreadable, differing, asleep, unheard, told].into_iter().filter_map(Wrong::finding).collect())
+    Ok([unreadable, differing, asleep, unheard, told]
+        .into_iter()
+        .filter_map(Wrong::finding)
+        .collect())
 }
 
 /// The ids of a run's records; `records` are in the order of their runs.
@@ -387,7 +451,9 @@ fn records_of(
 
 /// The ids of the records that a run in this state must have caused.
 fn ids_of(key: &str, run: &Run) -> Vec<String> {
-    let mut ids: Vec<String> = (1..=run.statuses).map(|number| format!("{key}:status:{number}")).collect();
+    let mut ids: Vec<String> = (1..=run.statuses)
+        .map(|number| format!("{key}:status:{number}"))
+        .collect();
     if let Phase::Settled(settled) = &run.phase {
         ids.push(format!("{key}:completion"));
         // No more follow than may be published, whatever the state counts.

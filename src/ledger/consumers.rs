@@ -67,7 +67,8 @@ pub struct ParkedRow {
     pub retry: bool,
 }
 
-const COLUMNS: &str = "SELECT name, acked, filter, window, generation, created_at, seen_at FROM consumers";
+const COLUMNS: &str =
+    "SELECT name, acked, filter, window, generation, created_at, seen_at FROM consumers";
 
 impl Transaction<'_> {
     /// Makes a consumer at a position, or gives the one of this name; true: it is new.
@@ -104,7 +105,9 @@ impl Transaction<'_> {
 
     /// Moves a position forward, never back. Invariant 9: the answer waits for the commit.
     pub fn ack(&mut self, name: &str, seq: i64, generation: Option<i64>, now: At) -> Result<Moved> {
-        let Some(consumer) = consumer(&self.tx, name)? else { return Ok(Moved::Unknown) };
+        let Some(consumer) = consumer(&self.tx, name)? else {
+            return Ok(Moved::Unknown);
+        };
         let head = self.head()?;
         if generation.is_some_and(|generation| generation != consumer.generation) {
             return Ok(Moved::Stale(consumer.generation));
@@ -123,7 +126,9 @@ impl Transaction<'_> {
     pub fn seek(&mut self, name: &str, seq: i64, now: At) -> Result<Option<Consumer>> {
         let generation = self.next_generation()?;
         self.tx
-            .prepare_cached("UPDATE consumers SET acked = ?2, generation = ?3, seen_at = ?4 WHERE name = ?1")?
+            .prepare_cached(
+                "UPDATE consumers SET acked = ?2, generation = ?3, seen_at = ?4 WHERE name = ?1",
+            )?
             .execute((name, seq, generation, now.0))?;
         consumer(&self.tx, name)
     }
@@ -132,12 +137,21 @@ impl Transaction<'_> {
     /// that supersedes its readers.
     pub fn delete_consumer(&mut self, name: &str) -> Result<Option<(i64, i64)>> {
         let parked = parked_count(&self.tx, name)?;
-        let gone = self.tx.prepare_cached("DELETE FROM consumers WHERE name = ?1")?.execute([name])?;
-        if gone == 0 { Ok(None) } else { Ok(Some((parked, self.next_generation()?))) }
+        let gone = self
+            .tx
+            .prepare_cached("DELETE FROM consumers WHERE name = ?1")?
+            .execute([name])?;
+        if gone == 0 {
+            Ok(None)
+        } else {
+            Ok(Some((parked, self.next_generation()?)))
+        }
     }
 
     fn next_generation(&mut self) -> Result<i64> {
-        let mut next = self.tx.prepare_cached("UPDATE meta SET generation = generation + 1 RETURNING generation")?;
+        let mut next = self
+            .tx
+            .prepare_cached("UPDATE meta SET generation = generation + 1 RETURNING generation")?;
         Ok(next.query_row([], |row| row.get(0))?)
     }
 }
@@ -161,7 +175,13 @@ impl Transaction<'_> {
     /// Parks an event and moves the position past it, or notes that a parked one failed again. At
     /// most `parked_max` of a consumer are kept.
     pub fn park(&mut self, parking: &Parking, parked_max: i64, now: At) -> Result<Moved> {
-        let Parking { name, seq, generation, attempts, error } = parking;
+        let Parking {
+            name,
+            seq,
+            generation,
+            attempts,
+            error,
+        } = parking;
         // Foremost as an ack: who may not move the position may not park either.
         let moved = self.ack(name, 0, *generation, now)?;
         if !matches!(moved, Moved::Done { .. }) {
@@ -186,19 +206,26 @@ impl Transaction<'_> {
                  SELECT ?1, seq, type, envelope, data, ?3, ?4, ?5, 0 FROM records WHERE seq = ?2",
             )?
             .execute(params![name, seq, attempts, error, now.0])?;
-        if added == 0 { Ok(Moved::Absent) } else { self.ack(name, *seq, *generation, now) }
+        if added == 0 {
+            Ok(Moved::Absent)
+        } else {
+            self.ack(name, *seq, *generation, now)
+        }
     }
 
     /// Asks for another attempt at one parked event, or all of them; how many.
     pub fn retry_parked(&mut self, name: &str, seq: Option<i64>) -> Result<usize> {
-        let mut retry =
-            self.tx.prepare_cached("UPDATE parked SET retry = 1 WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)")?;
+        let mut retry = self.tx.prepare_cached(
+            "UPDATE parked SET retry = 1 WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)",
+        )?;
         Ok(retry.execute((name, seq))?)
     }
 
     /// Forgets one parked event, or all of them; how many.
     pub fn drop_parked(&mut self, name: &str, seq: Option<i64>) -> Result<usize> {
-        let mut drop = self.tx.prepare_cached("DELETE FROM parked WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)")?;
+        let mut drop = self.tx.prepare_cached(
+            "DELETE FROM parked WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)",
+        )?;
         Ok(drop.execute((name, seq))?)
     }
 }
@@ -211,8 +238,13 @@ impl View<'_> {
 
     /// Every consumer, by name.
     pub fn consumers(&self) -> Result<Vec<Consumer>> {
-        let mut select = self.connection.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
-        self.damages.pick(select.query([])?, usize::MAX, read, |row| DamagedRow::consumer(row, 0))
+        let mut select = self
+            .connection
+            .prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
+        self.damages
+            .pick(select.query([])?, usize::MAX, read, |row| {
+                DamagedRow::consumer(row, 0)
+            })
     }
 
     /// How many events a consumer has parked.
@@ -251,14 +283,20 @@ fn consumer(connection: &rusqlite::Connection, name: &str) -> Result<Option<Cons
 
 fn parked_count(connection: &rusqlite::Connection, name: &str) -> Result<i64> {
     let mut count = connection.prepare_cached("SELECT count(*) FROM parked WHERE consumer = ?1")?;
-    Ok(count.query_row([name], |row| row.get(0)).optional()?.unwrap_or(0))
+    Ok(count
+        .query_row([name], |row| row.get(0))
+        .optional()?
+        .unwrap_or(0))
 }
 
 fn read(row: &Row<'_>) -> Result<Consumer> {
     Ok(Consumer {
         name: row.get(0)?,
         acked: row.get(1)?,
-        filter: from_json(row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?, "a consumer's filter")?,
+        filter: from_json(
+            row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?,
+            "a consumer's filter",
+        )?,
         window: row.get(3)?,
         generation: row.get(4)?,
         created_at: At(row.get(5)?),

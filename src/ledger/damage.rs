@@ -34,7 +34,11 @@ pub(super) struct Damages {
 impl Damages {
     /// A row that was read, or `None` for one that is damaged. What the disk is to blame for stays
     /// an error: that is no matter of one row.
-    pub fn step_over<T>(&self, read: Result<T>, named: impl FnOnce() -> DamagedRow) -> Result<Option<T>> {
+    pub fn step_over<T>(
+        &self,
+        read: Result<T>,
+        named: impl FnOnce() -> DamagedRow,
+    ) -> Result<Option<T>> {
         match read {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.blames_the_disk() => Err(error),
@@ -65,36 +69,68 @@ impl Damages {
     fn note(&self, row: DamagedRow, error: &StoreError) {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         if met.len() < REMEMBERED_MAX && !met.contains_key(&row) {
-            let (table, source, name, error) = (&row.table, row.source.as_deref(), &row.name, error.to_string());
+            let (table, source, name, error) = (
+                &row.table,
+                row.source.as_deref(),
+                &row.name,
+                error.to_string(),
+            );
             if table == "runs" {
-                tracing::error!(source, run_id = name, error, "a damaged row is stepped over; run `settled check`");
+                tracing::error!(
+                    source,
+                    run_id = name,
+                    error,
+                    "a damaged row is stepped over; run `settled check`"
+                );
             } else {
-                tracing::error!(table, name, error, "a damaged row is stepped over; run `settled check`");
+                tracing::error!(
+                    table,
+                    name,
+                    error,
+                    "a damaged row is stepped over; run `settled check`"
+                );
             }
             met.insert(row, error);
         }
     }
 
     pub fn met(&self) -> Vec<DamagedRow> {
-        self.met.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.met
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect()
     }
 }
 
 impl DamagedRow {
     /// A run by columns of a row.
     pub(super) fn run(row: &Row<'_>, source: Option<usize>, run_id: usize) -> DamagedRow {
-        DamagedRow { table: "runs".to_owned(), source: source.map(|at| legible(row, at)), name: legible(row, run_id) }
+        DamagedRow {
+            table: "runs".to_owned(),
+            source: source.map(|at| legible(row, at)),
+            name: legible(row, run_id),
+        }
     }
 
     /// What it is known by: `source:run_id`, or a name.
     pub fn key(&self) -> String {
-        let source = self.source.as_ref().map(|source| format!("{source}:")).unwrap_or_default();
+        let source = self
+            .source
+            .as_ref()
+            .map(|source| format!("{source}:"))
+            .unwrap_or_default();
         format!("{source}{}", self.name)
     }
 
     /// A consumer by the column of its name.
     pub(super) fn consumer(row: &Row<'_>, name: usize) -> DamagedRow {
-        DamagedRow { table: "consumers".to_owned(), source: None, name: legible(row, name) }
+        DamagedRow {
+            table: "consumers".to_owned(),
+            source: None,
+            name: legible(row, name),
+        }
     }
 }
 
@@ -107,7 +143,9 @@ impl std::fmt::Display for DamagedRow {
 /// What a column says, as far as it can be read.
 fn legible(row: &Row<'_>, index: usize) -> String {
     match row.get_ref(index) {
-        Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => {
+            String::from_utf8_lossy(bytes).into_owned()
+        }
         Ok(ValueRef::Integer(number)) => number.to_string(),
         _ => "?".to_owned(),
     }
@@ -122,8 +160,17 @@ mod tests {
     #[test]
     fn what_the_disk_is_to_blame_for_is_no_damage_of_a_row() {
         let damages = Damages::default();
-        let failed = |code| Err::<(), _>(StoreError::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)));
-        let named = || DamagedRow { table: "runs".to_owned(), source: None, name: "wr_1".to_owned() };
+        let failed = |code| {
+            Err::<(), _>(StoreError::from(rusqlite::Error::SqliteFailure(
+                ffi::Error::new(code),
+                None,
+            )))
+        };
+        let named = || DamagedRow {
+            table: "runs".to_owned(),
+            source: None,
+            name: "wr_1".to_owned(),
+        };
         assert!(damages.step_over(failed(ffi::SQLITE_IOERR), named).is_err());
         assert_eq!(damages.met(), []);
         let unreadable = Err::<(), _>(StoreError::Unreadable("a run's state".to_owned()));

@@ -36,7 +36,17 @@ impl Log {
     pub(super) fn shared(path: PathBuf) -> (Log, Checkpointer) {
         let (want, wanted) = sync_channel(1);
         let moved = Arc::new(AtomicI32::new(0));
-        (Log { wanted: want, moved: moved.clone() }, Checkpointer { path, wanted, moved })
+        (
+            Log {
+                wanted: want,
+                moved: moved.clone(),
+            },
+            Checkpointer {
+                path,
+                wanted,
+                moved,
+            },
+        )
     }
 
     /// Has `connection` look after each of its commits.
@@ -107,7 +117,9 @@ impl Checkpointer {
     }
 
     fn pass(&self, connection: Connection) -> Result<Connection> {
-        let moved = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i32>(2))?;
+        let moved = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            row.get::<_, i32>(2)
+        })?;
         self.moved.store(moved.max(0), Ordering::Relaxed);
         Ok(connection)
     }
@@ -118,9 +130,18 @@ mod tests {
     use super::*;
     use crate::limits::{CHECKPOINT_PAGES as ROUND, LOG_PAGES_MAX as MOST, LOG_REST_PAGES as REST};
 
-    const NOTHING: Wanted = Wanted { round: false, rest: false };
-    const ROUND_ONLY: Wanted = Wanted { round: true, rest: false };
-    const BOTH: Wanted = Wanted { round: true, rest: true };
+    const NOTHING: Wanted = Wanted {
+        round: false,
+        rest: false,
+    };
+    const ROUND_ONLY: Wanted = Wanted {
+        round: true,
+        rest: false,
+    };
+    const BOTH: Wanted = Wanted {
+        round: true,
+        rest: true,
+    };
 
     #[test]
     fn the_checkpointer_is_called_for_a_round_s_worth_of_pages() {
@@ -128,7 +149,11 @@ mod tests {
         assert_eq!(Wanted::of(ROUND, 0), ROUND_ONLY);
         assert_eq!(Wanted::of(3 * ROUND - 1, 2 * ROUND), NOTHING);
         assert_eq!(Wanted::of(3 * ROUND, 2 * ROUND), ROUND_ONLY);
-        assert_eq!(Wanted::of(MOST - 1, MOST - 1), NOTHING, "all of it is moved, and there is room for more");
+        assert_eq!(
+            Wanted::of(MOST - 1, MOST - 1),
+            NOTHING,
+            "all of it is moved, and there is room for more"
+        );
     }
 
     #[test]

@@ -46,7 +46,9 @@ pub type Losses = BTreeMap<String, Loss>;
 impl Transaction<'_> {
     /// Counts what a change of a run means for its source's losses.
     pub(super) fn note_settlement(&mut self, source: i64, before: Option<&Run>, after: &Run) {
-        let Phase::Settled(settled) = &after.phase else { return };
+        let Phase::Settled(settled) = &after.phase else {
+            return;
+        };
         let was_settled = before.is_some_and(|before| matches!(before.phase, Phase::Settled(_)));
         let synthesized = settled.origin != Origin::Webhook;
         let came_late = |run: &Run| run.webhooks.last.is_some_and(|last| last > settled.at);
@@ -54,7 +56,11 @@ impl Transaction<'_> {
         if was_settled && !late {
             return;
         }
-        let counts = self.totals.settlements.entry((source, minute(settled.at))).or_default();
+        let counts = self
+            .totals
+            .settlements
+            .entry((source, minute(settled.at)))
+            .or_default();
         if !was_settled {
             counts.completions += 1;
             counts.synthesized += i64::from(synthesized);
@@ -73,7 +79,13 @@ impl Transaction<'_> {
                  ON CONFLICT DO UPDATE SET completions = completions + excluded.completions,
                     synthesized = synthesized + excluded.synthesized, late = late + excluded.late"
             };
-            let values = (source, minute, counts.completions, counts.synthesized, counts.late);
+            let values = (
+                source,
+                minute,
+                counts.completions,
+                counts.synthesized,
+                counts.late,
+            );
             self.tx.prepare_cached(sql)?.execute(values)?;
         }
         Ok(())
@@ -82,7 +94,10 @@ impl Transaction<'_> {
     /// Forgets counts that no span reaches back to any more.
     pub fn forget_settlements(&mut self, now: At) -> Result<usize> {
         let before = since(now, LOSS_SPANS[2].1);
-        Ok(self.tx.prepare_cached("DELETE FROM settlements WHERE minute < ?1")?.execute([before])?)
+        Ok(self
+            .tx
+            .prepare_cached("DELETE FROM settlements WHERE minute < ?1")?
+            .execute([before])?)
     }
 }
 
@@ -98,8 +113,15 @@ impl View<'_> {
             let mut rows = sum.query([since(now, span)])?;
             while let Some(row) = rows.next()? {
                 let (completions, synthesized, late) = (row.get(1)?, row.get(2)?, row.get(3)?);
-                let loss = Loss { completions, synthesized, late, rate: ratio(synthesized, completions) };
-                all.entry(row.get(0)?).or_default().insert(name.to_owned(), loss);
+                let loss = Loss {
+                    completions,
+                    synthesized,
+                    late,
+                    rate: ratio(synthesized, completions),
+                };
+                all.entry(row.get(0)?)
+                    .or_default()
+                    .insert(name.to_owned(), loss);
             }
         }
         Ok(all)
@@ -112,10 +134,16 @@ fn minute(at: At) -> i64 {
 
 /// The first minute of a span that ends now.
 fn since(now: At, span: Duration) -> i64 {
-    minute(At(now.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX))))
+    minute(At(now.0.saturating_sub(
+        i64::try_from(span.as_millis()).unwrap_or(i64::MAX),
+    )))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate for people and graphs")]
 fn ratio(part: i64, whole: i64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }

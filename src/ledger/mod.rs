@@ -56,7 +56,9 @@ const _: () = assert!(SCHEMA_VERSION == MIGRATIONS.len() as i64 + 1);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory or file could not be made or opened.
-    #[error("cannot open the database {path}: {source}; the directory must exist and be writable for this user")]
+    #[error(
+        "cannot open the database {path}: {source}; the directory must exist and be writable for this user"
+    )]
     Open {
         /// Which file.
         path: PathBuf,
@@ -190,26 +192,48 @@ pub struct View<'a> {
 impl Writer {
     /// Opens the file at `path`, making it if need be, and brings it to [`SCHEMA_VERSION`].
     pub fn open(path: &Path, now: At) -> Result<Writer> {
-        let at = |source| StoreError::Open { path: path.to_owned(), source };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let at = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(directory).map_err(at)?;
         let lock = lock(path)?;
         let new = !path.exists();
-        fs::OpenOptions::new().create(true).append(true).mode(0o640).open(path).map_err(at)?;
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o640)
+            .open(path)
+            .map_err(at)?;
         if new {
             // The name of the file must survive a power cut as well as its content.
-            File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
+            File::open(directory)
+                .and_then(|directory| directory.sync_all())
+                .map_err(at)?;
         }
-        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| foreign(error, path))?;
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .map_err(|error| foreign(error, path))?;
         let version = version(&connection, path).map_err(|error| foreign(error, path))?;
         if version == 0 {
             // Both take effect in an empty file only. Incremental: free pages can be given back bit by bit.
-            connection.execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
+            connection
+                .execute_batch("PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL;")?;
         }
         set_up(&connection)?;
         migrate(&mut connection, path, version, now, MIGRATIONS)?;
         let epoch = epoch(&connection, path)?;
-        Ok(Writer { connection, path: path.to_owned(), epoch, suspect: false, log: None, _lock: lock })
+        Ok(Writer {
+            connection,
+            path: path.to_owned(),
+            epoch,
+            suspect: false,
+            log: None,
+            _lock: lock,
+        })
     }
 
     /// First half of every cursor.
@@ -220,19 +244,33 @@ impl Writer {
     /// Readers of the same file.
     pub fn reader(&self) -> Reader {
         let (path, epoch) = (self.path.clone(), self.epoch.clone());
-        Reader { shared: Arc::new(Readers { path, epoch, ..Readers::default() }) }
+        Reader {
+            shared: Arc::new(Readers {
+                path,
+                epoch,
+                ..Readers::default()
+            }),
+        }
     }
 
     /// Runs `work` in one transaction. It is on disk when this returns `Ok`; if it returns an
     /// error nothing happened, and the connection is replaced, by [`Writer::reopen`] or before the
     /// next transaction: after a failed fsync its idea of the file may be wrong.
-    pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+    pub fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         if self.suspect {
             self.reopen()?;
         }
         self.suspect = true;
-        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut transaction = Transaction { tx, totals: Totals::default() };
+        let tx = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut transaction = Transaction {
+            tx,
+            totals: Totals::default(),
+        };
         let value = work(&mut transaction)?;
         transaction.write_totals()?;
         transaction.tx.commit()?;
@@ -256,10 +294,15 @@ impl Writer {
         let begin = Instant::now();
         // The checkpointer may be at it just now, for which SQLite does not wait.
         while begin.elapsed() < limits::SETTLE_PATIENCE {
-            match self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)) {
+            match self
+                .connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+            {
                 Ok(false) => return,
                 Ok(true) => std::thread::sleep(limits::SETTLE_PAUSE),
-                Err(error) => return tracing::debug!(%error, "the write-ahead log is left as it is"),
+                Err(error) => {
+                    return tracing::debug!(%error, "the write-ahead log is left as it is");
+                }
             }
         }
     }
@@ -279,13 +322,21 @@ impl Writer {
 impl Reader {
     /// Readers of a ledger that another process may be writing. A file that is not there is not made.
     pub fn open(path: &Path) -> Result<Reader> {
-        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .map_err(|error| foreign(error, path))?;
         if version(&connection, path).map_err(|error| foreign(error, path))? == 0 {
             return Err(StoreError::Foreign(path.to_owned()));
         }
         let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
         let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
-        Ok(Reader { shared: Arc::new(Readers { path, epoch, idle, ..Readers::default() }) })
+        Ok(Reader {
+            shared: Arc::new(Readers {
+                path,
+                epoch,
+                idle,
+                ..Readers::default()
+            }),
+        })
     }
 
     /// First half of every cursor.
@@ -306,15 +357,28 @@ impl Reader {
     /// Runs `look` on a read-only connection. Blocks; never call it while something waits that
     /// must not. No snapshot outlives the call.
     pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
-        let idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .shared
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let connection = match idle {
             Some(connection) => connection,
             None => connect(&self.shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
         let Readers { epoch, damages, .. } = &*self.shared;
-        let value = look(&View { connection: &connection, epoch, damages })?;
+        let value = look(&View {
+            connection: &connection,
+            epoch,
+            damages,
+        })?;
         // A connection that failed is not put back.
-        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.shared
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
         Ok(value)
     }
 }
@@ -343,17 +407,32 @@ impl Transaction<'_> {
     }
 
     fn stored_marks(&self) -> Result<Marks> {
-        let mut select = self.tx.prepare_cached("SELECT reported, digested, recorded, fed_bytes FROM meta")?;
+        let mut select = self
+            .tx
+            .prepare_cached("SELECT reported, digested, recorded, fed_bytes FROM meta")?;
         let marks = select.query_row([], |row| {
-            Ok(Marks { reported: row.get(0)?, digested: row.get(1)?, recorded: row.get(2)?, fed_bytes: row.get(3)? })
+            Ok(Marks {
+                reported: row.get(0)?,
+                digested: row.get(1)?,
+                recorded: row.get(2)?,
+                fed_bytes: row.get(3)?,
+            })
         })?;
         Ok(marks)
     }
 
     fn write_totals(&mut self) -> Result<()> {
-        if let Some(Marks { reported, digested, recorded, fed_bytes }) = self.totals.marks {
+        if let Some(Marks {
+            reported,
+            digested,
+            recorded,
+            fed_bytes,
+        }) = self.totals.marks
+        {
             self.tx
-                .prepare_cached("UPDATE meta SET reported = ?1, digested = ?2, recorded = ?3, fed_bytes = ?4")?
+                .prepare_cached(
+                    "UPDATE meta SET reported = ?1, digested = ?2, recorded = ?3, fed_bytes = ?4",
+                )?
                 .execute((reported, digested, recorded, fed_bytes))?;
         }
         self.write_run_counts()?;
@@ -371,9 +450,16 @@ impl Transaction<'_> {
              ON CONFLICT (name) DO UPDATE SET provider = excluded.provider RETURNING id, since",
         )?;
         let mut row = |(name, provider)| {
-            upsert.query_row((name, provider, now.0), |row| Ok(SourceRow { id: row.get(0)?, since: At(row.get(1)?) }))
+            upsert.query_row((name, provider, now.0), |row| {
+                Ok(SourceRow {
+                    id: row.get(0)?,
+                    since: At(row.get(1)?),
+                })
+            })
         };
-        named.map(|named| Ok((named.0.to_owned(), row(named)?))).collect()
+        named
+            .map(|named| Ok((named.0.to_owned(), row(named)?)))
+            .collect()
     }
 }
 
@@ -407,7 +493,12 @@ impl Transaction<'_> {
                 answer_at = coalesce(?4, answer_at) WHERE id = ?1",
         )?;
         let at = |at: Option<At>| at.map(|at| at.0);
-        update.execute((source, at(traffic.webhook_at), at(traffic.unverified_at), at(traffic.answer_at)))?;
+        update.execute((
+            source,
+            at(traffic.webhook_at),
+            at(traffic.unverified_at),
+            at(traffic.answer_at),
+        ))?;
         let mut used = self.tx.prepare_cached(
             "INSERT INTO secret_uses (source, label, last_at, uses) VALUES (?1, ?2, ?3, ?4) ON CONFLICT
              DO UPDATE SET last_at = max(last_at, excluded.last_at), uses = uses + excluded.uses",
@@ -427,7 +518,9 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection> {
     // Without this, statements that a partial index might serve are compiled anew for every value
     // that is bound to them: two fifths of the time that the reconciler and the poller spend here.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA cache_size = -8192;")?;
+    connection.execute_batch(
+        "PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA cache_size = -8192;",
+    )?;
     Ok(connection)
 }
 
@@ -443,21 +536,38 @@ fn connect_to_write(path: &Path) -> Result<Connection> {
 fn set_up(connection: &Connection) -> Result<()> {
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     expect("journal_mode", mode, "wal")?;
-    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;
+    connection
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 134217728;")?;
     let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
     expect("synchronous", level.to_string(), "2")
 }
 
 fn expect(pragma: &'static str, found: String, wanted: &'static str) -> Result<()> {
-    if found == wanted { Ok(()) } else { Err(StoreError::Pragma { pragma, found, wanted }) }
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(StoreError::Pragma {
+            pragma,
+            found,
+            wanted,
+        })
+    }
 }
 
 /// Takes the lock that keeps a second daemon out, for as long as the file lives.
 fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let at = |source| StoreError::Open { path: path.to_owned(), source };
-    let file = fs::OpenOptions::new().create(true).append(true).mode(0o640).open(name).map_err(at)?;
+    let at = |source| StoreError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(name)
+        .map_err(at)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
@@ -468,13 +578,19 @@ fn lock(path: &Path) -> Result<File> {
 /// The schema version of a file that is ours or empty. Only looks: what is not ours stays as it is.
 fn version(connection: &Connection, path: &Path) -> Result<i64> {
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-    let (version, id) = (number("PRAGMA user_version")?, number("PRAGMA application_id")?);
+    let (version, id) = (
+        number("PRAGMA user_version")?,
+        number("PRAGMA application_id")?,
+    );
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     if id != APPLICATION_ID && (id != 0 || version != 0 || tables != 0) {
         return Err(StoreError::Foreign(path.to_owned()));
     }
     if version > SCHEMA_VERSION {
-        return Err(StoreError::Newer { path: path.to_owned(), found: version });
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found: version,
+        });
     }
     Ok(version)
 }
@@ -491,9 +607,16 @@ fn foreign(error: StoreError, path: &Path) -> StoreError {
 
 /// Makes an empty file one of [`SCHEMA_VERSION`]; takes an older one there by `steps`, each in a
 /// transaction of its own.
-fn migrate(connection: &mut Connection, path: &Path, version: i64, now: At, steps: &[&str]) -> Result<()> {
+fn migrate(
+    connection: &mut Connection,
+    path: &Path,
+    version: i64,
+    now: At,
+    steps: &[&str],
+) -> Result<()> {
     let Ok(done) = usize::try_from(version - 1) else {
-        return create(connection, path, now).map_err(|source| StoreError::Migration { from: 0, source });
+        return create(connection, path, now)
+            .map_err(|source| StoreError::Migration { from: 0, source });
     };
     for (from, sql) in (1..).zip(steps).skip(done) {
         step(connection, sql, from + 1).map_err(|source| StoreError::Migration { from, source })?;
@@ -524,16 +647,23 @@ fn step(connection: &mut Connection, sql: &str, to: i64) -> rusqlite::Result<()>
 /// made for, and gets a new one: its next numbers may already name other records elsewhere.
 fn epoch(connection: &Connection, path: &Path) -> Result<String> {
     let here = identity(path);
-    connection
-        .execute("UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1", [&here])?;
+    connection.execute(
+        "UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1",
+        [&here],
+    )?;
     Ok(connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?)
 }
 
 /// What tells this file from a copy of it. Not the device, whose number may change at a boot; and
 /// not the inode alone, whose number is given to the next file when this one is removed.
 fn identity(path: &Path) -> String {
-    let Ok(meta) = fs::metadata(path) else { return "unknown".to_owned() };
-    let born = meta.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let Ok(meta) = fs::metadata(path) else {
+        return "unknown".to_owned();
+    };
+    let born = meta
+        .created()
+        .ok()
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     match born {
         Some(born) => format!("{}:{}", meta.ino(), born.as_nanos()),
         None => format!("{}:{}", meta.dev(), meta.ino()),
@@ -560,11 +690,19 @@ mod tests {
         let mut writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
         let pragma = |writer: &Writer, name: &str| -> String {
             let value = |row: &rusqlite::Row<'_>| row.get_ref(0).map(|value| format!("{value:?}"));
-            writer.connection.query_row(&format!("PRAGMA {name}"), [], value).unwrap()
+            writer
+                .connection
+                .query_row(&format!("PRAGMA {name}"), [], value)
+                .unwrap()
         };
         let full = pragma(&writer, "synchronous");
         assert_eq!(full, "Integer(2)");
-        assert!(expect("synchronous", "1".to_owned(), "2").unwrap_err().to_string().contains("cannot keep"));
+        assert!(
+            expect("synchronous", "1".to_owned(), "2")
+                .unwrap_err()
+                .to_string()
+                .contains("cannot keep")
+        );
         writer.reopen().unwrap();
         assert_eq!(pragma(&writer, "synchronous"), full);
         assert_eq!(pragma(&writer, "foreign_keys"), "Integer(1)");
@@ -581,9 +719,15 @@ mod tests {
             connect_to_write(&path)
         });
         let vacuum = |connection: &Connection| {
-            connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0)).unwrap()
+            connection
+                .query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0))
+                .unwrap()
         };
-        assert_eq!(vacuum(&second.unwrap()), 2, "a new file is one that gives pages back");
+        assert_eq!(
+            vacuum(&second.unwrap()),
+            2,
+            "a new file is one that gives pages back"
+        );
     }
 
     #[test]
@@ -591,31 +735,66 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("settled.db");
         let mut connection = Writer::open(&path, At(0)).unwrap().connection;
-        let number = |connection: &Connection, sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let number = |connection: &Connection, sql: &str| {
+            connection.query_row(sql, [], |row| row.get::<_, i64>(0))
+        };
         let steps = [
             "ALTER TABLE sources ADD COLUMN one INTEGER NOT NULL DEFAULT 7;",
             "CREATE TABLE two (x); INSERT INTO two VALUES (1); INSERT INTO nowhere VALUES (1);",
             "CREATE TABLE three (x);",
         ];
         let failed = migrate(&mut connection, &path, 1, At(0), &steps).unwrap_err();
-        assert!(matches!(failed, StoreError::Migration { from: 2, .. }), "{failed:?}");
-        assert!(failed.to_string().contains("could not be upgraded from schema version 2; it is unchanged"));
+        assert!(
+            matches!(failed, StoreError::Migration { from: 2, .. }),
+            "{failed:?}"
+        );
+        assert!(
+            failed
+                .to_string()
+                .contains("could not be upgraded from schema version 2; it is unchanged")
+        );
         let version = "PRAGMA user_version";
         assert_eq!(number(&connection, version), Ok(2), "the first step stays");
-        assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"), Ok(0));
+        assert_eq!(
+            number(
+                &connection,
+                "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"
+            ),
+            Ok(0)
+        );
         // Mended, it goes on from there.
-        migrate(&mut connection, &path, 2, At(0), &[steps[0], "CREATE TABLE two (x);", steps[2]]).unwrap();
+        migrate(
+            &mut connection,
+            &path,
+            2,
+            At(0),
+            &[steps[0], "CREATE TABLE two (x);", steps[2]],
+        )
+        .unwrap();
         assert_eq!(number(&connection, version), Ok(4));
-        assert_eq!(number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"), Ok(2));
+        assert_eq!(
+            number(
+                &connection,
+                "SELECT count(*) FROM sqlite_schema WHERE name IN ('two', 'three')"
+            ),
+            Ok(2)
+        );
         drop(connection);
-        assert!(matches!(Writer::open(&path, At(0)), Err(StoreError::Newer { found: 4, .. })));
+        assert!(matches!(
+            Writer::open(&path, At(0)),
+            Err(StoreError::Newer { found: 4, .. })
+        ));
     }
 
     #[test]
     fn a_reader_cannot_write() {
         let folder = tempfile::tempdir().unwrap();
         let writer = Writer::open(&folder.path().join("settled.db"), At(0)).unwrap();
-        let written = writer.reader().read(|view| Ok(view.connection.execute("UPDATE meta SET digested = 9", [])?));
+        let written = writer.reader().read(|view| {
+            Ok(view
+                .connection
+                .execute("UPDATE meta SET digested = 9", [])?)
+        });
         assert!(written.is_err());
     }
 
@@ -625,23 +804,38 @@ mod tests {
         let path = folder.path().join("settled.db");
         let mut writer = Writer::open(&path, At(0)).unwrap();
         let reader = Connection::open(&path).unwrap();
-        reader.execute_batch("BEGIN; SELECT count(*) FROM runs").unwrap();
-        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
+        reader
+            .execute_batch("BEGIN; SELECT count(*) FROM runs")
+            .unwrap();
+        writer
+            .transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0)))
+            .unwrap();
         let begun = std::time::Instant::now();
         writer.settle();
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 
     #[test]
     fn a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, away) = (folder.path().join("settled.db"), folder.path().join("away.db"));
+        let (path, away) = (
+            folder.path().join("settled.db"),
+            folder.path().join("away.db"),
+        );
         let mut writer = Writer::open(&path, At(0)).unwrap();
-        let wrong = writer.transaction(|tx| Ok(tx.tx.execute_batch("INSERT INTO nowhere VALUES (1)")?));
+        let wrong =
+            writer.transaction(|tx| Ok(tx.tx.execute_batch("INSERT INTO nowhere VALUES (1)")?));
         assert!(wrong.is_err());
         fs::rename(&path, &away).unwrap();
         assert!(writer.reopen().is_err());
-        assert!(writer.transaction(|_| Ok(())).is_err(), "what it believes of the file may be wrong");
+        assert!(
+            writer.transaction(|_| Ok(())).is_err(),
+            "what it believes of the file may be wrong"
+        );
         fs::rename(&away, &path).unwrap();
         assert!(writer.transaction(|_| Ok(())).is_ok());
     }

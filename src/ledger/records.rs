@@ -17,9 +17,19 @@ impl Transaction<'_> {
     }
 
     /// Appends a record and gives its seq.
-    pub fn append(&mut self, run_row: i64, source: i64, run: &Run, draft: &Draft, now: At) -> Result<i64> {
+    pub fn append(
+        &mut self,
+        run_row: i64,
+        source: i64,
+        run: &Run,
+        draft: &Draft,
+        now: At,
+    ) -> Result<i64> {
         let (outcome, origin) = match &run.phase {
-            Phase::Settled(settled) => (Some(settled.belief.ending.outcome.word()), Some(settled.origin.word())),
+            Phase::Settled(settled) => (
+                Some(settled.belief.ending.outcome.word()),
+                Some(settled.origin.word()),
+            ),
             Phase::Open(_) => (None, None),
         };
         let seq = self.next_seq()?;
@@ -42,7 +52,8 @@ impl Transaction<'_> {
         drop(insert);
         let marks = self.marks()?;
         marks.recorded = seq;
-        marks.fed_bytes += i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
+        marks.fed_bytes +=
+            i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
         Ok(seq)
     }
 
@@ -114,8 +125,15 @@ pub struct FeedBounds {
 impl View<'_> {
     /// Where the feed begins and ends.
     pub fn bounds(&self) -> Result<FeedBounds> {
-        let mut select = self.connection.prepare_cached("SELECT trimmed, recorded FROM meta")?;
-        Ok(select.query_row([], |row| Ok(FeedBounds { trimmed: row.get(0)?, head: row.get(1)? }))?)
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT trimmed, recorded FROM meta")?;
+        Ok(select.query_row([], |row| {
+            Ok(FeedBounds {
+                trimmed: row.get(0)?,
+                head: row.get(1)?,
+            })
+        })?)
     }
 
     /// Up to `rows_max` records that match, after `after` and up to `upto`, and the position up to
@@ -137,8 +155,10 @@ impl View<'_> {
         let bounds = [Value::Integer(after), Value::Integer(last)];
         let limit = [Value::Integer(i64::try_from(rows_max).unwrap_or(i64::MAX))];
         let mut select = self.connection.prepare_cached(&sql)?;
-        let rows = select
-            .query_and_then(params_from_iter(bounds.into_iter().chain(values).chain(limit)), |row| self.record(row))?;
+        let rows = select.query_and_then(
+            params_from_iter(bounds.into_iter().chain(values).chain(limit)),
+            |row| self.record(row),
+        )?;
         let (mut records, mut bytes) = (Vec::new(), 0);
         for record in rows {
             let record: StoredRecord = record?;
@@ -157,15 +177,19 @@ impl View<'_> {
 
     /// The record at a position.
     pub fn record_at(&self, seq: i64) -> Result<Option<StoredRecord>> {
-        let mut select =
-            self.connection.prepare_cached("SELECT seq, type, at, envelope, data FROM records WHERE seq = ?1")?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT seq, type, at, envelope, data FROM records WHERE seq = ?1")?;
         let mut rows = select.query_and_then([seq], |row| self.record(row))?;
         rows.next().transpose()
     }
 
     /// A position as a cursor.
     pub fn cursor(&self, seq: i64) -> Cursor {
-        Cursor { epoch: self.epoch.to_owned(), seq }
+        Cursor {
+            epoch: self.epoch.to_owned(),
+            seq,
+        }
     }
 
     fn record(&self, row: &Row<'_>) -> Result<StoredRecord> {
@@ -192,11 +216,26 @@ impl Filter {
                 values.extend(list.into_iter().map(Value::Text));
             }
         };
-        any_of(" AND type IN ({})", self.types.iter().map(ToString::to_string).collect());
-        any_of(" AND source IN (SELECT id FROM sources WHERE name IN ({}))", self.source.clone());
-        any_of(" AND source IN (SELECT id FROM sources WHERE provider IN ({}))", self.provider.clone());
-        any_of(" AND outcome IN ({})", self.outcome.iter().map(ToString::to_string).collect());
-        any_of(" AND origin IN ({})", self.origin.iter().map(ToString::to_string).collect());
+        any_of(
+            " AND type IN ({})",
+            self.types.iter().map(ToString::to_string).collect(),
+        );
+        any_of(
+            " AND source IN (SELECT id FROM sources WHERE name IN ({}))",
+            self.source.clone(),
+        );
+        any_of(
+            " AND source IN (SELECT id FROM sources WHERE provider IN ({}))",
+            self.provider.clone(),
+        );
+        any_of(
+            " AND outcome IN ({})",
+            self.outcome.iter().map(ToString::to_string).collect(),
+        );
+        any_of(
+            " AND origin IN ({})",
+            self.origin.iter().map(ToString::to_string).collect(),
+        );
         any_of(" AND group_id IN ({})", self.group.clone());
         (sql, values)
     }

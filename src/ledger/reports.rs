@@ -4,9 +4,9 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, Transaction, View, from_json, stored, to_json};
+use crate::model::{At, Via};
 use crate::providers::Verdict;
 use crate::report::{Head, Report, WebhookHead};
-use crate::model::{At, Via};
 
 /// How much of what could not be verified is kept, per source.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,9 @@ impl Transaction<'_> {
                 report.head.via().word(),
                 report.at.0,
                 webhook.map(|head| head.verdict.word()),
-                webhook.and_then(|head| head.secret.as_ref()).map(|label| label.0.as_str()),
+                webhook
+                    .and_then(|head| head.secret.as_ref())
+                    .map(|label| label.0.as_str()),
                 ring,
                 to_json(&report.head),
                 report.body,
@@ -50,8 +52,13 @@ impl Transaction<'_> {
                 FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;
-        let kept: Option<i64> = oldest_kept.query_row((source, limits.rows_max, limits.bytes_max), |row| row.get(0))?;
-        let mut drop = self.tx.prepare_cached("DELETE FROM reports WHERE source = ?1 AND ring = 1 AND id < ?2")?;
+        let kept: Option<i64> = oldest_kept
+            .query_row((source, limits.rows_max, limits.bytes_max), |row| {
+                row.get(0)
+            })?;
+        let mut drop = self
+            .tx
+            .prepare_cached("DELETE FROM reports WHERE source = ?1 AND ring = 1 AND id < ?2")?;
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
     }
 
@@ -60,7 +67,9 @@ impl Transaction<'_> {
         let mut select = self.tx.prepare_cached(
             "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND ring = 1 AND id > ?2 ORDER BY id LIMIT ?3",
         )?;
-        let rows = select.query_and_then((source, after, max), |row| Ok((row.get("id")?, report(row)?)))?;
+        let rows = select.query_and_then((source, after, max), |row| {
+            Ok((row.get("id")?, report(row)?))
+        })?;
         rows.collect()
     }
 
@@ -81,22 +90,28 @@ impl Transaction<'_> {
         let mut select = self.tx.prepare_cached(
             "SELECT id, source, at, head, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
         )?;
-        let rows =
-            select.query_and_then((digested, max), |row| Ok((row.get("id")?, report(row)?, row.get("attempts")?)))?;
+        let rows = select.query_and_then((digested, max), |row| {
+            Ok((row.get("id")?, report(row)?, row.get("attempts")?))
+        })?;
         rows.collect()
     }
 
     /// The first report that has not been digested, and the attempts made on it.
     pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
         let digested = self.marks()?.digested;
-        let mut select =
-            self.tx.prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
-        Ok(select.query_row([digested], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+        let mut select = self
+            .tx
+            .prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
+        Ok(select
+            .query_row([digested], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?)
     }
 
     /// One stored report.
     pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
-        let mut select = self.tx.prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+        let mut select = self
+            .tx
+            .prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
         let mut rows = select.query_and_then([id], report)?;
         rows.next().transpose()
     }
@@ -110,7 +125,9 @@ impl Transaction<'_> {
 
     /// Counts an attempt to digest a report before it is made.
     pub fn count_attempt(&mut self, id: i64) -> Result<()> {
-        self.tx.prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?.execute([id])?;
+        self.tx
+            .prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?
+            .execute([id])?;
         Ok(())
     }
 
@@ -128,13 +145,17 @@ impl Transaction<'_> {
 
     /// Writes down why a report could not be read.
     pub fn note(&mut self, id: i64, note: &str) -> Result<()> {
-        self.tx.prepare_cached("UPDATE reports SET note = ?2 WHERE id = ?1")?.execute((id, note))?;
+        self.tx
+            .prepare_cached("UPDATE reports SET note = ?2 WHERE id = ?1")?
+            .execute((id, note))?;
         Ok(())
     }
 
     /// Drops the bytes of a report that said nothing new; that it came stays on record.
     pub fn drop_body(&mut self, id: i64) -> Result<()> {
-        self.tx.prepare_cached("UPDATE reports SET body = x'' WHERE id = ?1")?.execute([id])?;
+        self.tx
+            .prepare_cached("UPDATE reports SET body = x'' WHERE id = ?1")?
+            .execute([id])?;
         Ok(())
     }
 
@@ -240,8 +261,16 @@ impl View<'_> {
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let verdict = query.verdict.map(Verdict::word);
-        let rows =
-            select.query_and_then(params![query.source, verdict, query.run_id, query.before, query.limit], delivery)?;
+        let rows = select.query_and_then(
+            params![
+                query.source,
+                verdict,
+                query.run_id,
+                query.before,
+                query.limit
+            ],
+            delivery,
+        )?;
         let mut rows: Vec<DeliveryRow> = rows.collect::<Result<_>>()?;
         for row in &mut rows {
             row.runs = self.runs_of_report(row.id)?;
@@ -251,29 +280,42 @@ impl View<'_> {
 
     /// One report of any kind, with its head.
     pub fn delivery(&self, id: i64) -> Result<Option<(DeliveryRow, Head)>> {
-        let mut select = self.connection.prepare_cached(&format!("{DELIVERY_COLUMNS} WHERE r.id = ?1"))?;
-        let Some(mut row) = select.query_and_then([id], delivery)?.next().transpose()? else { return Ok(None) };
+        let mut select = self
+            .connection
+            .prepare_cached(&format!("{DELIVERY_COLUMNS} WHERE r.id = ?1"))?;
+        let Some(mut row) = select.query_and_then([id], delivery)?.next().transpose()? else {
+            return Ok(None);
+        };
         row.runs = self.runs_of_report(id)?;
         let head: String =
-            self.connection.query_row("SELECT head FROM reports WHERE id = ?1", [id], |row| row.get(0))?;
+            self.connection
+                .query_row("SELECT head FROM reports WHERE id = ?1", [id], |row| {
+                    row.get(0)
+                })?;
         Ok(Some((row, from_json(&head, "a report's head")?)))
     }
 
     /// The payload of a report: for a delivery its raw body.
     pub fn body(&self, id: i64) -> Result<Option<Vec<u8>>> {
-        let mut select = self.connection.prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
         let report = select.query_and_then([id], report)?.next().transpose()?;
         Ok(report.map(|report| report.payload().to_vec()))
     }
 
     /// How many reports are set aside.
     pub fn set_aside_count(&self) -> Result<i64> {
-        Ok(self.connection.query_row("SELECT count(*) FROM set_aside", [], |row| row.get(0))?)
+        Ok(self
+            .connection
+            .query_row("SELECT count(*) FROM set_aside", [], |row| row.get(0))?)
     }
 
     /// What was heard about a run, oldest first.
     pub fn timeline(&self, run: i64) -> Result<Vec<HeardRow>> {
-        let mut select = self.connection.prepare_cached("SELECT * FROM heard WHERE run = ?1 ORDER BY report")?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT * FROM heard WHERE run = ?1 ORDER BY report")?;
         let rows = select.query_and_then([run], |row| {
             Ok(HeardRow {
                 report: row.get("report")?,
@@ -302,7 +344,12 @@ fn report(row: &Row<'_>) -> Result<Report> {
     Ok(Report {
         source: row.get("source")?,
         at: At(row.get("at")?),
-        head: from_json(row.get_ref("head")?.as_str().map_err(rusqlite::Error::from)?, "a report's head")?,
+        head: from_json(
+            row.get_ref("head")?
+                .as_str()
+                .map_err(rusqlite::Error::from)?,
+            "a report's head",
+        )?,
         body: row.get("body")?,
     })
 }

@@ -9,11 +9,16 @@ use crate::model::{At, RunId, RunKey, SourceName};
 impl Transaction<'_> {
     /// The row id and state of a run.
     pub fn run(&mut self, source: i64, run_id: &RunId) -> Result<Option<(i64, Run)>> {
-        let mut select = self.tx.prepare_cached("SELECT id, state FROM runs WHERE source = ?1 AND run_id = ?2")?;
+        let mut select = self
+            .tx
+            .prepare_cached("SELECT id, state FROM runs WHERE source = ?1 AND run_id = ?2")?;
         let row = select
-            .query_row((source, run_id.as_str()), |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
+            .query_row((source, run_id.as_str()), |row| {
+                Ok((row.get(0)?, row.get::<_, String>(1)?))
+            })
             .optional()?;
-        row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?))).transpose()
+        row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?)))
+            .transpose()
     }
 
     /// Writes a run's state and gives its row. `known` is its row and state until now; without
@@ -35,9 +40,12 @@ impl Transaction<'_> {
         self.note_run(source, before, run);
         let (phase, outcome, origin, settled_at) = match &run.phase {
             Phase::Open(_) => ("open", None, None, None),
-            Phase::Settled(settled) => {
-                ("settled", Some(settled.belief.ending.outcome.word()), Some(settled.origin.word()), Some(settled.at.0))
-            }
+            Phase::Settled(settled) => (
+                "settled",
+                Some(settled.belief.ending.outcome.word()),
+                Some(settled.origin.word()),
+                Some(settled.at.0),
+            ),
         };
         let (urgent_at, ask_at) = match run.ask {
             Some(ask) if ask.urgent => (Some(ask.at.0), None),
@@ -90,7 +98,12 @@ impl Transaction<'_> {
     pub(super) fn write_run_counts(&mut self) -> Result<()> {
         for (source, change) in std::mem::take(&mut self.totals.runs) {
             let sql = "UPDATE sources SET known = known + ?2, open = open + ?3, overdue = overdue + ?4 WHERE id = ?1";
-            self.tx.prepare_cached(sql)?.execute((source, change.known, change.open, change.overdue))?;
+            self.tx.prepare_cached(sql)?.execute((
+                source,
+                change.known,
+                change.open,
+                change.overdue,
+            ))?;
         }
         Ok(())
     }
@@ -101,10 +114,12 @@ impl Transaction<'_> {
     pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
         // What this transaction has added counts too.
         self.write_run_counts()?;
-        let mut select =
-            self.tx.prepare_cached("SELECT counted - counted_known, ?2 - known FROM sources WHERE id = ?1")?;
-        let (before, unknown) =
-            select.query_row((source, counted), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut select = self.tx.prepare_cached(
+            "SELECT counted - counted_known, ?2 - known FROM sources WHERE id = ?1",
+        )?;
+        let (before, unknown) = select.query_row((source, counted), |row| {
+            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?))
+        })?;
         let missing = before.map_or(0, |before| (unknown - before).max(0));
         self.tx
             .prepare_cached(
@@ -137,9 +152,15 @@ pub(super) struct RunCounts {
 impl RunCounts {
     /// What one run is among them.
     fn of(run: Option<&Run>) -> RunCounts {
-        let Some(run) = run else { return RunCounts::default() };
+        let Some(run) = run else {
+            return RunCounts::default();
+        };
         let open = matches!(run.phase, Phase::Open(_));
-        RunCounts { known: 1, open: i64::from(open), overdue: i64::from(open && run.overdue) }
+        RunCounts {
+            known: 1,
+            open: i64::from(open),
+            overdue: i64::from(open && run.overdue),
+        }
     }
 }
 
@@ -242,8 +263,7 @@ pub struct SecretUse {
 /// than it is worth after a long absence, and everyone's turn comes.
 const DUE_WINDOW: u32 = 256;
 
-const RUN_COLUMNS: &str =
-    "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
+const RUN_COLUMNS: &str = "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
     /// Runs of `source` to ask about at `now`: urgent ones first, then those that the gate, last
@@ -263,7 +283,10 @@ impl View<'_> {
              ORDER BY opened_at"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        self.damages.pick(select.query((source, until.0))?, max as usize, due, |row| DamagedRow::run(row, Some(3), 1))
+        self.damages
+            .pick(select.query((source, until.0))?, max as usize, due, |row| {
+                DamagedRow::run(row, Some(3), 1)
+            })
     }
 
     /// When the next urgent question of `source` after `now` falls due.
@@ -288,12 +311,16 @@ impl View<'_> {
         )?;
         let rows = select.query((now.0, &sources))?;
         // The alarm of a damaged run would only be set aside, and ring again.
-        let due = self.damages.pick(rows, max as usize, alarm, |row| DamagedRow::run(row, Some(3), 1))?;
+        let due = self.damages.pick(rows, max as usize, alarm, |row| {
+            DamagedRow::run(row, Some(3), 1)
+        })?;
         let mut select = self.connection.prepare_cached(
             "SELECT wake_at FROM runs INDEXED BY runs_wake WHERE wake_at IS NOT NULL AND wake_at > ?1
                     AND source IN (SELECT value FROM json_each(?2)) ORDER BY wake_at LIMIT 1",
         )?;
-        let next: Option<i64> = select.query_row((now.0, &sources), |row| row.get(0)).optional()?;
+        let next: Option<i64> = select
+            .query_row((now.0, &sources), |row| row.get(0))
+            .optional()?;
         Ok((due, next.map(At)))
     }
 
@@ -301,22 +328,42 @@ impl View<'_> {
     pub fn run(&self, key: &RunKey) -> Result<Option<RunRow>> {
         let sql = format!("{RUN_COLUMNS} WHERE s.name = ?1 AND u.run_id = ?2");
         let mut select = self.connection.prepare_cached(&sql)?;
-        let mut rows = select.query_and_then((key.source.as_str(), key.run_id.as_str()), run_row)?;
+        let mut rows =
+            select.query_and_then((key.source.as_str(), key.run_id.as_str()), run_row)?;
         rows.next().transpose()
     }
 
     /// Runs, in the order in which they became known or in the reverse of it.
     pub fn runs(&self, query: &RunQuery) -> Result<RunPage> {
-        let RunQuery { phase, source, overdue, newest, after, before, limit } = query;
+        let RunQuery {
+            phase,
+            source,
+            overdue,
+            newest,
+            after,
+            before,
+            limit,
+        } = query;
         // `wake_at IS NOT NULL` is "open" in the words of an index.
-        let open = if *phase == Some("open") || *overdue { "AND u.wake_at IS NOT NULL" } else { "" };
+        let open = if *phase == Some("open") || *overdue {
+            "AND u.wake_at IS NOT NULL"
+        } else {
+            ""
+        };
         let order = if *newest { "DESC" } else { "ASC" };
         let sql = format!(
             "{RUN_COLUMNS} WHERE u.id > ?1 AND u.id < ?2 AND (?3 IS NULL OR u.phase = ?3) AND (?4 IS NULL OR s.name = ?4)
                AND (?5 = 0 OR u.overdue = 1) {open} ORDER BY u.id {order} LIMIT ?6"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let mut rows = select.query(params![after, before.unwrap_or(i64::MAX), phase, source, overdue, limit])?;
+        let mut rows = select.query(params![
+            after,
+            before.unwrap_or(i64::MAX),
+            phase,
+            source,
+            overdue,
+            limit
+        ])?;
         let (mut page, mut left, mut last) = (RunPage::default(), *limit, None);
         while let Some(row) = rows.next()? {
             (left, last) = (left.saturating_sub(1), Some(row.get(0)?));
@@ -337,14 +384,23 @@ impl View<'_> {
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let rows = select.query((source, limit))?;
-        self.damages.pick(rows, limit as usize, run_row, |row| DamagedRow::run(row, Some(1), 3))
+        self.damages.pick(rows, limit as usize, run_row, |row| {
+            DamagedRow::run(row, Some(1), 3)
+        })
     }
 
     /// When each secret last verified a delivery.
     pub fn secret_uses(&self) -> Result<Vec<SecretUse>> {
-        let mut select = self.connection.prepare_cached("SELECT source, label, last_at, uses FROM secret_uses")?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT source, label, last_at, uses FROM secret_uses")?;
         let rows = select.query_map([], |row| {
-            Ok(SecretUse { source: row.get(0)?, label: row.get(1)?, last_at: At(row.get(2)?), uses: row.get(3)? })
+            Ok(SecretUse {
+                source: row.get(0)?,
+                label: row.get(1)?,
+                last_at: At(row.get(2)?),
+                uses: row.get(3)?,
+            })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -356,7 +412,8 @@ impl View<'_> {
              FROM sources ORDER BY name",
         )?;
         let rows = select.query_map([], |row| {
-            let at = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
+            let at =
+                |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(At));
             Ok(SourceCounts {
                 id: row.get("id")?,
                 name: row.get("name")?,
@@ -374,7 +431,11 @@ impl View<'_> {
 }
 
 fn due(row: &Row<'_>) -> Result<Due> {
-    Ok(Due { row: row.get(0)?, run_id: run_id(row, 1)?, run: from_json(text(row, 2)?, "a run's state")? })
+    Ok(Due {
+        row: row.get(0)?,
+        run_id: run_id(row, 1)?,
+        run: from_json(text(row, 2)?, "a run's state")?,
+    })
 }
 
 fn alarm(row: &Row<'_>) -> Result<(i64, RunId)> {
@@ -387,13 +448,19 @@ fn run_id(row: &Row<'_>, index: usize) -> Result<RunId> {
 }
 
 fn text<'r>(row: &'r Row<'_>, index: usize) -> Result<&'r str> {
-    Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?)
+    Ok(row
+        .get_ref(index)?
+        .as_str()
+        .map_err(rusqlite::Error::from)?)
 }
 
 fn run_row(row: &Row<'_>) -> Result<RunRow> {
     Ok(RunRow {
         row: row.get(0)?,
-        key: RunKey { source: stored(SourceName::new(text(row, 1)?).ok(), "a source name")?, run_id: run_id(row, 3)? },
+        key: RunKey {
+            source: stored(SourceName::new(text(row, 1)?).ok(), "a source name")?,
+            run_id: run_id(row, 3)?,
+        },
         provider: row.get(2)?,
         run: from_json(text(row, 4)?, "a run's state")?,
         completion: row.get(5)?,

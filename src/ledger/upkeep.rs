@@ -43,7 +43,10 @@ impl View<'_> {
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let mut rows = select.query((position, limits::UPKEEP_ROWS))?;
-        let mut found = Removable { position, ..Removable::default() };
+        let mut found = Removable {
+            position,
+            ..Removable::default()
+        };
         let (mut looked_at, mut bytes) = (0, 0);
         while let Some(row) = rows.next()? {
             let (id, at, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
@@ -69,9 +72,15 @@ impl View<'_> {
     /// Bytes of the file that hold something, and bytes that are free within it.
     pub fn sizes(&self) -> Result<(i64, i64)> {
         let pragma = |name: &str| -> Result<i64> {
-            Ok(self.connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))?)
+            Ok(self
+                .connection
+                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))?)
         };
-        let (page, all, free) = (pragma("page_size")?, pragma("page_count")?, pragma("freelist_count")?);
+        let (page, all, free) = (
+            pragma("page_size")?,
+            pragma("page_count")?,
+            pragma("freelist_count")?,
+        );
         Ok(((all - free) * page, free * page))
     }
 }
@@ -83,21 +92,26 @@ impl Transaction<'_> {
         self.tx
             .prepare_cached("DELETE FROM heard WHERE report IN (SELECT value FROM json_each(?1))")?
             .execute([&ids])?;
-        let mut remove = self.tx.prepare_cached("DELETE FROM reports WHERE id IN (SELECT value FROM json_each(?1))")?;
+        let mut remove = self
+            .tx
+            .prepare_cached("DELETE FROM reports WHERE id IN (SELECT value FROM json_each(?1))")?;
         Ok(remove.execute([&ids])?)
     }
 
     /// Drops the bytes of reports; that they came stays on record.
     pub fn drop_bodies(&mut self, ids: &[i64]) -> Result<usize> {
-        let mut update =
-            self.tx.prepare_cached("UPDATE reports SET body = x'' WHERE id IN (SELECT value FROM json_each(?1))")?;
+        let mut update = self.tx.prepare_cached(
+            "UPDATE reports SET body = x'' WHERE id IN (SELECT value FROM json_each(?1))",
+        )?;
         Ok(update.execute([to_json(&ids)])?)
     }
 
     /// Gives free pages at the end of the file back to the file system.
     pub fn shrink(&mut self, pages: u32) -> Result<()> {
         // One page a step: it has to be read to its end, though it has no rows.
-        let mut vacuum = self.tx.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut vacuum = self
+            .tx
+            .prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut steps = vacuum.query([])?;
         while steps.next()?.is_some() {}
         Ok(())
@@ -107,9 +121,17 @@ impl Transaction<'_> {
 /// Copies the ledger to `to`, which must not exist, while everything goes on: what the copy holds
 /// is one moment of it. It belongs to no epoch, so whoever serves it begins a new one.
 pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
-    let at = |source| StoreError::Open { path: to.to_owned(), source };
+    let at = |source| StoreError::Open {
+        path: to.to_owned(),
+        source,
+    };
     // The file is made here, and not by SQLite, so that it is never readable by others.
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(at)?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(at)?;
     let copied = copy_into(reader, to);
     if copied.is_err() {
         let _ = fs::remove_file(to);
@@ -118,12 +140,22 @@ pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
 }
 
 fn copy_into(reader: &Reader, to: &Path) -> Result<()> {
-    let path = to.to_str().ok_or_else(|| StoreError::Unreadable("a path that is not UTF-8".to_owned()))?;
-    reader.read(|view| Ok(view.connection.execute("VACUUM INTO ?1", [path]).map(drop)?))?;
+    let path = to
+        .to_str()
+        .ok_or_else(|| StoreError::Unreadable("a path that is not UTF-8".to_owned()))?;
+    reader.read(|view| {
+        Ok(view
+            .connection
+            .execute("VACUUM INTO ?1", [path])
+            .map(drop)?)
+    })?;
     let copy = Connection::open(to)?;
     copy.execute("UPDATE meta SET identity = 'copy'", [])?;
     copy.close().map_err(|(_, error)| error)?;
-    let at = |source| StoreError::Open { path: to.to_owned(), source };
+    let at = |source| StoreError::Open {
+        path: to.to_owned(),
+        source,
+    };
     File::open(to).and_then(|file| file.sync_all()).map_err(at)
 }
 
@@ -154,8 +186,13 @@ mod tests {
         );
         let settled = r#"INSERT INTO runs (id, source, run_id, phase, overdue, outcome, origin, settled_at, first_webhook_at, completion, opened_at, state)
             VALUES (2, 1, 's', 'settled', 0, 'succeeded', 'poll', 100, 120, 1, 1, '{"phase":{"settled":{}},"webhooks":{"last":120}}')"#;
-        let sql = sql.replace("INSERT INTO records", &format!("{settled}; INSERT INTO records"));
-        writer.transaction(|tx| Ok(tx.tx.execute_batch(&sql)?)).unwrap();
+        let sql = sql.replace(
+            "INSERT INTO records",
+            &format!("{settled}; INSERT INTO records"),
+        );
+        writer
+            .transaction(|tx| Ok(tx.tx.execute_batch(&sql)?))
+            .unwrap();
     }
 
     #[test]
@@ -164,13 +201,33 @@ mod tests {
         let mut writer = ledger(folder.path());
         fill(&mut writer);
         let reader = writer.reader();
-        let removable = |before, bodies| reader.read(|view| view.removable(0, At(before), bodies)).unwrap();
-        assert_eq!(removable(i64::MAX, false).ids, [1, 4], "2 is held, 3 is referred to, 5 is not digested");
+        let removable = |before, bodies| {
+            reader
+                .read(|view| view.removable(0, At(before), bodies))
+                .unwrap()
+        };
+        assert_eq!(
+            removable(i64::MAX, false).ids,
+            [1, 4],
+            "2 is held, 3 is referred to, 5 is not digested"
+        );
         assert_eq!(removable(i64::MAX, true).ids, [1], "4 has no body any more");
-        assert_eq!(removable(15, false), Removable { ids: vec![1], position: 1, end: true });
+        assert_eq!(
+            removable(15, false),
+            Removable {
+                ids: vec![1],
+                position: 1,
+                end: true
+            }
+        );
         writer.transaction(|tx| tx.remove_reports(&[1, 4])).unwrap();
-        let left =
-            |sql: &str| reader.read(|view| Ok(view.connection.query_row(sql, [], |row| row.get::<_, i64>(0))?));
+        let left = |sql: &str| {
+            reader.read(|view| {
+                Ok(view
+                    .connection
+                    .query_row(sql, [], |row| row.get::<_, i64>(0))?)
+            })
+        };
         assert_eq!(left("SELECT count(*) FROM reports").unwrap(), 3);
         assert_eq!(left("SELECT count(*) FROM heard").unwrap(), 2);
         assert_eq!(left("SELECT count(*) FROM runs").unwrap(), 2);
@@ -184,10 +241,20 @@ mod tests {
         fill(&mut writer);
         let epoch = writer.epoch().to_owned();
         copy(&writer.reader(), &copy_at).unwrap();
-        assert!(copy(&writer.reader(), &copy_at).is_err(), "nothing is overwritten");
-        assert_eq!(fs::metadata(&copy_at).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(
+            copy(&writer.reader(), &copy_at).is_err(),
+            "nothing is overwritten"
+        );
+        assert_eq!(
+            fs::metadata(&copy_at).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         drop(writer);
-        assert_eq!(ledger(folder.path()).epoch(), epoch, "the file itself keeps its epoch");
+        assert_eq!(
+            ledger(folder.path()).epoch(),
+            epoch,
+            "the file itself keeps its epoch"
+        );
         // Over the file that is there: inode and birth stay what they were.
         fs::copy(&copy_at, folder.path().join("settled.db")).unwrap();
         let restored = ledger(folder.path());

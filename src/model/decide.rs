@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{self, Confirm, Policy};
 use super::observation::{Claim, Detail, Ending, Latch, Observation, Rank, Voice};
+use super::schedule::{self, Confirm, Policy};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
 /// No run is ever amended more often than this; a further contradiction is reported, not published.
@@ -124,15 +124,31 @@ pub struct Open {
 impl Open {
     /// The ends that were heard.
     fn held(&self) -> impl Iterator<Item = &Voice> {
-        self.claim.as_ref().map(|held| &held.voice).into_iter().chain(&self.seen)
+        self.claim
+            .as_ref()
+            .map(|held| &held.voice)
+            .into_iter()
+            .chain(&self.seen)
     }
 
     /// When that settles the run even if nothing more was to be had. A claim waits for an answer; once
     /// it has one, what is waited for is the second, or the grace would end before it was over.
     fn held_until(&self, policy: &Policy) -> Option<At> {
-        let answered = |claim: &Claimed| self.seen.as_ref().is_some_and(|seen| seen.asked_at >= claim.voice.heard_at);
-        let claim = self.claim.as_ref().filter(|claim| !answered(claim)).map(|claim| claim.until);
-        let seen = self.seen.as_ref().map(|seen| seen.heard_at.plus(policy.grace).plus(policy.confirm_timeout));
+        let answered = |claim: &Claimed| {
+            self.seen
+                .as_ref()
+                .is_some_and(|seen| seen.asked_at >= claim.voice.heard_at)
+        };
+        let claim = self
+            .claim
+            .as_ref()
+            .filter(|claim| !answered(claim))
+            .map(|claim| claim.until);
+        let seen = self.seen.as_ref().map(|seen| {
+            seen.heard_at
+                .plus(policy.grace)
+                .plus(policy.confirm_timeout)
+        });
         claim.into_iter().chain(seen).min()
     }
 }
@@ -262,24 +278,42 @@ pub struct Circumstances<'a> {
 pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> Decision {
     let known = run.is_some();
     let Some(mut run) = run.or_else(|| open(heard, at)) else {
-        return Decision { run: None, publish: None, effect: Effect::Ignored };
+        return Decision {
+            run: None,
+            publish: None,
+            effect: Effect::Ignored,
+        };
     };
     if heard.entitled() {
         run.clamp(at.policy, at.now);
     }
     run.note(heard, at.now);
     let settled = matches!(run.phase, Phase::Settled(_));
-    let (publish, effect) = if settled { once_settled(&mut run, heard, at) } else { while_open(&mut run, heard, at) };
+    let (publish, effect) = if settled {
+        once_settled(&mut run, heard, at)
+    } else {
+        while_open(&mut run, heard, at)
+    };
     run.set_alarm(at.policy, at.now);
     let quiet = matches!(effect, Effect::Unchanged | Effect::Ignored | Effect::Hinted);
-    let effect = if !known && quiet { Effect::Opened } else { effect };
-    Decision { run: Some(run), publish, effect }
+    let effect = if !known && quiet {
+        Effect::Opened
+    } else {
+        effect
+    };
+    Decision {
+        run: Some(run),
+        publish,
+        effect,
+    }
 }
 
 /// A run we had not heard of, if what we hear may open one.
 fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
     let opens = match heard.claim {
-        Claim::Listed { over: true } if heard.via == Via::Sweep => heard.last_sign() >= Some(at.since),
+        Claim::Listed { over: true } if heard.via == Via::Sweep => {
+            heard.last_sign() >= Some(at.since)
+        }
         Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
         Claim::Missing | Claim::Nothing | Claim::Alarm => false,
     };
@@ -304,7 +338,10 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         wake_at: None,
     };
     run.learn(heard);
-    run.ask_at(schedule::first(at.policy, run.opened_at(), at.now), at.policy);
+    run.ask_at(
+        schedule::first(at.policy, run.opened_at(), at.now),
+        at.policy,
+    );
     Some(run)
 }
 
@@ -358,7 +395,10 @@ fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>
         run.ask_now(at);
         return Effect::Hinted;
     }
-    let bound = run.answered_at.unwrap_or(run.known_since).plus(at.policy.max_interval.saturating_mul(10));
+    let bound = run
+        .answered_at
+        .unwrap_or(run.known_since)
+        .plus(at.policy.max_interval.saturating_mul(10));
     let spared = at.now.plus(at.policy.listed_for).min(bound);
     if let Some(ask) = &mut run.ask
         && !ask.urgent
@@ -371,20 +411,29 @@ fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>
 /// Somebody entitled says that the run goes on.
 fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_>) -> Conclusion {
     let authoritative = heard.trust == Trust::Authoritative;
-    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    let Phase::Open(open) = &mut run.phase else {
+        unreachable!("called while open")
+    };
     let mut effect = Effect::Unchanged;
     if authoritative {
         open.misses = None;
-        if open.seen.take_if(|seen| seen.asked_at <= heard.asked_at).is_some() {
+        if open
+            .seen
+            .take_if(|seen| seen.asked_at <= heard.asked_at)
+            .is_some()
+        {
             effect = Effect::Withdrawn;
         }
     }
     let mut publish = None;
     let news = heard.detail.provider_status.is_some()
-        && (heard.detail.provider_status != run.detail.provider_status || heard.detail.reason != run.detail.reason);
+        && (heard.detail.provider_status != run.detail.provider_status
+            || heard.detail.reason != run.detail.reason);
     if news && (authoritative || rank >= run.rank) {
         run.rank = rank;
-        run.detail.provider_status.clone_from(&heard.detail.provider_status);
+        run.detail
+            .provider_status
+            .clone_from(&heard.detail.provider_status);
         run.detail.reason.clone_from(&heard.detail.reason);
         run.statuses += 1;
         publish = Some(Publication::Status(run.statuses));
@@ -404,24 +453,38 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
 /// A webhook (or a replayed one) says that the run has ended.
 fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
     let latch = at.policy.latch;
-    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
+    let Phase::Open(open) = &run.phase else {
+        unreachable!("called while open")
+    };
     let enough = match at.policy.confirm {
         Confirm::Never => true,
         Confirm::Always => false,
         Confirm::Auto => voice.ending.sufficient,
     };
     // Something stronger already said otherwise and is held: an answer decides.
-    let contradicted = open.held().any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
+    let contradicted = open
+        .held()
+        .any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
         return run.settle(voice, confirmed, at);
     }
     let held = match &open.claim {
         Some(held) if !voice.outranks(&held.voice, latch) => held.clone(),
-        Some(held) => Claimed { voice, ..held.clone() },
-        None => Claimed { voice, until: at.now.plus(at.policy.confirm_timeout), asks: 0 },
+        Some(held) => Claimed {
+            voice,
+            ..held.clone()
+        },
+        None => Claimed {
+            voice,
+            until: at.now.plus(at.policy.confirm_timeout),
+            asks: 0,
+        },
     };
-    run.phase = Phase::Open(Open { claim: Some(held), ..open.clone() });
+    run.phase = Phase::Open(Open {
+        claim: Some(held),
+        ..open.clone()
+    });
     run.ask_now(at);
     (None, Effect::Held)
 }
@@ -429,10 +492,15 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
 /// An answer of the provider says that the run has ended.
 fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
     let policy = at.policy;
-    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    let Phase::Open(open) = &mut run.phase else {
+        unreachable!("called while open")
+    };
     open.misses = None;
     let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
-    let seconded = open.claim.as_ref().is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+    let seconded = open
+        .claim
+        .as_ref()
+        .is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
     let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
     if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
         return run.settle(seen, true, at);
@@ -445,10 +513,18 @@ fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclu
 /// The answer to go by after one more, with the time since which it holds, and whether it has been
 /// given twice: a later question did not change it.
 fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) {
-    let Some(seen) = seen else { return (voice, false) };
+    let Some(seen) = seen else {
+        return (voice, false);
+    };
     let later = voice.asked_at >= seen.asked_at;
     match (voice.outranks(&seen, latch), voice.agrees(&seen)) {
-        (true, true) => (Voice { heard_at: seen.heard_at, ..voice }, later),
+        (true, true) => (
+            Voice {
+                heard_at: seen.heard_at,
+                ..voice
+            },
+            later,
+        ),
         (true, false) => (voice, false),
         (false, _) => (seen, later),
     }
@@ -457,17 +533,25 @@ fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) 
 /// The provider does not know the run, and our key works.
 fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
     let asks = run.asks;
-    let Phase::Open(open) = &mut run.phase else { unreachable!("called while open") };
+    let Phase::Open(open) = &mut run.phase else {
+        unreachable!("called while open")
+    };
     if open.held().next().is_some() {
         // It lags behind its own word, or has forgotten a run that is over; the hold has its end.
         run.ask_again(at);
         return (None, Effect::Missed);
     }
     if at.now.since(run.known_since) < schedule::YOUNG {
-        run.ask_at(schedule::after_lag(asks.saturating_sub(1), at.now), at.policy);
+        run.ask_at(
+            schedule::after_lag(asks.saturating_sub(1), at.now),
+            at.policy,
+        );
         return (None, Effect::Missed);
     }
-    let misses = open.misses.get_or_insert(Misses { first: at.now, count: 0 });
+    let misses = open.misses.get_or_insert(Misses {
+        first: at.now,
+        count: 0,
+    });
     misses.count += 1;
     if misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN {
         return conclude_without_answer(run, "provider_gone", heard.via, at);
@@ -478,8 +562,13 @@ fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclu
 
 /// One of our own limits was passed.
 fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
-    if open.held_until(at.policy).is_some_and(|until| until <= at.now) {
+    let Phase::Open(open) = &run.phase else {
+        unreachable!("called while open")
+    };
+    if open
+        .held_until(at.policy)
+        .is_some_and(|until| until <= at.now)
+    {
         return conclude_without_answer(run, "", Via::Clock, at);
     }
     let end = run.known_since.plus(at.policy.give_up);
@@ -498,11 +587,19 @@ fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
 }
 
 /// Settles on the strongest voice held, or, where there is none, as indeterminate.
-fn conclude_without_answer(run: &mut Run, reason: &str, via: Via, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Open(open) = &run.phase else { unreachable!("called while open") };
+fn conclude_without_answer(
+    run: &mut Run,
+    reason: &str,
+    via: Via,
+    at: &Circumstances<'_>,
+) -> Conclusion {
+    let Phase::Open(open) = &run.phase else {
+        unreachable!("called while open")
+    };
     match (open.seen.clone(), open.claim.clone()) {
         (Some(seen), claim) => {
-            let confirmed = claim.is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+            let confirmed =
+                claim.is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
             return run.settle(seen, confirmed, at);
         }
         (None, Some(held)) => return run.settle(held.voice, false, at),
@@ -533,7 +630,14 @@ fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> C
             let voice = run.refined(voice(*ending, heard, at));
             hear_again(run, voice, at)
         }
-        _ => (None, if asked { Effect::Unchanged } else { Effect::Ignored }),
+        _ => (
+            None,
+            if asked {
+                Effect::Unchanged
+            } else {
+                Effect::Ignored
+            },
+        ),
     };
     if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
         settled.note_answer(heard);
@@ -550,18 +654,29 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
         None
     } else if let Some(since) = settled.disputed_at.filter(|since| pending(*since)) {
         // Soon at first (the answer was merely late or lost), then ever more rarely.
-        let pause = at.now.since(since).clamp(Duration::from_secs(1), schedule::MISS_INTERVAL);
-        Some(Ask { at: at.now.plus(pause), urgent: true })
+        let pause = at
+            .now
+            .since(since)
+            .clamp(Duration::from_secs(1), schedule::MISS_INTERVAL);
+        Some(Ask {
+            at: at.now.plus(pause),
+            urgent: true,
+        })
     } else {
         let span = *schedule::CHECKS.get(settled.checks? as usize)?;
         let next = settled.at.plus(span).max(at.now.plus(schedule::CHECKS[0]));
-        pending(settled.at).then_some(Ask { at: next, urgent: false })
+        pending(settled.at).then_some(Ask {
+            at: next,
+            urgent: false,
+        })
     }
 }
 
 /// A settled run hears an end, its own or another.
 fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Settled(settled) = &mut run.phase else { unreachable!("called once settled") };
+    let Phase::Settled(settled) = &mut run.phase else {
+        unreachable!("called once settled")
+    };
     let belief = &settled.belief;
     let authoritative = voice.trust == Trust::Authoritative;
     let outranks = voice.outranks(belief, at.policy.latch);
@@ -589,10 +704,21 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
     let previous = belief.ending.outcome;
     let overtaken = voice.overtaken_by(belief);
     // A refinement keeps the authority of what it refines.
-    let (trust, asked_at) = if outranks { (voice.trust, voice.asked_at) } else { (belief.trust, belief.asked_at) };
-    settled.belief = Voice { trust, asked_at, ..voice };
+    let (trust, asked_at) = if outranks {
+        (voice.trust, voice.asked_at)
+    } else {
+        (belief.trust, belief.asked_at)
+    };
+    settled.belief = Voice {
+        trust,
+        asked_at,
+        ..voice
+    };
     settled.amendments += 1;
-    let publication = Publication::Amendment { number: settled.amendments, previous };
+    let publication = Publication::Amendment {
+        number: settled.amendments,
+        previous,
+    };
     if authoritative && !overtaken {
         settled.confirm();
     } else if overtaken || settled.belief.trust < Trust::Authoritative {
@@ -615,8 +741,11 @@ impl Settled {
             return;
         }
         self.disputed_at = self.disputed_at.filter(|since| *since > heard.asked_at);
-        let due =
-            |done: u32| schedule::CHECKS.get(done as usize).is_some_and(|span| self.at.plus(*span) <= heard.asked_at);
+        let due = |done: u32| {
+            schedule::CHECKS
+                .get(done as usize)
+                .is_some_and(|span| self.at.plus(*span) <= heard.asked_at)
+        };
         self.checks = self.checks.map(|done| done + u32::from(due(done)));
     }
 }
@@ -624,7 +753,9 @@ impl Settled {
 impl Run {
     /// When the run began, as far as anybody said; else when we first heard of it.
     pub fn opened_at(&self) -> At {
-        self.detail.opened_at.map_or(self.known_since, |told| told.min(self.known_since))
+        self.detail
+            .opened_at
+            .map_or(self.known_since, |told| told.min(self.known_since))
     }
 
     /// Whether it is to be asked about without waiting for the source's cron gate.
@@ -634,7 +765,9 @@ impl Run {
 
     /// The clock may have been stepped back: nothing is held for longer because of it.
     fn clamp(&mut self, policy: &Policy, now: At) {
-        let Phase::Open(open) = &mut self.phase else { return };
+        let Phase::Open(open) = &mut self.phase else {
+            return;
+        };
         if let Some(held) = &mut open.claim {
             held.until = held.until.min(now.plus(policy.confirm_timeout));
         }
@@ -653,7 +786,10 @@ impl Run {
             }
             Via::Poll => {
                 self.asks = self.asks.saturating_add(1);
-                if let Phase::Open(Open { claim: Some(held), .. }) = &mut self.phase {
+                if let Phase::Open(Open {
+                    claim: Some(held), ..
+                }) = &mut self.phase
+                {
                     held.asks += 1;
                 }
                 if heard.claim != Claim::Nothing {
@@ -669,8 +805,16 @@ impl Run {
 
     /// The voice, saying as exactly as anybody did what it says.
     fn refined(&self, mut voice: Voice) -> Voice {
-        if let Some(finer) = voice.ending.covers.filter(|finer| self.told.contains(finer)) {
-            voice.ending = Ending { outcome: finer, covers: None, ..voice.ending };
+        if let Some(finer) = voice
+            .ending
+            .covers
+            .filter(|finer| self.told.contains(finer))
+        {
+            voice.ending = Ending {
+                outcome: finer,
+                covers: None,
+                ..voice.ending
+            };
         }
         voice
     }
@@ -699,8 +843,13 @@ impl Run {
 
     /// A hint: at most the next poll comes sooner.
     fn hint(&mut self, at: &Circumstances<'_>) -> Effect {
-        let recent = self.hinted_at.is_some_and(|last| at.now.since(last) < schedule::HINT_INTERVAL);
-        if recent || !at.policy.can_ask || self.ask.is_some_and(|ask| ask.urgent && ask.at <= at.now) {
+        let recent = self
+            .hinted_at
+            .is_some_and(|last| at.now.since(last) < schedule::HINT_INTERVAL);
+        if recent
+            || !at.policy.can_ask
+            || self.ask.is_some_and(|ask| ask.urgent && ask.at <= at.now)
+        {
             return Effect::Ignored;
         }
         self.hinted_at = Some(at.now);
@@ -711,8 +860,11 @@ impl Run {
     /// A voice without the last word contradicts what was published: we ask, unless that was an
     /// answer already which no later one can outrank.
     fn dispute(&mut self, at: &Circumstances<'_>) {
-        let Phase::Settled(settled) = &mut self.phase else { return };
-        let final_word = settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
+        let Phase::Settled(settled) = &mut self.phase else {
+            return;
+        };
+        let final_word =
+            settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
         if settled.disputes < DISPUTES_MAX && !final_word {
             settled.disputes += 1;
             settled.disputed_at = Some(at.now);
@@ -725,25 +877,48 @@ impl Run {
     }
 
     fn ask_urgently(&mut self, when: At, policy: &Policy) {
-        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: true });
+        self.ask = policy.can_ask.then_some(Ask {
+            at: when,
+            urgent: true,
+        });
     }
 
     fn ask_at(&mut self, when: At, policy: &Policy) {
-        self.ask = policy.can_ask.then_some(Ask { at: when, urgent: false });
+        self.ask = policy.can_ask.then_some(Ask {
+            at: when,
+            urgent: false,
+        });
     }
 
     /// After an answer that left the run open.
     fn ask_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
-            Phase::Open(Open { seen: Some(seen), .. }) => {
+            Phase::Open(Open {
+                seen: Some(seen), ..
+            }) => {
                 let due = seen.heard_at.plus(at.policy.grace);
-                self.ask_urgently(due.max(schedule::after_failing_since(due, at.now)), at.policy);
+                self.ask_urgently(
+                    due.max(schedule::after_failing_since(due, at.now)),
+                    at.policy,
+                );
             }
-            Phase::Open(Open { claim: Some(held), .. }) => {
-                self.ask_urgently(schedule::after_lag(held.asks.saturating_sub(1), at.now), at.policy);
+            Phase::Open(Open {
+                claim: Some(held), ..
+            }) => {
+                self.ask_urgently(
+                    schedule::after_lag(held.asks.saturating_sub(1), at.now),
+                    at.policy,
+                );
             }
             _ => {
-                let when = schedule::next(at.policy, self.opened_at(), self.asks, self.overdue, at.seed, at.now);
+                let when = schedule::next(
+                    at.policy,
+                    self.opened_at(),
+                    self.asks,
+                    self.overdue,
+                    at.seed,
+                    at.now,
+                );
                 self.ask_at(when, at.policy);
             }
         }
@@ -752,9 +927,17 @@ impl Run {
     /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
     /// makes the origin a webhook.
     fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
-        let Phase::Open(open) = &self.phase else { unreachable!("a run settles once") };
+        let Phase::Open(open) = &self.phase else {
+            unreachable!("a run settles once")
+        };
         let latch = at.policy.latch;
-        let stronger = |best, other: &Voice| if other.outranks(&best, latch) { other.clone() } else { best };
+        let stronger = |best, other: &Voice| {
+            if other.outranks(&best, latch) {
+                other.clone()
+            } else {
+                best
+            }
+        };
         let claim = open.claim.as_ref().map(|held| &held.voice);
         let told_by = claim.unwrap_or(&voice).via;
         let voice = open.held().fold(voice, stronger);
@@ -767,8 +950,16 @@ impl Run {
         let overtaken = claim.is_some_and(|claim| voice.overtaken_by(claim));
         let belief = self.refined(voice);
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
-        let settled =
-            Settled { belief, origin, confirmed, at: at.now, amendments: 0, disputes: 0, disputed_at: None, checks };
+        let settled = Settled {
+            belief,
+            origin,
+            confirmed,
+            at: at.now,
+            amendments: 0,
+            disputes: 0,
+            disputed_at: None,
+            checks,
+        };
         self.ask = next_look(&settled, at);
         self.phase = Phase::Settled(settled);
         if overtaken {
@@ -787,8 +978,12 @@ impl Run {
         let overdue = (!self.overdue).then(|| self.opened_at().plus(policy.deadline));
         let held = open.held_until(policy);
         let end = self.known_since.plus(policy.give_up);
-        let given_up =
-            if end > now { end } else { now.plus(Duration::from_secs(60)).min(end.plus(schedule::LAST_CHANCE)) };
+        let given_up = if end > now {
+            end
+        } else {
+            now.plus(Duration::from_secs(60))
+                .min(end.plus(schedule::LAST_CHANCE))
+        };
         self.wake_at = [overdue, held, Some(given_up)].into_iter().flatten().min();
     }
 }

@@ -5,10 +5,10 @@
 //! claimed), [`decide`] (what we conclude), [`schedule`] (when to ask next), [`record`] (what the
 //! feed says).
 
-pub mod schedule;
 pub mod decide;
 pub mod observation;
 pub mod record;
+pub mod schedule;
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,9 @@ use jiff::fmt::temporal::DateTimePrinter;
 use serde::{Deserialize, Serialize};
 
 /// A moment: milliseconds since the Unix epoch, UTC. Always passed in, never read here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct At(pub i64);
 
@@ -28,14 +30,18 @@ impl At {
     /// This moment plus `span`, saturating.
     #[must_use]
     pub fn plus(self, span: Duration) -> At {
-        At(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        At(self
+            .0
+            .saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// RFC 3339, UTC, with milliseconds: the form of every time on the wire.
     pub fn rfc3339(self) -> String {
         const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
-        jiff::Timestamp::from_millisecond(self.0)
-            .map_or_else(|_| "9999-12-31T23:59:59.999Z".to_owned(), |at| PRINTER.timestamp_to_string(&at))
+        jiff::Timestamp::from_millisecond(self.0).map_or_else(
+            |_| "9999-12-31T23:59:59.999Z".to_owned(),
+            |at| PRINTER.timestamp_to_string(&at),
+        )
     }
 
     /// How long ago `earlier` was; zero when it lies ahead (clocks step back).
@@ -175,7 +181,11 @@ pub struct SourceName(String);
 impl SourceName {
     /// Reads a name.
     pub fn new(name: &str) -> Result<SourceName, NotAName> {
-        if is_name(name) { Ok(SourceName(name.to_owned())) } else { Err(NotAName(name.to_owned())) }
+        if is_name(name) {
+            Ok(SourceName(name.to_owned()))
+        } else {
+            Err(NotAName(name.to_owned()))
+        }
     }
 
     /// The name as text.
@@ -208,7 +218,10 @@ pub fn is_name(text: &str) -> bool {
 
 /// Text that cannot be the id of a run.
 #[derive(Debug, thiserror::Error)]
-#[error("a run id has 1 to {} characters and no control characters or spaces", RunId::BYTES_MAX)]
+#[error(
+    "a run id has 1 to {} characters and no control characters or spaces",
+    RunId::BYTES_MAX
+)]
 pub struct NotARunId;
 
 /// A provider's name for one run. Opaque, but bounded and printable, since it travels in paths,

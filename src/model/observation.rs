@@ -56,12 +56,20 @@ pub struct Ending {
 impl Ending {
     /// An ending that under `confirm = "auto"` needs an authoritative answer beside it.
     pub const fn needs_answer(outcome: Outcome) -> Ending {
-        Ending { outcome, covers: None, sufficient: false }
+        Ending {
+            outcome,
+            covers: None,
+            sufficient: false,
+        }
     }
 
     /// An ending that settles by itself under `confirm = "auto"`.
     pub const fn sufficient(outcome: Outcome) -> Ending {
-        Ending { outcome, covers: None, sufficient: true }
+        Ending {
+            outcome,
+            covers: None,
+            sufficient: true,
+        }
     }
 }
 
@@ -101,10 +109,19 @@ pub struct Detail {
 impl Detail {
     /// Replaces every text that came from outside.
     pub fn rewrite(&mut self, with: impl Fn(String) -> String) {
-        for text in [&mut self.provider_status, &mut self.group_id, &mut self.reason, &mut self.error] {
+        for text in [
+            &mut self.provider_status,
+            &mut self.group_id,
+            &mut self.reason,
+            &mut self.error,
+        ] {
             *text = text.take().map(&with);
         }
-        for value in self.metadata.iter_mut().flat_map(|metadata| metadata.values_mut()) {
+        for value in self
+            .metadata
+            .iter_mut()
+            .flat_map(|metadata| metadata.values_mut())
+        {
             if let serde_json::Value::String(text) = value {
                 *text = with(std::mem::take(text));
             }
@@ -121,7 +138,9 @@ pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// Whether metadata can be carried along.
 pub fn portable(metadata: &serde_json::Map<String, serde_json::Value>) -> bool {
-    metadata.values().all(|value| depth(value) < METADATA_DEPTH_MAX)
+    metadata
+        .values()
+        .all(|value| depth(value) < METADATA_DEPTH_MAX)
         && serde_json::to_vec(metadata).is_ok_and(|text| text.len() <= METADATA_BYTES_MAX)
 }
 
@@ -228,8 +247,15 @@ impl Voice {
     /// Whether this is an answer to a question that was asked before a webhook told another end: it
     /// is believed, being an answer, but only a new one decides.
     pub fn overtaken_by(&self, told: &Voice) -> bool {
-        let (answer, webhook) = (self.trust == Trust::Authoritative, told.trust < Trust::Authoritative);
-        answer && webhook && told.trust > Trust::Hint && self.asked_at < told.heard_at && !self.allows(told)
+        let (answer, webhook) = (
+            self.trust == Trust::Authoritative,
+            told.trust < Trust::Authoritative,
+        );
+        answer
+            && webhook
+            && told.trust > Trust::Hint
+            && self.asked_at < told.heard_at
+            && !self.allows(told)
     }
 
     /// Whether both say the same end: the material projection of an ending is its outcome.
@@ -262,7 +288,10 @@ mod tests {
 
     #[test]
     fn metadata_nests_less_than_64_deep() {
-        let around: [fn(Value) -> Value; 2] = [|inner| json!([1, inner, 1]), |inner| json!({"a": 1, "b": inner})];
+        let around: [fn(Value) -> Value; 2] = [
+            |inner| json!([1, inner, 1]),
+            |inner| json!({"a": 1, "b": inner}),
+        ];
         for around in around {
             let nested = |depth| metadata((0..depth).fold(json!(1), |inner, _| around(inner)));
             assert!(portable(&nested(0)) && portable(&nested(63)));
@@ -284,12 +313,26 @@ mod tests {
             group_id: Some("b".to_owned()),
             reason: Some("c".to_owned()),
             error: Some("d".to_owned()),
-            metadata: Some(Map::from_iter([("e".to_owned(), json!("f")), ("g".to_owned(), json!(1))])),
+            metadata: Some(Map::from_iter([
+                ("e".to_owned(), json!("f")),
+                ("g".to_owned(), json!(1)),
+            ])),
             ..Detail::default()
         };
         detail.rewrite(|text| text.to_uppercase());
-        let texts = [&detail.provider_status, &detail.group_id, &detail.reason, &detail.error];
-        assert_eq!(texts.map(|text| text.as_deref().unwrap()), ["A", "B", "C", "D"]);
-        assert_eq!(Value::Object(detail.metadata.unwrap()), json!({"e": "F", "g": 1}));
+        let texts = [
+            &detail.provider_status,
+            &detail.group_id,
+            &detail.reason,
+            &detail.error,
+        ];
+        assert_eq!(
+            texts.map(|text| text.as_deref().unwrap()),
+            ["A", "B", "C", "D"]
+        );
+        assert_eq!(
+            Value::Object(detail.metadata.unwrap()),
+            json!({"e": "F", "g": 1})
+        );
     }
 }

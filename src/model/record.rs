@@ -39,9 +39,16 @@ impl Cursor {
     /// Reads a cursor.
     pub fn parse(text: &str) -> Option<Cursor> {
         let (epoch, seq) = text.split_once('.')?;
-        let plain = !epoch.is_empty() && epoch.len() <= 32 && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let plain = !epoch.is_empty()
+            && epoch.len() <= 32
+            && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let digits = !seq.is_empty() && seq.bytes().all(|byte| byte.is_ascii_digit());
-        (plain && digits).then(|| Some(Cursor { epoch: epoch.to_owned(), seq: seq.parse().ok()? }))?
+        (plain && digits).then(|| {
+            Some(Cursor {
+                epoch: epoch.to_owned(),
+                seq: seq.parse().ok()?,
+            })
+        })?
     }
 }
 
@@ -148,10 +155,18 @@ struct StatusData<'a> {
 }
 
 /// Renders what `publication` says about `run` at `now`.
-pub fn draft(about: About<'_>, run: &Run, publication: Publication, payload: Payload<'_>, now: At) -> Draft {
+pub fn draft(
+    about: About<'_>,
+    run: &Run,
+    publication: Publication,
+    payload: Payload<'_>,
+    now: At,
+) -> Draft {
     let (record_type, suffix) = match publication {
         Publication::Completion => (RecordType::Completion, "completion".to_owned()),
-        Publication::Amendment { number, .. } => (RecordType::Amendment, format!("amendment:{number}")),
+        Publication::Amendment { number, .. } => {
+            (RecordType::Amendment, format!("amendment:{number}"))
+        }
         Publication::Status(number) => (RecordType::Status, format!("status:{number}")),
     };
     let id = format!("{}:{suffix}", about.key);
@@ -172,10 +187,18 @@ pub fn draft(about: About<'_>, run: &Run, publication: Publication, payload: Pay
         group_id: run.detail.group_id.as_deref(),
     };
     let data = match &run.phase {
-        Phase::Settled(settled) => with_payload(json(&end(about, run, settled, publication, common)), payload),
+        Phase::Settled(settled) => with_payload(
+            json(&end(about, run, settled, publication, common)),
+            payload,
+        ),
         Phase::Open(_) => json(&status(run, common, now)),
     };
-    Draft { record_type, id, envelope, data }
+    Draft {
+        record_type,
+        id,
+        envelope,
+        data,
+    }
 }
 
 fn end<'a>(
@@ -185,7 +208,14 @@ fn end<'a>(
     publication: Publication,
     common: Common<'a>,
 ) -> EndData<'a> {
-    let Detail { provider_status, reason, error, counters, provider_time, .. } = &settled.belief.detail;
+    let Detail {
+        provider_status,
+        reason,
+        error,
+        counters,
+        provider_time,
+        ..
+    } = &settled.belief.detail;
     let previous_outcome = match publication {
         Publication::Amendment { previous, .. } => Some(previous),
         _ => None,
@@ -245,14 +275,25 @@ fn status<'a>(run: &'a Run, common: Common<'a>, now: At) -> StatusData<'a> {
 pub fn json(value: &impl Serialize) -> String {
     // Room for nearly all of them: growing there bit by bit is a twentieth of what a webhook costs.
     let mut text = Vec::with_capacity(1024);
-    serde_json::to_writer(&mut text, value).expect("our own types have string keys and cannot fail to render");
+    serde_json::to_writer(&mut text, value)
+        .expect("our own types have string keys and cannot fail to render");
     String::from_utf8(text).expect("JSON is text")
 }
 
 /// The whole line, without its newline.
 pub fn line(envelope: &str, epoch: &str, seq: i64, data: &str) -> String {
     let open = envelope.strip_suffix('}').unwrap_or(envelope);
-    [open, ",\"cursor\":\"", epoch, ".", &seq.to_string(), "\",\"data\":", data, "}"].concat()
+    [
+        open,
+        ",\"cursor\":\"",
+        epoch,
+        ".",
+        &seq.to_string(),
+        "\",\"data\":",
+        data,
+        "}",
+    ]
+    .concat()
 }
 
 /// How deep a payload may nest. Common parsers stop at 128, and a record puts it two levels down.
@@ -308,7 +349,10 @@ fn compact(json: &str) -> Option<Cow<'_, str>> {
 /// Where the closing quote of a string stands whose opening one came before `rest`.
 fn string_end(rest: &[u8]) -> usize {
     let mut at = 0;
-    while let Some(next) = rest.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+    while let Some(next) = rest
+        .get(at..)
+        .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
+    {
         at += next;
         if rest[at] == b'"' {
             return at;
@@ -368,32 +412,66 @@ mod tests {
     #[test]
     fn compacting_keeps_strings_and_drops_the_rest() {
         let json = "{ \"a b\" : [ 1 ,\n\t2 ], \"q\\\" \\\\\" : \" \\n \" }";
-        assert_eq!(compact(json).as_deref(), Some("{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}"));
+        assert_eq!(
+            compact(json).as_deref(),
+            Some("{\"a b\":[1,2],\"q\\\" \\\\\":\" \\n \"}")
+        );
     }
 
     #[test]
     fn a_payload_that_some_parser_would_refuse_is_not_inlined() {
         let deep = format!("{}1{}", "[".repeat(101), "]".repeat(101));
-        for bad in [r#"{"a":"\ud800"}"#, r#"{"a":1e999}"#, r#"{"a":NaN}"#, "{", "", &deep] {
+        for bad in [
+            r#"{"a":"\ud800"}"#,
+            r#"{"a":1e999}"#,
+            r#"{"a":NaN}"#,
+            "{",
+            "",
+            &deep,
+        ] {
             assert!(payload_text(bad.as_bytes()).is_none(), "{bad}");
         }
         let shallow = format!("{}1{}", "[".repeat(100), "]".repeat(100));
-        for good in [r#"{"a":"\ud83d\ude00","b":12345678901234567890123}"#, "null", &shallow] {
-            assert_eq!(payload_text(good.as_bytes()).as_ref().map(PayloadText::get), Some(good));
+        for good in [
+            r#"{"a":"\ud83d\ude00","b":12345678901234567890123}"#,
+            "null",
+            &shallow,
+        ] {
+            assert_eq!(
+                payload_text(good.as_bytes()).as_ref().map(PayloadText::get),
+                Some(good)
+            );
         }
     }
 
     #[test]
     fn cursors_are_read_back_and_nonsense_is_not() {
-        let cursor = Cursor { epoch: "k3v9".to_owned(), seq: 42 };
+        let cursor = Cursor {
+            epoch: "k3v9".to_owned(),
+            seq: 42,
+        };
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
-        for bad in ["", ".", "k.", ".4", "k.-1", "k.+1", "k.4x", "k 3.4", "k.99999999999999999999", "earliest"] {
+        for bad in [
+            "",
+            ".",
+            "k.",
+            ".4",
+            "k.-1",
+            "k.+1",
+            "k.4x",
+            "k 3.4",
+            "k.99999999999999999999",
+            "earliest",
+        ] {
             assert_eq!(Cursor::parse(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn the_cursor_is_spliced_before_the_data() {
-        assert_eq!(line(r#"{"id":"x"}"#, "e", 7, r#"{"a":1}"#), r#"{"id":"x","cursor":"e.7","data":{"a":1}}"#);
+        assert_eq!(
+            line(r#"{"id":"x"}"#, "e", 7, r#"{"a":1}"#),
+            r#"{"id":"x","cursor":"e.7","data":{"a":1}}"#
+        );
     }
 }

@@ -69,8 +69,13 @@ pub const LOOK_FOR: Duration = Duration::from_secs(2 * 86_400);
 /// An overdue run is asked about this many times less often.
 const OVERDUE_STRETCH: u32 = 12;
 /// Waiting times while a provider's own store lags behind its webhook.
-const LAG: [Duration; 5] =
-    [SECOND, Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
+const LAG: [Duration; 5] = [
+    SECOND,
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
 
 const _: () = assert!(CHECKS[1].as_secs() < LOOK_FOR.as_secs());
 const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSES_SPAN.as_secs());
@@ -105,7 +110,8 @@ pub fn after_failing_since(due: At, now: At) -> At {
 /// `first_poll × 1.6ⁿ`, at most `max_interval`, ±20 %.
 fn interval(policy: &Policy, asks: u32, overdue: bool, seed: u64) -> Duration {
     let cap = policy.max_interval.max(policy.first_poll);
-    let grown = policy.first_poll.as_secs_f64() * 1.6_f64.powi(i32::try_from(asks.min(64)).unwrap_or(64));
+    let grown =
+        policy.first_poll.as_secs_f64() * 1.6_f64.powi(i32::try_from(asks.min(64)).unwrap_or(64));
     let base = if overdue {
         cap.saturating_mul(OVERDUE_STRETCH)
     } else {
@@ -131,7 +137,9 @@ pub fn seed(source: &str, run_id: &str) -> u64 {
         .bytes()
         .chain([0])
         .chain(run_id.bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
 }
 
 #[cfg(test)]
@@ -177,8 +185,15 @@ pub(crate) mod tests {
     #[test]
     fn jitter_is_the_same_in_every_version() {
         // The first numbers of splitmix64, and FNV-1a of "s", a nought and "a".
-        let first = [0.883_310_808_213_642_6, 0.566_561_575_172_280_9, 0.893_942_920_283_184_5];
-        assert_eq!([0, 1, u64::MAX].map(unit).map(f64::to_bits), first.map(f64::to_bits));
+        let first = [
+            0.883_310_808_213_642_6,
+            0.566_561_575_172_280_9,
+            0.893_942_920_283_184_5,
+        ];
+        assert_eq!(
+            [0, 1, u64::MAX].map(unit).map(f64::to_bits),
+            first.map(f64::to_bits)
+        );
         assert_eq!(seed("s", "a"), 0x81bd_7e19_5c76_b9c5);
         let after = |asks| next(&policy(), At(0), asks, false, 7, At(0));
         assert_eq!((after(0), after(3)), (At(17_607), At(84_305)));
@@ -187,7 +202,10 @@ pub(crate) mod tests {
     #[test]
     fn a_landmark_is_never_slept_through() {
         const AGES: &[Duration] = &[Duration::from_secs(900), Duration::from_secs(960)];
-        let policy = Policy { landmarks: AGES, ..policy() };
+        let policy = Policy {
+            landmarks: AGES,
+            ..policy()
+        };
         let at = next(&policy, At(0), 50, false, 3, At(800_000));
         assert_eq!(at, At(900_000));
         assert_eq!(next(&policy, At(0), 50, false, 3, At(900_000)), At(960_000));

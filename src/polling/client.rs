@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 
-use crate::polling::exchange::{Errand, Next};
 use crate::limits;
+use crate::model::decide::Run;
+use crate::model::{At, RunId};
+use crate::polling::exchange::{Errand, Next};
 use crate::polling::rate_limit::Pace;
 use crate::providers::{Answer, Hearing, Method, Question, Response};
 use crate::reconciler::{Clock, Member};
 use crate::report::Report;
-use crate::model::decide::Run;
-use crate::model::{At, RunId};
 
 /// The one HTTP client of the process.
 #[derive(Clone)]
@@ -40,12 +40,20 @@ impl Calls {
     async fn ask(&self, member: &Member, question: &Question) -> Answer {
         match tokio::time::timeout(question.timeout, self.exchange(member, question)).await {
             Ok(Ok(response)) => Answer::Http(response),
-            Ok(Err(error)) => Answer::Failed { what: describe(error) },
-            Err(_) => Answer::Failed { what: format!("no answer within {} s", question.timeout.as_secs()) },
+            Ok(Err(error)) => Answer::Failed {
+                what: describe(error),
+            },
+            Err(_) => Answer::Failed {
+                what: format!("no answer within {} s", question.timeout.as_secs()),
+            },
         }
     }
 
-    async fn exchange(&self, member: &Member, question: &Question) -> Result<Response, reqwest::Error> {
+    async fn exchange(
+        &self,
+        member: &Member,
+        question: &Question,
+    ) -> Result<Response, reqwest::Error> {
         let source = &member.source;
         let url = format!("{}{}", source.base_url, question.path);
         let mut request = match question.method {
@@ -53,21 +61,31 @@ impl Calls {
             Method::Post => self.client.post(url),
         };
         if let Some(body) = &question.body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
+            request = request
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone());
         }
         if let Some(key) = &source.api_key {
             let (name, prefix) = source.provider.key_header();
-            let mut value =
-                HeaderValue::from_str(&format!("{prefix}{}", key.expose())).unwrap_or(HeaderValue::from_static(""));
+            let mut value = HeaderValue::from_str(&format!("{prefix}{}", key.expose()))
+                .unwrap_or(HeaderValue::from_static(""));
             value.set_sensitive(true);
-            request = request.header(HeaderName::from_bytes(name.as_bytes()).unwrap_or(DATE), value);
+            request = request.header(
+                HeaderName::from_bytes(name.as_bytes()).unwrap_or(DATE),
+                value,
+            );
         }
         let mut answer = request.send().await?;
-        let mut response =
-            Response { status: answer.status().as_u16(), headers: headers(answer.headers()), ..Response::default() };
+        let mut response = Response {
+            status: answer.status().as_u16(),
+            headers: headers(answer.headers()),
+            ..Response::default()
+        };
         while let Some(chunk) = answer.chunk().await? {
             let room = question.bytes_max - response.body.len();
-            response.body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            response
+                .body
+                .extend_from_slice(&chunk[..chunk.len().min(room)]);
             if chunk.len() > room {
                 response.truncated = true;
                 break;
@@ -79,7 +97,12 @@ impl Calls {
 
 fn headers(map: &reqwest::header::HeaderMap) -> Vec<(String, String)> {
     map.iter()
-        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (
+                name.as_str().to_owned(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
         .collect()
 }
 
@@ -109,7 +132,13 @@ impl Asker {
     /// A voice with a fresh pace.
     pub fn new(member: Arc<Member>, calls: Calls, clock: Clock) -> Asker {
         let pace = Pace::new(member.source.rate, clock());
-        Asker { member, calls, pace: Mutex::new(pace), skew_ms: Mutex::new(None), clock }
+        Asker {
+            member,
+            calls,
+            pace: Mutex::new(pace),
+            skew_ms: Mutex::new(None),
+            clock,
+        }
     }
 
     /// The pace, for looking at and for asking permission.
@@ -156,7 +185,11 @@ impl Asker {
         mut paid: bool,
     ) -> Option<(Report, Option<(Errand, Question)>)> {
         loop {
-            let answer = if paid { self.ask_now(&question).await } else { self.ask(&question).await? };
+            let answer = if paid {
+                self.ask_now(&question).await
+            } else {
+                self.ask(&question).await?
+            };
             paid = false;
             match errand.go_on(question, answer, (self.clock)()) {
                 Next::Ask(on, further) => (errand, question) = (on, further),
@@ -169,7 +202,9 @@ impl Asker {
     /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
     pub async fn inquire(&self, run_id: &RunId, run: &Run) -> Option<Report> {
         let (errand, question) = Errand::about(&self.member, run_id, run, (self.clock)());
-        self.run(errand, question, true).await.map(|(report, _)| report)
+        self.run(errand, question, true)
+            .await
+            .map(|(report, _)| report)
     }
 
     fn learn(&self, hearing: &Hearing, now: At) {
@@ -179,7 +214,11 @@ impl Asker {
         pace.told(hearing, now, self.member.seed());
         match (was_open, pace.state(now).breaker) {
             (false, Some(breaker)) => {
-                tracing::error!(source, why = breaker.why, "polling stops until the key works; check the API key");
+                tracing::error!(
+                    source,
+                    why = breaker.why,
+                    "polling stops until the key works; check the API key"
+                );
             }
             (true, None) => tracing::info!(source, "the key works again; polling goes on"),
             _ => {}
@@ -190,8 +229,12 @@ impl Asker {
     }
 
     fn note_skew(&self, answer: &Answer, now: At) {
-        let Answer::Http(response) = answer else { return };
-        let date = response.header("date").and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        let Answer::Http(response) = answer else {
+            return;
+        };
+        let date = response
+            .header("date")
+            .and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
         if let Some(date) = date {
             *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(date.timestamp().as_millisecond() - now.0);

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use crate::limits;
+use crate::model::decide::Run;
+use crate::model::{At, Kind, RunId};
 use crate::providers::{Answer, Question, Subject};
 use crate::reconciler::Member;
 use crate::report::{AnswerHead, Head, PollHead, Report, SweepHead};
-use crate::model::decide::Run;
-use crate::model::{At, Kind, RunId};
 
 /// Something that is being asked of a source's provider.
 pub struct Errand {
@@ -60,7 +60,9 @@ impl Errand {
         let source = &member.source;
         let inquiry = Inquiry {
             run_id: run_id.clone(),
-            kind: run.kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings)),
+            kind: run
+                .kind
+                .unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings)),
             guessed: run.kind.is_none() && source.provider.guesses_kind(),
             group_id: run.detail.group_id.clone(),
             asked_at: now,
@@ -68,7 +70,13 @@ impl Errand {
             answers: Vec::new(),
         };
         let question = source.provider.status_question(&inquiry.subject(member));
-        (Errand { member: member.clone(), about: About::Run(inquiry) }, question)
+        (
+            Errand {
+                member: member.clone(),
+                about: About::Run(inquiry),
+            },
+            question,
+        )
     }
 
     /// To read the provider's list from its first page on. `None`: it has none, or we have no key.
@@ -77,16 +85,43 @@ impl Errand {
         Errand::page(member, None, 1, now)
     }
 
-    fn page(member: &Arc<Member>, token: Option<String>, number: usize, now: At) -> Option<(Errand, Question)> {
-        let question = member.source.provider.list_question(token.as_deref(), &member.source.settings)?;
-        let page = Page { token, number, asked_at: now };
-        Some((Errand { member: member.clone(), about: About::Page(page) }, question))
+    fn page(
+        member: &Arc<Member>,
+        token: Option<String>,
+        number: usize,
+        now: At,
+    ) -> Option<(Errand, Question)> {
+        let question = member
+            .source
+            .provider
+            .list_question(token.as_deref(), &member.source.settings)?;
+        let page = Page {
+            token,
+            number,
+            asked_at: now,
+        };
+        Some((
+            Errand {
+                member: member.clone(),
+                about: About::Page(page),
+            },
+            question,
+        ))
     }
 
     /// To find out whether the key works again.
     pub fn probe(member: &Arc<Member>) -> (Errand, Question) {
-        let question = member.source.provider.canary_question(&member.source.settings);
-        (Errand { member: member.clone(), about: About::Key }, question)
+        let question = member
+            .source
+            .provider
+            .canary_question(&member.source.settings);
+        (
+            Errand {
+                member: member.clone(),
+                about: About::Key,
+            },
+            question,
+        )
     }
 
     /// Goes on after the answer to `question`, which came at `now`.
@@ -115,27 +150,81 @@ impl Inquiry {
         self.paths.push(question.path);
         self.answers.push(answer);
         if self.answers.len() < limits::QUESTIONS_PER_POLL_MAX
-            && let Some(further) = member.source.provider.follow_up(&self.subject(&member), &self.answers)
+            && let Some(further) = member
+                .source
+                .provider
+                .follow_up(&self.subject(&member), &self.answers)
         {
-            return Next::Ask(Errand { member, about: About::Run(self) }, further);
+            return Next::Ask(
+                Errand {
+                    member,
+                    about: About::Run(self),
+                },
+                further,
+            );
         }
-        let Inquiry { run_id, kind, guessed, group_id, asked_at, paths, answers } = self;
-        let split = paths.into_iter().zip(answers).map(|(path, answer)| AnswerHead::split(path, answer));
+        let Inquiry {
+            run_id,
+            kind,
+            guessed,
+            group_id,
+            asked_at,
+            paths,
+            answers,
+        } = self;
+        let split = paths
+            .into_iter()
+            .zip(answers)
+            .map(|(path, answer)| AnswerHead::split(path, answer));
         let (answers, bodies): (Vec<_>, Vec<_>) = split.unzip();
-        let head = Head::Poll(PollHead { run_id, kind, guessed, group_id, asked_at, answers });
-        Next::Report(Report { source: member.id, at: now, head, body: bodies.concat() }, None)
+        let head = Head::Poll(PollHead {
+            run_id,
+            kind,
+            guessed,
+            group_id,
+            asked_at,
+            answers,
+        });
+        Next::Report(
+            Report {
+                source: member.id,
+                at: now,
+                head,
+                body: bodies.concat(),
+            },
+            None,
+        )
     }
 }
 
 impl Page {
     fn turn(self, member: &Arc<Member>, question: Question, answer: Answer, now: At) -> Next {
-        let Page { token, number, asked_at } = self;
+        let Page {
+            token,
+            number,
+            asked_at,
+        } = self;
         let source = &member.source;
-        let next = source.provider.read_list(token.as_deref(), &answer, &source.settings, asked_at).next;
+        let next = source
+            .provider
+            .read_list(token.as_deref(), &answer, &source.settings, asked_at)
+            .next;
         let (answer, body) = AnswerHead::split(question.path, answer);
-        let head = Head::Sweep(SweepHead { page: token, asked_at, answer });
-        let report = Report { source: member.id, at: now, head, body };
+        let head = Head::Sweep(SweepHead {
+            page: token,
+            asked_at,
+            answer,
+        });
+        let report = Report {
+            source: member.id,
+            at: now,
+            head,
+            body,
+        };
         let next = next.filter(|_| number < limits::SWEEP_PAGES_MAX);
-        Next::Report(report, next.and_then(|next| Errand::page(member, Some(next), number + 1, now)))
+        Next::Report(
+            report,
+            next.and_then(|next| Errand::page(member, Some(next), number + 1, now)),
+        )
     }
 }

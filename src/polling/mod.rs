@@ -15,12 +15,12 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 
-use crate::polling::client::Asker;
+use crate::ledger::{Reader, StoreError, View};
 use crate::limits;
+use crate::model::At;
+use crate::polling::client::Asker;
 use crate::reconciler::{Clock, Fleet, Handle};
 use crate::report::{Head, Report};
-use crate::model::At;
-use crate::ledger::{Reader, StoreError, View};
 
 pub use scheduler::{Begun, Found, Rounds, Task, Wanted};
 
@@ -35,7 +35,12 @@ pub struct Poller {
 impl Poller {
     /// A loop for one source.
     pub fn new(asker: Arc<Asker>, ledger: Handle, reader: Reader, clock: Clock) -> Poller {
-        Poller { asker, ledger, reader, clock }
+        Poller {
+            asker,
+            ledger,
+            reader,
+            clock,
+        }
     }
 
     /// Asks until `stop` turns true; what is under way then is dropped, and asked again after the
@@ -49,7 +54,9 @@ impl Poller {
             let begun = rounds.strike(&mut self.asker.pace(), now);
             let (due, look_again) = self.due(&mut rounds, now).await;
             under_way.extend(begun.into_iter().chain(due).map(|begun| self.work(begun)));
-            let wait = look_again.min(rounds.next_at(&self.asker.pace())).min(now.plus(limits::POLLER_IDLE_MAX));
+            let wait = look_again
+                .min(rounds.next_at(&self.asker.pace()))
+                .min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
                 Some(task) = under_way.next() => rounds.finished(task),
@@ -63,7 +70,9 @@ impl Poller {
     /// What is begun of the due runs, and the moment at which looking again is worthwhile.
     async fn due(&self, rounds: &mut Rounds, now: At) -> (Vec<Begun>, At) {
         let wanted = rounds.wanted(&self.asker.pace());
-        let Some(wanted) = wanted else { return (Vec::new(), At::NEVER) };
+        let Some(wanted) = wanted else {
+            return (Vec::new(), At::NEVER);
+        };
         match self.look(wanted, now).await {
             Ok(found) => rounds.choose(found, &mut self.asker.pace(), now),
             Err(error) => {
@@ -76,11 +85,20 @@ impl Poller {
     async fn look(&self, wanted: Wanted, now: At) -> Result<Found, StoreError> {
         let (reader, source) = (self.reader.clone(), self.asker.member.id);
         let look = move || reader.read(|view| wanted.look(view, source, now));
-        tokio::task::spawn_blocking(look).await.unwrap_or(Ok(Found::default()))
+        tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or(Ok(Found::default()))
     }
 
     /// Runs an errand to its end.
-    async fn work(&self, Begun { task, errand, question }: Begun) -> Task {
+    async fn work(
+        &self,
+        Begun {
+            task,
+            errand,
+            question,
+        }: Begun,
+    ) -> Task {
         let (mut next, mut paid) = (Some((errand, question)), task.paid());
         while let Some((errand, question)) = next
             && let Some((report, further)) = self.asker.run(errand, question, paid).await
@@ -105,7 +123,10 @@ impl Wanted {
     pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<Found, StoreError> {
         let max = u32::try_from(self.max).unwrap_or(u32::MAX);
         let due = view.due(source, now, self.gate, max)?;
-        Ok(Found { due, next_urgent: view.next_urgent_after(source, now)? })
+        Ok(Found {
+            due,
+            next_urgent: view.next_urgent_after(source, now)?,
+        })
     }
 }
 
@@ -135,11 +156,20 @@ pub async fn keep_time(
             }
             Ok(Ok((due, _))) => {
                 let ring = |(source, run_id)| {
-                    let report = Report { source, at: now, head: Head::Clock { run_id }, body: Vec::new() };
+                    let report = Report {
+                        source,
+                        at: now,
+                        head: Head::Clock { run_id },
+                        body: Vec::new(),
+                    };
                     ledger.digest(report)
                 };
                 let rung = futures_util::future::join_all(due.into_iter().map(ring)).await;
-                if rung.iter().all(Result::is_ok) { Duration::ZERO } else { limits::FAILURE_PAUSE }
+                if rung.iter().all(Result::is_ok) {
+                    Duration::ZERO
+                } else {
+                    limits::FAILURE_PAUSE
+                }
             }
             Ok(Err(error)) => {
                 tracing::error!(%error, "cannot look for passed limits");

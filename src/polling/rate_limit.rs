@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::providers::Hearing;
 use crate::model::{At, schedule, words};
+use crate::providers::Hearing;
 
 /// How long a 429 pauses the source when it names no time.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
@@ -152,7 +152,11 @@ pub struct Pace {
 impl Pace {
     /// A pace of `rate` questions a second with a full bucket.
     pub fn new(rate: f64, now: At) -> Pace {
-        let rate = if rate.is_nan() { 1.0 } else { rate.clamp(RATES.0, RATES.1) };
+        let rate = if rate.is_nan() {
+            1.0
+        } else {
+            rate.clamp(RATES.0, RATES.1)
+        };
         Pace {
             rate,
             effective: rate,
@@ -183,21 +187,30 @@ impl Pace {
         let now = self.advance(now);
         let answer = self.ask(now, seed);
         // Behind a refused key nobody waits.
-        self.kept_until = answer.err().filter(|_| self.breaker.is_none()).map(|at| at.plus(KEPT_FOR));
+        self.kept_until = answer
+            .err()
+            .filter(|_| self.breaker.is_none())
+            .map(|at| at.plus(KEPT_FOR));
         answer
     }
 
     /// Takes a token for a question about a run, or says when to come again. An urgent one waits for no
     /// list to be read.
     pub fn may_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
-        if urgent { self.may_go_on(now, seed) } else { self.may_ask(now, seed) }
+        if urgent {
+            self.may_go_on(now, seed)
+        } else {
+            self.may_ask(now, seed)
+        }
     }
 
     /// For whoever it is kept or not: pause, breaker and bucket.
     fn ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let blocked = self.breaker.as_ref().map(|breaker| breaker.next_probe);
         match blocked.max(self.pause.as_ref().map(|pause| pause.until)) {
-            Some(until) => Err(until.max(now).plus(SPREAD.mul_f64(schedule::unit(seed)) + MILLISECOND)),
+            Some(until) => Err(until
+                .max(now)
+                .plus(SPREAD.mul_f64(schedule::unit(seed)) + MILLISECOND)),
             None => self.take(now, seed),
         }
     }
@@ -206,7 +219,10 @@ impl Pace {
     /// open and the source is not paused. When the breaker is closed no probe is needed.
     pub fn may_probe(&mut self, now: At) -> bool {
         let now = self.advance(now);
-        let due = self.breaker.as_ref().is_some_and(|breaker| breaker.next_probe <= now);
+        let due = self
+            .breaker
+            .as_ref()
+            .is_some_and(|breaker| breaker.next_probe <= now);
         if !due || self.pause.is_some() || self.take(now, 0).is_err() {
             return false;
         }
@@ -221,7 +237,11 @@ impl Pace {
     /// When the next probe is due; `None` while the breaker is closed.
     pub fn probe_at(&self) -> Option<At> {
         let due = self.breaker.as_ref()?.next_probe;
-        Some(self.pause.as_ref().map_or(due, |pause| due.max(pause.until)))
+        Some(
+            self.pause
+                .as_ref()
+                .map_or(due, |pause| due.max(pause.until)),
+        )
     }
 
     /// Whether a refused key has stopped all questions but probes.
@@ -276,7 +296,12 @@ impl Pace {
         }
         match retry_after {
             Some(span) => self.pause_for(span, PauseReason::RetryAfter, "too many requests", now),
-            None => self.pause_for(THROTTLE_PAUSE, PauseReason::Throttled, "too many requests", now),
+            None => self.pause_for(
+                THROTTLE_PAUSE,
+                PauseReason::Throttled,
+                "too many requests",
+                now,
+            ),
         }
     }
 
@@ -286,7 +311,12 @@ impl Pace {
             why.clone_into(&mut breaker.why);
         } else {
             let next_probe = now.plus(probe_interval(self.caution));
-            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
+            self.breaker = Some(Breaker {
+                since: now,
+                why: why.to_owned(),
+                next_probe,
+                probes: 0,
+            });
         }
     }
 
@@ -305,12 +335,21 @@ impl Pace {
     /// Pauses until the later of what was promised before and this.
     fn pause_for(&mut self, span: Duration, reason: PauseReason, why: &str, now: At) {
         let until = now.plus(span.min(PAUSE_MAX) + CLOCK_GRAIN);
-        if span.is_zero() || self.pause.as_ref().is_some_and(|pause| pause.until >= until) {
+        if span.is_zero()
+            || self
+                .pause
+                .as_ref()
+                .is_some_and(|pause| pause.until >= until)
+        {
             return;
         }
         self.tokens = self.tokens.min(1.0);
         self.filled_at = until;
-        self.pause = Some(Pause { until, reason, why: why.to_owned() });
+        self.pause = Some(Pause {
+            until,
+            reason,
+            why: why.to_owned(),
+        });
     }
 
     fn take(&mut self, now: At, seed: u64) -> Result<(), At> {
@@ -319,7 +358,9 @@ impl Pace {
             return Ok(());
         }
         let token = Duration::from_secs_f64((1.0 - self.tokens) / self.effective);
-        let spread = SPREAD.min(Duration::from_secs_f64(1.0 / self.effective)).mul_f64(schedule::unit(seed));
+        let spread = SPREAD
+            .min(Duration::from_secs_f64(1.0 / self.effective))
+            .mul_f64(schedule::unit(seed));
         Err(now.plus(token + spread + MILLISECOND))
     }
 
@@ -331,7 +372,11 @@ impl Pace {
             self.now = now;
         }
         self.now = self.now.max(now);
-        if self.pause.as_ref().is_some_and(|pause| pause.until <= self.now) {
+        if self
+            .pause
+            .as_ref()
+            .is_some_and(|pause| pause.until <= self.now)
+        {
             self.pause = None;
         }
         self.kept_until = self.kept_until.filter(|until| *until > self.now);
@@ -368,14 +413,18 @@ fn burst(rate: f64) -> f64 {
 
 /// 1, 2, 4, 8, 15, 15, … minutes.
 fn probe_interval(before: u32) -> Duration {
-    PROBE_INTERVAL_MIN.saturating_mul(1 << before.min(10)).min(PROBE_INTERVAL_MAX)
+    PROBE_INTERVAL_MIN
+        .saturating_mul(1 << before.min(10))
+        .min(PROBE_INTERVAL_MAX)
 }
 
 /// 0, 0, 1, 2, 4, … 60, 60, … seconds: the upper end of the jitter after so many troubles.
 fn trouble_span(troubles: u32) -> Duration {
     match troubles.checked_sub(TROUBLES_FREE + 1) {
         None => Duration::ZERO,
-        Some(doublings) => TROUBLE_PAUSE_BASE.saturating_mul(1 << doublings.min(10)).min(TROUBLE_PAUSE_MAX),
+        Some(doublings) => TROUBLE_PAUSE_BASE
+            .saturating_mul(1 << doublings.min(10))
+            .min(TROUBLE_PAUSE_MAX),
     }
 }
 
@@ -388,16 +437,25 @@ mod tests {
     const S: i64 = 1000;
 
     fn throttled(seconds: Option<u64>) -> Hearing {
-        Hearing::Throttled { retry_after: seconds.map(Duration::from_secs) }
+        Hearing::Throttled {
+            retry_after: seconds.map(Duration::from_secs),
+        }
     }
     fn refused() -> Hearing {
-        Hearing::Refused { why: "the API key is not accepted (401)".to_owned() }
+        Hearing::Refused {
+            why: "the API key is not accepted (401)".to_owned(),
+        }
     }
     fn trouble(retry_after: Option<u64>) -> Hearing {
-        Hearing::Trouble { why: "HTTP 503".to_owned(), retry_after: retry_after.map(Duration::from_secs) }
+        Hearing::Trouble {
+            why: "HTTP 503".to_owned(),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
     }
     fn granted(pace: &mut Pace, now: At) -> usize {
-        std::iter::from_fn(|| pace.may_ask(now, 1).ok()).take(100_000).count()
+        std::iter::from_fn(|| pace.may_ask(now, 1).ok())
+            .take(100_000)
+            .count()
     }
 
     #[test]
@@ -441,12 +499,30 @@ mod tests {
         pace.told(&Hearing::Fine, At(S), 0);
         pace.told(&throttled(None), At(S), 0);
         assert!(pace.may_ask(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
-        assert_eq!(granted(&mut pace, At(90 * S)), 0, "our clock may be nearly a millisecond behind");
-        assert_eq!(granted(&mut pace, At(90 * S + 1)), 1, "a pause ends with one token, not with a burst");
+        assert_eq!(
+            granted(&mut pace, At(90 * S)),
+            0,
+            "our clock may be nearly a millisecond behind"
+        );
+        assert_eq!(
+            granted(&mut pace, At(90 * S + 1)),
+            1,
+            "a pause ends with one token, not with a burst"
+        );
         let mut pace = Pace::new(5.0, At(0));
         let odd = Duration::from_micros(5_000_700);
-        pace.told(&Hearing::Throttled { retry_after: Some(odd) }, At(0), 0);
-        assert_eq!(granted(&mut pace, At(5 * S + 1)), 0, "it may have come at 0.9 ms");
+        pace.told(
+            &Hearing::Throttled {
+                retry_after: Some(odd),
+            },
+            At(0),
+            0,
+        );
+        assert_eq!(
+            granted(&mut pace, At(5 * S + 1)),
+            0,
+            "it may have come at 0.9 ms"
+        );
         assert_eq!(granted(&mut pace, At(5 * S + 2)), 1);
     }
 
@@ -464,11 +540,17 @@ mod tests {
         for _ in 0..4 {
             pace.told(&throttled(Some(10)), At(0), 0);
         }
-        assert!((pace.state(At(0)).effective_rate - 3.0).abs() < 1e-9, "four answers, one piece of news");
+        assert!(
+            (pace.state(At(0)).effective_rate - 3.0).abs() < 1e-9,
+            "four answers, one piece of news"
+        );
         for round in 1..20 {
             pace.told(&throttled(Some(10)), At(round * 20 * S), 0);
         }
-        assert!((pace.state(At(0)).effective_rate - 0.1).abs() < 1e-9, "not below a sixtieth");
+        assert!(
+            (pace.state(At(0)).effective_rate - 0.1).abs() < 1e-9,
+            "not below a sixtieth"
+        );
         pace.told(&Hearing::Fine, At(500 * S), 0);
         assert!((pace.state(At(500 * S)).effective_rate - 0.2).abs() < 1e-9);
         for _ in 0..100 {
@@ -498,7 +580,9 @@ mod tests {
 
     #[test]
     fn the_back_off_doubles_from_one_second_and_stragglers_do_not_drive_it() {
-        let spans: Vec<u64> = (1..12).map(|troubles| trouble_span(troubles).as_secs()).collect();
+        let spans: Vec<u64> = (1..12)
+            .map(|troubles| trouble_span(troubles).as_secs())
+            .collect();
         assert_eq!(spans, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
         let mut pace = Pace::new(5.0, At(0));
         for _ in 0..50 {
@@ -513,7 +597,10 @@ mod tests {
         let mut pace = Pace::new(5.0, At(0));
         pace.told(&trouble(Some(30)), At(0), 0);
         assert_eq!(granted(&mut pace, At(30 * S - 1)), 0);
-        assert_eq!(pace.state(At(S)).pause.unwrap().reason, PauseReason::RetryAfter);
+        assert_eq!(
+            pace.state(At(S)).pause.unwrap().reason,
+            PauseReason::RetryAfter
+        );
     }
 
     #[test]
@@ -576,7 +663,14 @@ mod tests {
 
     #[test]
     fn nonsense_rates_do_not_panic() {
-        for rate in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -1.0, f64::MIN_POSITIVE] {
+        for rate in [
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            0.0,
+            -1.0,
+            f64::MIN_POSITIVE,
+        ] {
             let mut pace = Pace::new(rate, At::NEVER);
             assert!(granted(&mut pace, At::NEVER) >= 1);
             pace.told(&throttled(Some(u64::MAX)), At(i64::MIN), 0);
@@ -625,7 +719,10 @@ mod tests {
     }
 
     fn signed_steps() -> impl Strategy<Value = Vec<(i64, u64, Hearing)>> {
-        prop::collection::vec((-10_000_000_i64..10_000_000, any::<u64>(), hearings()), 1..60)
+        prop::collection::vec(
+            (-10_000_000_i64..10_000_000, any::<u64>(), hearings()),
+            1..60,
+        )
     }
 
     proptest! {

@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::polling::exchange::Errand;
-use crate::providers::Question;
-use crate::polling::rate_limit::Pace;
-use crate::reconciler::Member;
-use crate::model::At;
 use crate::ledger::Due;
+use crate::model::At;
+use crate::polling::exchange::Errand;
+use crate::polling::rate_limit::Pace;
+use crate::providers::Question;
+use crate::reconciler::Member;
 
 /// One source's rounds.
 pub struct Rounds {
@@ -78,7 +78,15 @@ impl Rounds {
         let (opened, busy, sweeping, probing) = (At(0), BTreeSet::new(), false, false);
         let next_poll = member.source.poll.next_after(now).unwrap_or(At::NEVER);
         let next_sweep = member.source.sweep.next_after(now).unwrap_or(At::NEVER);
-        Rounds { member, opened, next_poll, next_sweep, busy, sweeping, probing }
+        Rounds {
+            member,
+            opened,
+            next_poll,
+            next_sweep,
+            busy,
+            sweeping,
+            probing,
+        }
     }
 
     /// Opens the gate and begins the list, if their time has come, and tries a key that was refused.
@@ -93,7 +101,11 @@ impl Rounds {
         if broken && !self.probing && pace.may_probe(now) {
             self.probing = true;
             let (errand, question) = Errand::probe(&self.member);
-            begun.push(Begun { task: Task::Probe, errand, question });
+            begun.push(Begun {
+                task: Task::Probe,
+                errand,
+                question,
+            });
         }
         if self.next_sweep <= now {
             self.next_sweep = source.sweep.next_after(now).unwrap_or(At::NEVER);
@@ -102,7 +114,11 @@ impl Rounds {
                 && let Some((errand, question)) = Errand::sweep(&self.member, now)
             {
                 self.sweeping = true;
-                begun.push(Begun { task: Task::Sweep, errand, question });
+                begun.push(Begun {
+                    task: Task::Sweep,
+                    errand,
+                    question,
+                });
             }
         }
         begun
@@ -113,12 +129,20 @@ impl Rounds {
     pub fn wanted(&self, pace: &Pace) -> Option<Wanted> {
         let hands = self.member.source.concurrency;
         let free = self.busy.len() < hands && !pace.broken();
-        free.then(|| Wanted { gate: self.opened, max: hands + self.busy.len() })
+        free.then(|| Wanted {
+            gate: self.opened,
+            max: hands + self.busy.len(),
+        })
     }
 
     /// Begins with as many of the due runs as there are free hands and the pace allows. Beside them,
     /// when looking again is worthwhile: when the pace will allow the next, or the next is urgent.
-    pub fn choose(&mut self, Found { due, next_urgent }: Found, pace: &mut Pace, now: At) -> (Vec<Begun>, At) {
+    pub fn choose(
+        &mut self,
+        Found { due, next_urgent }: Found,
+        pace: &mut Pace,
+        now: At,
+    ) -> (Vec<Begun>, At) {
         let mut begun = Vec::new();
         for due in due {
             if self.busy.len() >= self.member.source.concurrency {
@@ -132,7 +156,11 @@ impl Rounds {
             }
             self.busy.insert(due.row);
             let (errand, question) = Errand::about(&self.member, &due.run_id, &due.run, now);
-            begun.push(Begun { task: Task::Run(due.row), errand, question });
+            begun.push(Begun {
+                task: Task::Run(due.row),
+                errand,
+                question,
+            });
         }
         (begun, next_urgent.unwrap_or(At::NEVER))
     }
@@ -148,7 +176,9 @@ impl Rounds {
 
     /// When looking again is worthwhile, whatever else happens.
     pub fn next_at(&self, pace: &Pace) -> At {
-        self.next_poll.min(self.next_sweep).min(pace.probe_at().unwrap_or(At::NEVER))
+        self.next_poll
+            .min(self.next_sweep)
+            .min(pace.probe_at().unwrap_or(At::NEVER))
     }
 }
 
@@ -157,12 +187,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::cron::Schedule;
     use crate::config::Source;
-    use crate::providers::{Answer, Hearing, REGISTRY};
-    use crate::model::{RunId, SourceName};
-    use crate::secret::{Key, Secret, SecretLabel};
+    use crate::config::cron::Schedule;
     use crate::ledger::SourceRow;
+    use crate::model::{RunId, SourceName};
+    use crate::providers::{Answer, Hearing, REGISTRY};
+    use crate::secret::{Key, Secret, SecretLabel};
 
     /// An hour on the hour, so that schedules fire when it is whole minutes later.
     const START: At = At(1_795_248_000_000);
@@ -172,14 +202,30 @@ mod tests {
     }
 
     fn rounds(change: impl FnOnce(&mut Source)) -> (Rounds, Pace) {
-        let key = Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new("a-key-of-the-tests") };
-        let mut source = Source::new(SourceName::new("sky").unwrap(), REGISTRY[0]).with_keys(Some(key), []);
+        let key = Key {
+            label: SecretLabel("api_key".to_owned()),
+            secret: Secret::new("a-key-of-the-tests"),
+        };
+        let mut source =
+            Source::new(SourceName::new("sky").unwrap(), REGISTRY[0]).with_keys(Some(key), []);
         source.poll = Schedule::parse("* * * * *").unwrap();
         source.sweep = Schedule::parse("*/5 * * * *").unwrap();
         (source.rate, source.concurrency) = (100.0, 2);
         change(&mut source);
         let pace = Pace::new(source.rate, START);
-        (Rounds::new(Arc::new(Member::new(SourceRow { id: 1, since: START }, Arc::new(source))), START), pace)
+        (
+            Rounds::new(
+                Arc::new(Member::new(
+                    SourceRow {
+                        id: 1,
+                        since: START,
+                    },
+                    Arc::new(source),
+                )),
+                START,
+            ),
+            pace,
+        )
     }
 
     fn due(rows: impl IntoIterator<Item = i64>) -> Found {
@@ -190,7 +236,10 @@ mod tests {
             run_id: RunId::new(&format!("wr_{row}")).unwrap(),
             run: serde_json::from_str(RUN).unwrap(),
         };
-        Found { due: rows.into_iter().map(run).collect(), next_urgent: None }
+        Found {
+            due: rows.into_iter().map(run).collect(),
+            next_urgent: None,
+        }
     }
 
     fn tasks(begun: &[Begun]) -> Vec<Task> {
@@ -202,11 +251,18 @@ mod tests {
         let (mut rounds, mut pace) = rounds(|_| ());
         assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(2));
         let (begun, again) = rounds.choose(due(1..=3), &mut pace, START);
-        assert_eq!((tasks(&begun), again), (vec![Task::Run(1), Task::Run(2)], At::NEVER));
+        assert_eq!(
+            (tasks(&begun), again),
+            (vec![Task::Run(1), Task::Run(2)], At::NEVER)
+        );
         assert_eq!(begun[0].question.path, "/v1/runs/wr_1");
         assert_eq!(rounds.wanted(&pace), None, "no hand is free");
         rounds.finished(Task::Run(1));
-        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(3), "one looks past what is under way");
+        assert_eq!(
+            rounds.wanted(&pace).map(|wanted| wanted.max),
+            Some(3),
+            "one looks past what is under way"
+        );
         let (begun, _) = rounds.choose(due(2..=4), &mut pace, START);
         assert_eq!(tasks(&begun), [Task::Run(3)]);
     }
@@ -219,7 +275,11 @@ mod tests {
         assert_eq!(tasks(&begun), [Task::Run(1)]);
         assert!(again >= START.plus(Duration::from_secs(1)) && again < At::NEVER);
         let (begun, _) = rounds.choose(due(2..=2), &mut pace, again);
-        assert_eq!(tasks(&begun), [Task::Run(2)], "who was not begun is not taken for busy");
+        assert_eq!(
+            tasks(&begun),
+            [Task::Run(2)],
+            "who was not begun is not taken for busy"
+        );
     }
 
     #[test]
@@ -227,9 +287,15 @@ mod tests {
         let (mut rounds, mut pace) = rounds(|_| ());
         let gate = |rounds: &Rounds, pace: &Pace| rounds.wanted(pace).unwrap().gate;
         rounds.strike(&mut pace, At(minutes(1).0 - 1));
-        assert_eq!((gate(&rounds, &pace), rounds.next_at(&pace)), (At(0), minutes(1)));
+        assert_eq!(
+            (gate(&rounds, &pace), rounds.next_at(&pace)),
+            (At(0), minutes(1))
+        );
         rounds.strike(&mut pace, minutes(1));
-        assert_eq!((gate(&rounds, &pace), rounds.next_at(&pace)), (minutes(1), minutes(2)));
+        assert_eq!(
+            (gate(&rounds, &pace), rounds.next_at(&pace)),
+            (minutes(1), minutes(2))
+        );
     }
 
     #[test]
@@ -239,7 +305,10 @@ mod tests {
         let begun = rounds.strike(&mut pace, minutes(5));
         assert_eq!(tasks(&begun), [Task::Sweep]);
         assert!(!begun[0].task.paid() && begun[0].question.path.starts_with("/v1/runs?page=1&"));
-        assert!(rounds.strike(&mut pace, minutes(10)).is_empty(), "it is still being read");
+        assert!(
+            rounds.strike(&mut pace, minutes(10)).is_empty(),
+            "it is still being read"
+        );
         rounds.finished(Task::Sweep);
         assert!(rounds.strike(&mut pace, minutes(14)).is_empty());
         assert_eq!(tasks(&rounds.strike(&mut pace, minutes(15))), [Task::Sweep]);
@@ -254,16 +323,32 @@ mod tests {
     #[test]
     fn a_refused_key_is_tried_now_and_then_and_nothing_else_is_asked() {
         let (mut rounds, mut pace) = rounds(|_| ());
-        pace.told(&Hearing::Refused { why: "401".to_owned() }, START, 0);
+        pace.told(
+            &Hearing::Refused {
+                why: "401".to_owned(),
+            },
+            START,
+            0,
+        );
         let at = pace.probe_at().unwrap();
         assert_eq!(rounds.next_at(&pace), at.min(minutes(1)));
         assert_eq!(rounds.wanted(&pace), None);
         let mut begun = rounds.strike(&mut pace, at);
         assert_eq!(tasks(&begun), [Task::Probe]);
-        assert!(rounds.strike(&mut pace, minutes(20)).is_empty(), "one probe at a time, and no list");
-        let Begun { errand, question, .. } = begun.remove(0);
-        let answer = Answer::Failed { what: "connection refused".to_owned() };
-        assert!(matches!(errand.go_on(question, answer, at), crate::polling::exchange::Next::Done));
+        assert!(
+            rounds.strike(&mut pace, minutes(20)).is_empty(),
+            "one probe at a time, and no list"
+        );
+        let Begun {
+            errand, question, ..
+        } = begun.remove(0);
+        let answer = Answer::Failed {
+            what: "connection refused".to_owned(),
+        };
+        assert!(matches!(
+            errand.go_on(question, answer, at),
+            crate::polling::exchange::Next::Done
+        ));
         rounds.finished(Task::Probe);
         assert_eq!(tasks(&rounds.strike(&mut pace, minutes(21))), [Task::Probe]);
     }

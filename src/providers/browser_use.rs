@@ -19,13 +19,14 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{
-    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject,
-    Verdict, Webhook, answered, encoded, hearing_by_status, json, listed, missing_if_canary_worked, python_json, told,
+    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response,
+    Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
+    missing_if_canary_worked, python_json, told,
 };
-use crate::providers::signature::Signature;
-use crate::model::schedule::{Confirm, Policy};
 use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
+use crate::providers::signature::Signature;
 use crate::secret::{Key, Keyring, SecretLabel};
 
 /// The dialect.
@@ -100,7 +101,11 @@ impl Provider for BrowserUse {
     }
 
     fn kind_of(&self, run_id: &RunId, settings: &Settings) -> Kind {
-        if turn_of(run_id).1.is_some() { Kind::Session } else { Api::of(settings).kind() }
+        if turn_of(run_id).1.is_some() {
+            Kind::Session
+        } else {
+            Api::of(settings).kind()
+        }
     }
 
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, now: At) -> Proof {
@@ -145,7 +150,9 @@ impl Provider for BrowserUse {
         }
         let status = status_word(&fields(first)?)?;
         match api {
-            Api::V2 | Api::V4 if later.is_empty() && api.is_over(&status) => Some(full_view(api, run.run_id)),
+            Api::V2 | Api::V4 if later.is_empty() && api.is_over(&status) => {
+                Some(full_view(api, run.run_id))
+            }
             Api::V3 => message_question(run.run_id, &status, later),
             _ => None,
         }
@@ -154,12 +161,19 @@ impl Provider for BrowserUse {
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
         let api = Api::of_run(run);
         let said = match answers.split_first() {
-            Some((first, _)) if is_gone(first) => Some(Said::of(missing_if_canary_worked(self, answers))),
-            Some((first, later)) => fields(first).and_then(|view| said_by(api, run.run_id, &view, later)),
+            Some((first, _)) if is_gone(first) => {
+                Some(Said::of(missing_if_canary_worked(self, answers)))
+            }
+            Some((first, later)) => {
+                fields(first).and_then(|view| said_by(api, run.run_id, &view, later))
+            }
             None => None,
         };
         let Said { claim, detail } = said.unwrap_or_else(|| Said::of(Claim::Nothing));
-        Observation { detail, ..answered(run.run_id, Some(api.kind()), claim, asked_at) }
+        Observation {
+            detail,
+            ..answered(run.run_id, Some(api.kind()), claim, asked_at)
+        }
     }
 
     fn canary_question(&self, settings: &Settings) -> Question {
@@ -170,23 +184,49 @@ impl Provider for BrowserUse {
         let page = Page::parse(page)?;
         let number = page.number;
         Some(Question::get(match Api::of(settings) {
-            Api::V2 => format!("/api/v2/tasks?filterBy={}&pageSize={LIST_ROWS}&pageNumber={number}", page.filter()),
+            Api::V2 => format!(
+                "/api/v2/tasks?filterBy={}&pageSize={LIST_ROWS}&pageNumber={number}",
+                page.filter()
+            ),
             Api::V3 => format!("/api/v3/sessions?page={number}&page_size={LIST_ROWS}"),
             Api::V4 if page.of.is_empty() => format!("/api/v4/sessions?limit={LIST_ROWS}"),
-            Api::V4 => format!("/api/v4/sessions?limit={LIST_ROWS}&cursor={}", encoded(&page.of)),
+            Api::V4 => format!(
+                "/api/v4/sessions?limit={LIST_ROWS}&cursor={}",
+                encoded(&page.of)
+            ),
         }))
     }
 
-    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing {
-        let (Some(page), Some(view)) = (Page::parse(page), fields(answer)) else { return Listing::default() };
+    fn read_list(
+        &self,
+        page: Option<&str>,
+        answer: &Answer,
+        settings: &Settings,
+        asked_at: At,
+    ) -> Listing {
+        let (Some(page), Some(view)) = (Page::parse(page), fields(answer)) else {
+            return Listing::default();
+        };
         let api = Api::of(settings);
-        let rows = field(&view, api.rows()).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let runs = rows.iter().filter_map(|row| listed_row(api, row.as_object()?, asked_at)).collect();
-        Listing { runs, next: page.next(api, &view, rows.len()), gap: None }
+        let rows = field(&view, api.rows())
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let runs = rows
+            .iter()
+            .filter_map(|row| listed_row(api, row.as_object()?, asked_at))
+            .collect();
+        Listing {
+            runs,
+            next: page.next(api, &view, rows.len()),
+            gap: None,
+        }
     }
 
     fn hearing(&self, answer: &Answer) -> Hearing {
-        let Answer::Http(response) = answer else { return hearing_by_status(answer) };
+        let Answer::Http(response) = answer else {
+            return hearing_by_status(answer);
+        };
         match (response.status, hearing_by_status(answer)) {
             (402, _) => Hearing::Trouble {
                 why: "HTTP 402: the account is out of credits or over its spend limit".to_owned(),
@@ -276,7 +316,8 @@ impl Api {
 fn turn_of(run_id: &RunId) -> (&str, Option<usize>) {
     let id = run_id.as_str();
     let turn = |(session, number): (&'_ str, &'_ str)| -> Option<usize> {
-        let plain = (1..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
+        let plain =
+            (1..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
         let counted = plain && !number.starts_with('0') && !session.is_empty();
         counted.then(|| number.parse().ok())?
     };
@@ -297,9 +338,14 @@ struct Body {
 
 impl Body {
     fn read(delivery: &Delivery<'_>) -> Option<Body> {
-        let document = (delivery.body.len() <= BODY_MAX).then(|| python_json::parse(delivery.body).ok())??;
-        let canonical = delivery.header(TIMESTAMPED).and_then(|_| document.canonical());
-        document.into_object().map(|object| Body { object, canonical })
+        let document =
+            (delivery.body.len() <= BODY_MAX).then(|| python_json::parse(delivery.body).ok())??;
+        let canonical = delivery
+            .header(TIMESTAMPED)
+            .and_then(|_| document.canonical());
+        document
+            .into_object()
+            .map(|object| Body { object, canonical })
     }
 }
 
@@ -322,7 +368,10 @@ fn prove(delivery: &Delivery<'_>, body: Option<&Body>, keys: &[Key], now: At) ->
     } else {
         prove_untimed(delivery, body, &signature, keys)
     };
-    proven.map_or_else(|| Proof::without(Verdict::BadSignature), |(verdict, label)| Proof::by(verdict, label.clone()))
+    proven.map_or_else(
+        || Proof::without(Verdict::BadSignature),
+        |(verdict, label)| Proof::by(verdict, label.clone()),
+    )
 }
 
 /// Signed is `T.C`: the time as it stands in its header, and Python's rewriting of the body, or
@@ -334,13 +383,25 @@ fn prove_timestamped<'a>(
     keys: &'a [Key],
     now: At,
 ) -> Option<(Verdict, &'a SecretLabel)> {
-    let time = delivery.header("x-browser-use-timestamp").filter(|time| is_unix_time(time))?;
+    let time = delivery
+        .header("x-browser-use-timestamp")
+        .filter(|time| is_unix_time(time))?;
     let signed = |text: &[u8]| signature.signed_by(keys, &[time.as_bytes(), b".", text]);
-    let canonical = body.canonical.as_ref().and_then(|text| signed(text.as_bytes()));
+    let canonical = body
+        .canonical
+        .as_ref()
+        .and_then(|text| signed(text.as_bytes()));
     let label = canonical.or_else(|| signed(delivery.body))?;
     let sent = time.parse::<i64>().ok()?.saturating_mul(1000);
     let fresh = now.0.abs_diff(sent) <= TOLERANCE_MS;
-    Some((if fresh { Verdict::Signed } else { Verdict::Stale }, label))
+    Some((
+        if fresh {
+            Verdict::Signed
+        } else {
+            Verdict::Stale
+        },
+        label,
+    ))
 }
 
 /// `^[0-9]{1,12}$`. Anything laxer lets the body of an untimed delivery be cut at a "." and its
@@ -358,16 +419,33 @@ fn prove_untimed<'a>(
     keys: &'a [Key],
 ) -> Option<(Verdict, &'a SecretLabel)> {
     let label = signature.signed_by(keys, &[delivery.body])?;
-    Some((if speaks_of_session(&body.object) { Verdict::Untimed } else { Verdict::Signed }, label))
+    Some((
+        if speaks_of_session(&body.object) {
+            Verdict::Untimed
+        } else {
+            Verdict::Signed
+        },
+        label,
+    ))
 }
 
 /// Whether a body tells of a v3 session: by its type, by naming nothing else, or by a word that
 /// only sessions have.
 fn speaks_of_session(object: &Map<String, Value>) -> bool {
     let payload = payload(object);
-    let Ok(ids) = Ids::of(payload) else { return false };
-    let session_word = || matches!(json::text(payload, "status"), Some("idle" | "timed_out" | "error"));
-    ids.run.is_none() && (is_session_event(object) || ids.task.is_none() && ids.session.is_some() || session_word())
+    let Ok(ids) = Ids::of(payload) else {
+        return false;
+    };
+    let session_word = || {
+        matches!(
+            json::text(payload, "status"),
+            Some("idle" | "timed_out" | "error")
+        )
+    };
+    ids.run.is_none()
+        && (is_session_event(object)
+            || ids.task.is_none() && ids.session.is_some()
+            || session_word())
 }
 
 // ── Reading webhooks ────────────────────────────────────────────────────────────────────────────
@@ -392,8 +470,13 @@ fn is_session_event(object: &Map<String, Value>) -> bool {
 /// `agent.task.status_update`, `session.status.update` and the like; the first generation named no
 /// type.
 fn is_status_event(object: &Map<String, Value>) -> bool {
-    let letters = |kind: &str| kind.chars().filter(char::is_ascii_alphabetic).collect::<String>();
-    json::text(object, "type").is_none_or(|kind| letters(kind).to_ascii_lowercase().ends_with("statusupdate"))
+    let letters = |kind: &str| {
+        kind.chars()
+            .filter(char::is_ascii_alphabetic)
+            .collect::<String>()
+    };
+    json::text(object, "type")
+        .is_none_or(|kind| letters(kind).to_ascii_lowercase().ends_with("statusupdate"))
 }
 
 /// Both spellings of an id are there, and differ.
@@ -412,7 +495,11 @@ impl<'a> Ids<'a> {
             (Some(a), Some(b)) if a != b => Err(Malformed),
             (a, b) => Ok(a.or(b)),
         };
-        Ok(Ids { run: id("run_id", "runId")?, task: id("task_id", "taskId")?, session: id("session_id", "sessionId")? })
+        Ok(Ids {
+            run: id("run_id", "runId")?,
+            task: id("task_id", "taskId")?,
+            session: id("session_id", "sessionId")?,
+        })
     }
 
     /// What the event is about first, then what else it names. A task belongs to a session, so the
@@ -422,19 +509,31 @@ impl<'a> Ids<'a> {
         let run = (Kind::Agent, self.run);
         let task = (Kind::Task, self.task);
         let session = (Kind::Session, self.session);
-        let order = if sessions { [run, session, task] } else { [run, task, session] };
-        order.into_iter().filter_map(|(kind, id)| Some((kind, id?))).collect()
+        let order = if sessions {
+            [run, session, task]
+        } else {
+            [run, task, session]
+        };
+        order
+            .into_iter()
+            .filter_map(|(kind, id)| Some((kind, id?)))
+            .collect()
     }
 }
 
 fn read_event(object: &Map<String, Value>, webhook: &Webhook<'_>) -> Reading {
     let payload = payload(object);
     let Ok(ids) = Ids::of(payload) else {
-        return Reading::Unreadable("malformed: an id is spelled in two ways that differ".to_owned());
+        return Reading::Unreadable(
+            "malformed: an id is spelled in two ways that differ".to_owned(),
+        );
     };
     let sessions = is_session_event(object) || Api::of(webhook.settings) == Api::V3;
     let ids = ids.in_order(sessions);
-    let Ok(named) = ids.iter().map(|(kind, id)| RunId::new(id).map(|id| (*kind, id))).collect::<Result<Vec<_>, _>>()
+    let Ok(named) = ids
+        .iter()
+        .map(|(kind, id)| RunId::new(id).map(|id| (*kind, id)))
+        .collect::<Result<Vec<_>, _>>()
     else {
         return Reading::Unreadable("malformed: an id cannot be one".to_owned());
     };
@@ -446,7 +545,9 @@ fn read_event(object: &Map<String, Value>, webhook: &Webhook<'_>) -> Reading {
             said.extend(others.iter().map(|other| hint(other, webhook)));
             Reading::Said(said)
         }
-        (None, _) if is_status_event(object) => Reading::Unreadable("the body names no run".to_owned()),
+        (None, _) if is_status_event(object) => {
+            Reading::Unreadable("the body names no run".to_owned())
+        }
         _ => Reading::Said(named.iter().map(|named| hint(named, webhook)).collect()),
     }
 }
@@ -457,7 +558,8 @@ fn told_status(
     object: &Map<String, Value>,
     webhook: &Webhook<'_>,
 ) -> Observation {
-    let (claim, reason) = word_claim(status).unwrap_or((Claim::Open(Rank::Waiting), Some("unknown_status")));
+    let (claim, reason) =
+        word_claim(status).unwrap_or((Claim::Open(Rank::Waiting), Some("unknown_status")));
     let detail = Detail {
         provider_status: Some(status.to_owned()),
         reason: reason.map(str::to_owned),
@@ -465,7 +567,10 @@ fn told_status(
         provider_time: json::time(object, "timestamp"),
         ..Detail::default()
     };
-    Observation { detail, ..told(id.clone(), Some(*kind), claim, webhook) }
+    Observation {
+        detail,
+        ..told(id.clone(), Some(*kind), claim, webhook)
+    }
 }
 
 /// Something that is named beside the subject. It may be a run we know under that name (v1 events
@@ -473,14 +578,19 @@ fn told_status(
 /// trust; it opens nothing.
 fn hint((kind, id): &(Kind, RunId), webhook: &Webhook<'_>) -> Observation {
     let claim = Claim::Listed { over: true };
-    Observation { trust: Trust::Hint, ..told(id.clone(), Some(*kind), claim, webhook) }
+    Observation {
+        trust: Trust::Hint,
+        ..told(id.clone(), Some(*kind), claim, webhook)
+    }
 }
 
 /// The union of all published status words, as a webhook means them. No ending settles alone.
 fn word_claim(status: &str) -> Option<(Claim, Option<&'static str>)> {
     let over = |outcome, reason| Some((Claim::Ended(Ending::needs_answer(outcome)), reason));
     match status {
-        "created" | "queued" | "dispatching" | "initializing" => Some((Claim::Open(Rank::Waiting), None)),
+        "created" | "queued" | "dispatching" | "initializing" => {
+            Some((Claim::Open(Rank::Waiting), None))
+        }
         "started" | "running" | "paused" => Some((Claim::Open(Rank::Started), None)),
         // "Ready, nothing began yet" and "done" are one word: only worth a look.
         "idle" => Some((Claim::Listed { over: true }, Some("idle_unconfirmed"))),
@@ -509,10 +619,14 @@ fn read_head(webhook: &Webhook<'_>) -> Reading {
         (Kind::Session, "\"sessionId\""),
     ];
     let head = String::from_utf8_lossy(&webhook.body[..webhook.body.len().min(HEAD)]);
-    let named = KEYS.iter().filter_map(|(kind, key)| Some((*kind, RunId::new(string_after(&head, key)?).ok()?)));
+    let named = KEYS
+        .iter()
+        .filter_map(|(kind, key)| Some((*kind, RunId::new(string_after(&head, key)?).ok()?)));
     let hints: Vec<Observation> = named.map(|named| hint(&named, webhook)).collect();
     if hints.is_empty() {
-        return Reading::Unreadable("the body was cut off, and what is left names no run".to_owned());
+        return Reading::Unreadable(
+            "the body was cut off, and what is left names no run".to_owned(),
+        );
     }
     Reading::Said(hints)
 }
@@ -520,7 +634,11 @@ fn read_head(webhook: &Webhook<'_>) -> Reading {
 /// The string that stands as the value of the first such key.
 fn string_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(key)?;
-    let rest = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+    let rest = rest
+        .trim_start()
+        .strip_prefix(':')?
+        .trim_start()
+        .strip_prefix('"')?;
     rest.split_once('"').map(|(value, _)| value)
 }
 
@@ -534,7 +652,10 @@ struct Said {
 
 impl Said {
     fn of(claim: Claim) -> Said {
-        Said { claim, detail: Detail::default() }
+        Said {
+            claim,
+            detail: Detail::default(),
+        }
     }
 }
 
@@ -560,13 +681,15 @@ fn field<'a>(view: &'a Map<String, Value>, camel: &str) -> Option<&'a Value> {
 }
 
 fn snake_case(camel: &str) -> String {
-    camel.chars().fold(String::with_capacity(camel.len() + 4), |mut out, letter| {
-        if letter.is_ascii_uppercase() {
-            out.push('_');
-        }
-        out.push(letter.to_ascii_lowercase());
-        out
-    })
+    camel
+        .chars()
+        .fold(String::with_capacity(camel.len() + 4), |mut out, letter| {
+            if letter.is_ascii_uppercase() {
+                out.push('_');
+            }
+            out.push(letter.to_ascii_lowercase());
+            out
+        })
 }
 
 fn flag(view: &Map<String, Value>, camel: &str) -> Option<bool> {
@@ -574,7 +697,10 @@ fn flag(view: &Map<String, Value>, camel: &str) -> Option<bool> {
 }
 
 fn text(view: &Map<String, Value>, camel: &str) -> Option<String> {
-    field(view, camel)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+    field(view, camel)?
+        .as_str()
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
 }
 
 fn time(view: &Map<String, Value>, camel: &str) -> Option<At> {
@@ -587,15 +713,26 @@ fn status_word(view: &Map<String, Value>) -> Option<String> {
 
 fn full_view(api: Api, run_id: &RunId) -> Question {
     let id = encoded(run_id.as_str());
-    Question::get(if api == Api::V4 { format!("/api/v4/runs/{id}") } else { format!("/api/v2/tasks/{id}") })
+    Question::get(if api == Api::V4 {
+        format!("/api/v4/runs/{id}")
+    } else {
+        format!("/api/v2/tasks/{id}")
+    })
 }
 
 fn said_by(api: Api, run_id: &RunId, view: &Map<String, Value>, later: &[Answer]) -> Option<Said> {
     let status = status_word(view)?;
-    let full = later.first().and_then(fields).filter(|_| api != Api::V3).unwrap_or_default();
+    let full = later
+        .first()
+        .and_then(fields)
+        .filter(|_| api != Api::V3)
+        .unwrap_or_default();
     // What the fuller, later view adds; the status itself stays that of the first answer.
     let mut merged = view.clone();
-    merged.extend(full.into_iter().filter(|(key, value)| key != "status" && !value.is_null()));
+    merged.extend(
+        full.into_iter()
+            .filter(|(key, value)| key != "status" && !value.is_null()),
+    );
     let turn = turn_of(run_id).1.filter(|_| api == Api::V3);
     let (claim, reason) = match (api, turn) {
         (Api::V2, _) => task_claim(&status, &merged),
@@ -605,11 +742,18 @@ fn said_by(api: Api, run_id: &RunId, view: &Map<String, Value>, later: &[Answer]
     };
     let mut detail = detail_of(status, reason, &claim, &merged);
     // A session is older than its later turns.
-    detail.opened_at = detail.opened_at.filter(|_| turn.is_none_or(|turn| turn == 1));
+    detail.opened_at = detail
+        .opened_at
+        .filter(|_| turn.is_none_or(|turn| turn == 1));
     Some(Said { claim, detail })
 }
 
-fn detail_of(status: String, reason: Option<&str>, claim: &Claim, view: &Map<String, Value>) -> Detail {
+fn detail_of(
+    status: String,
+    reason: Option<&str>,
+    claim: &Claim,
+    view: &Map<String, Value>,
+) -> Detail {
     Detail {
         provider_status: Some(status),
         reason: reason.map(str::to_owned),
@@ -626,8 +770,11 @@ fn detail_of(status: String, reason: Option<&str>, claim: &Claim, view: &Map<Str
 
 fn counters(view: &Map<String, Value>) -> Option<Map<String, Value>> {
     const COUNTED: [&str; 3] = ["stepCount", "totalInputTokens", "totalOutputTokens"];
-    let counted = COUNTED.iter().filter_map(|key| Some(((*key).to_owned(), field(view, key)?.clone())));
-    Some(counted.filter(|(_, value)| value.is_number()).collect()).filter(|counted: &Map<_, _>| !counted.is_empty())
+    let counted = COUNTED
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), field(view, key)?.clone())));
+    Some(counted.filter(|(_, value)| value.is_number()).collect())
+        .filter(|counted: &Map<_, _>| !counted.is_empty())
 }
 
 type Judged = (Claim, Option<&'static str>);
@@ -672,9 +819,10 @@ fn task_claim(status: &str, view: &Map<String, Value>) -> Judged {
 /// asked: it speaks where the agent is silent, and where they differ we say so.
 fn finished_claim(success: Option<bool>, verdict: Option<bool>) -> Judged {
     match (success, verdict) {
-        (Some(success), Some(verdict)) if success != verdict => {
-            (by_flag(Some(success), UNREPORTED).0, Some("judge_disagrees"))
-        }
+        (Some(success), Some(verdict)) if success != verdict => (
+            by_flag(Some(success), UNREPORTED).0,
+            Some("judge_disagrees"),
+        ),
         (None, Some(verdict)) => (by_flag(Some(verdict), UNREPORTED).0, Some("judged")),
         _ => by_flag(success, UNREPORTED),
     }
@@ -709,7 +857,9 @@ fn session_claim(status: &str, view: &Map<String, Value>) -> Judged {
 
 /// Evidence that an idle session has done its task, and is not still waiting for it.
 fn has_worked(view: &Map<String, Value>) -> bool {
-    let steps = field(view, "stepCount").and_then(Value::as_u64).unwrap_or(0);
+    let steps = field(view, "stepCount")
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
     flag(view, "isTaskSuccessful").is_some()
         || field(view, "output").is_some()
         || steps > 0
@@ -728,14 +878,19 @@ fn message_question(run_id: &RunId, status: &str, pages: &[Answer]) -> Option<Qu
         return None;
     }
     let path = format!("/api/v3/sessions/{}/messages?limit=100", encoded(session));
-    let Some(last) = pages.last() else { return Some(Question::get(path)) };
+    let Some(last) = pages.last() else {
+        return Some(Question::get(path));
+    };
     let last = fields(last).filter(|page| flag(page, "hasMore") == Some(true))?;
     let after = text(messages(&last).last()?.as_object()?, "id")?;
     Some(Question::get(format!("{path}&after={}", encoded(&after))))
 }
 
 fn messages(page: &Map<String, Value>) -> &[Value] {
-    page.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    page.get("messages")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 /// What the messages show of each turn, in order: whether the agent wrote its completion. `None`
@@ -746,7 +901,9 @@ fn turns(pages: &[Answer]) -> Option<Vec<bool>> {
     // Where the first page was not the oldest there is nothing after it, although it said so.
     let whole = flag(last, "hasMore") == Some(false)
         && (earlier.is_empty() || !messages(last).is_empty())
-        && earlier.iter().all(|page| flag(page, "hasMore") == Some(true));
+        && earlier
+            .iter()
+            .all(|page| flag(page, "hasMore") == Some(true));
     if !whole {
         return None;
     }
@@ -754,7 +911,10 @@ fn turns(pages: &[Answer]) -> Option<Vec<bool>> {
     for message in pages.iter().flat_map(messages).filter_map(Value::as_object) {
         match (json::text(message, "type"), json::text(message, "role")) {
             (Some("user_message"), _) | (None, Some("human")) => turns.push(false),
-            (Some("completion"), _) => turns.last_mut().into_iter().for_each(|completed| *completed = true),
+            (Some("completion"), _) => turns
+                .last_mut()
+                .into_iter()
+                .for_each(|completed| *completed = true),
             _ => {}
         }
     }
@@ -768,7 +928,9 @@ fn turn_claim(turn: usize, status: &str, view: &Map<String, Value>, pages: &[Ans
     if status != "idle" && !Api::V3.is_over(status) {
         return session_claim(status, view);
     }
-    let Some(turns) = turns(pages) else { return (Claim::Open(Rank::Waiting), Some("turns_not_counted")) };
+    let Some(turns) = turns(pages) else {
+        return (Claim::Open(Rank::Waiting), Some("turns_not_counted"));
+    };
     let success = flag(view, "isTaskSuccessful");
     match turns.get(turn - 1) {
         None => (Claim::Open(Rank::Waiting), Some("turn_not_seen")),
@@ -777,7 +939,9 @@ fn turn_claim(turn: usize, status: &str, view: &Map<String, Value>, pages: &[Ans
         Some(true) => by_flag(success, UNREPORTED),
         Some(false) if turn == 1 => session_claim(status, view),
         Some(false) if status == "idle" => open(Rank::Waiting),
-        Some(false) if status == "stopped" && (success.is_some() || field(view, "output").is_some()) => {
+        Some(false)
+            if status == "stopped" && (success.is_some() || field(view, "output").is_some()) =>
+        {
             ended(Outcome::Indeterminate, Some("turn_outcome_unknown"))
         }
         Some(false) => session_claim(status, view),
@@ -794,14 +958,26 @@ struct Page {
 
 impl Page {
     fn parse(page: Option<&str>) -> Option<Page> {
-        let Some(page) = page else { return Some(Page { number: 1, of: String::new() }) };
+        let Some(page) = page else {
+            return Some(Page {
+                number: 1,
+                of: String::new(),
+            });
+        };
         let (number, of) = page.split_once(':')?;
-        Some(Page { number: number.parse().ok()?, of: of.to_owned() })
+        Some(Page {
+            number: number.parse().ok()?,
+            of: of.to_owned(),
+        })
     }
 
     /// v2 lists one status at a time; the open ones are `created` and `started`.
     fn filter(&self) -> &'static str {
-        if self.of == "started" { "started" } else { "created" }
+        if self.of == "started" {
+            "started"
+        } else {
+            "created"
+        }
     }
 
     /// The page after this one, which had so many rows. Bounded: only v2 can list open runs alone,
@@ -815,7 +991,9 @@ impl Page {
             Api::V3 => full.then(|| format!("{number}:")),
             Api::V4 => {
                 let more = flag(view, "hasMore") == Some(true) && self.number < LIST_PAGES_MAX;
-                more.then(|| text(view, "nextCursor")).flatten().map(|cursor| format!("{number}:{cursor}"))
+                more.then(|| text(view, "nextCursor"))
+                    .flatten()
+                    .map(|cursor| format!("{number}:{cursor}"))
             }
         }
     }
@@ -839,9 +1017,12 @@ fn listed_row(api: Api, row: &Map<String, Value>, asked_at: At) -> Option<Observ
 /// A project's throttle says in its body how long to wait; the edge's says it in the header.
 fn retry_after_in_body(response: &Response) -> Option<Duration> {
     let body = python_json::parse(&response.body).ok()?.into_object()?;
-    let seconds = |object: &Map<String, Value>| field(object, "retryAfterSeconds").and_then(Value::as_f64);
+    let seconds =
+        |object: &Map<String, Value>| field(object, "retryAfterSeconds").and_then(Value::as_f64);
     let seconds = seconds(&body).or_else(|| seconds(json::child(&body, "detail")?))?;
-    (0.0..=86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+    (0.0..=86_400.0)
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
 }
 
 #[cfg(test)]

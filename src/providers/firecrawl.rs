@@ -63,11 +63,12 @@ use serde_json::{Map, Value};
 
 use super::signature::Signature;
 use super::{
-    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject,
-    Verdict, Webhook, answered, encoded, hearing_by_status, json, listed, missing_if_canary_worked, told,
+    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response,
+    Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
+    missing_if_canary_worked, told,
 };
-use crate::model::schedule::{Confirm, Policy};
 use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::Keyring;
 
@@ -89,8 +90,12 @@ const RESULT_BYTES_MAX: usize = 32 * 1024 * 1024;
 const ACTIVITY_PAGES_MAX: u32 = 20;
 
 /// The lists of the last 24 hours, in the order in which they are read, and what is on them.
-const ACTIVITIES: [(&str, Kind); 4] =
-    [("crawl", Kind::Crawl), ("batch_scrape", Kind::BatchScrape), ("extract", Kind::Extract), ("agent", Kind::Agent)];
+const ACTIVITIES: [(&str, Kind); 4] = [
+    ("crawl", Kind::Crawl),
+    ("batch_scrape", Kind::BatchScrape),
+    ("extract", Kind::Extract),
+    ("agent", Kind::Agent),
+];
 
 const ERROR_CHARS_MAX: usize = 2_000;
 const THROTTLE_DEFAULT: Duration = Duration::from_secs(60);
@@ -109,7 +114,11 @@ impl Provider for Firecrawl {
     }
 
     fn environment(&self) -> Environment {
-        Environment { api_key: "FIRECRAWL_API_KEY", webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"), path_token: None }
+        Environment {
+            api_key: "FIRECRAWL_API_KEY",
+            webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"),
+            path_token: None,
+        }
     }
 
     fn webhook_setup(&self) -> &'static str {
@@ -163,8 +172,15 @@ impl Provider for Firecrawl {
         let Some(header) = delivery.header(SIGNATURE_HEADER) else {
             return Proof::without(Verdict::Unsigned);
         };
-        let signature = header.trim().strip_prefix("sha256=").and_then(Signature::from_hex);
-        match signature.and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body]).cloned()) {
+        let signature = header
+            .trim()
+            .strip_prefix("sha256=")
+            .and_then(Signature::from_hex);
+        match signature.and_then(|signature| {
+            signature
+                .signed_by(&keyring.signing, &[delivery.body])
+                .cloned()
+        }) {
             Some(secret) => Proof::by(Verdict::Signed, secret),
             None => Proof::without(Verdict::BadSignature),
         }
@@ -188,12 +204,15 @@ impl Provider for Firecrawl {
     fn status_question(&self, run: &Subject<'_>) -> Question {
         let id = encoded(run.run_id.as_str());
         match (run.kind, run.group_id) {
-            (Kind::BatchScrape, _) => Question::get(format!("/v2/batch/scrape/{id}?{NO_DOCUMENTS}")),
+            (Kind::BatchScrape, _) => {
+                Question::get(format!("/v2/batch/scrape/{id}?{NO_DOCUMENTS}"))
+            }
             (Kind::Extract, _) => whole_result(format!("/v2/extract/{id}")),
             (Kind::Agent, _) => whole_result(format!("/v2/agent/{id}")),
-            (Kind::MonitorCheck, Some(monitor)) => {
-                Question::get(format!("/v2/monitor/{}/checks/{id}?limit=1", encoded(monitor)))
-            }
+            (Kind::MonitorCheck, Some(monitor)) => Question::get(format!(
+                "/v2/monitor/{}/checks/{id}?limit=1",
+                encoded(monitor)
+            )),
             (Kind::MonitorCheck, None) => self.canary_question(run.settings),
             _ => Question::get(format!("/v2/crawl/{id}?{NO_DOCUMENTS}")),
         }
@@ -202,7 +221,10 @@ impl Provider for Firecrawl {
     fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
         let kinds = kinds(run);
         let absent = |(answer, kind): (&Answer, &Kind)| is_absent(&as_kind(run, *kind), answer);
-        if !has_address(run) || answers.len() > kinds.len() || !answers.iter().zip(kinds).all(absent) {
+        if !has_address(run)
+            || answers.len() > kinds.len()
+            || !answers.iter().zip(kinds).all(absent)
+        {
             return None;
         }
         match kinds.get(answers.len()) {
@@ -214,20 +236,30 @@ impl Provider for Firecrawl {
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
         let kinds = kinds(run);
         let asked = answers.iter().zip(kinds);
-        let present = asked.clone().find(|(answer, kind)| !is_absent(&as_kind(run, **kind), answer));
+        let present = asked
+            .clone()
+            .find(|(answer, kind)| !is_absent(&as_kind(run, **kind), answer));
         let (claim, detail, kind) = match present {
-            Some((Answer::Http(response), kind)) if has_address(run) && (200..300).contains(&response.status) => {
-                let (claim, detail) = read_state(*kind, response).unwrap_or((Claim::Nothing, Detail::default()));
+            Some((Answer::Http(response), kind))
+                if has_address(run) && (200..300).contains(&response.status) =>
+            {
+                let (claim, detail) =
+                    read_state(*kind, response).unwrap_or((Claim::Nothing, Detail::default()));
                 // What answers to a guess shows what the run is; a kind somebody named is known already.
                 let shown = run.guessed && claim != Claim::Nothing;
                 (claim, detail, shown.then_some(*kind))
             }
-            None if has_address(run) && answers.len() > kinds.len() => {
-                (missing_if_canary_worked(self, answers), Detail::default(), None)
-            }
+            None if has_address(run) && answers.len() > kinds.len() => (
+                missing_if_canary_worked(self, answers),
+                Detail::default(),
+                None,
+            ),
             _ => (Claim::Nothing, Detail::default(), None),
         };
-        Observation { detail, ..answered(run.run_id, kind, claim, asked_at) }
+        Observation {
+            detail,
+            ..answered(run.run_id, kind, claim, asked_at)
+        }
     }
 
     /// Works with every key, in the cloud and self-hosted, touches no run, and has a rate limit of
@@ -252,7 +284,13 @@ impl Provider for Firecrawl {
         Some(Question::get(path))
     }
 
-    fn read_list(&self, page: Option<&str>, answer: &Answer, _settings: &Settings, asked_at: At) -> Listing {
+    fn read_list(
+        &self,
+        page: Option<&str>,
+        answer: &Answer,
+        _settings: &Settings,
+        asked_at: At,
+    ) -> Listing {
         let Answer::Http(response @ Response { status: 200, .. }) = answer else {
             // Self-hosted there is no activity (501, formerly 404): the sweep simply ends there.
             return Listing::default();
@@ -262,7 +300,13 @@ impl Provider for Firecrawl {
         let body = json::object(&response.body).unwrap_or_default();
         match page {
             None => Listing {
-                runs: rows(&body, "crawls", Kind::Crawl, &Claim::Listed { over: false }, asked_at),
+                runs: rows(
+                    &body,
+                    "crawls",
+                    Kind::Crawl,
+                    &Claim::Listed { over: false },
+                    asked_at,
+                ),
                 next: Some(ActivityPage::first(0).to_string()),
                 gap: None,
             },
@@ -279,7 +323,9 @@ impl Provider for Firecrawl {
     fn hearing(&self, answer: &Answer) -> Hearing {
         match (answer, hearing_by_status(answer)) {
             (Answer::Http(response), Hearing::Throttled { retry_after: None }) => {
-                Hearing::Throttled { retry_after: Some(stated_wait(&response.body).unwrap_or(THROTTLE_DEFAULT)) }
+                Hearing::Throttled {
+                    retry_after: Some(stated_wait(&response.body).unwrap_or(THROTTLE_DEFAULT)),
+                }
             }
             (Answer::Http(Response { status: 501, .. }), _) => Hearing::Fine,
             (_, hearing) => hearing,
@@ -289,7 +335,16 @@ impl Provider for Firecrawl {
 
 // ── Webhooks ────────────────────────────────────────────────────────────────────────────────────
 
-const EVENT_FIELDS: [&str; 8] = ["type", "id", "jobId", "webhookId", "success", "error", "metadata", "data"];
+const EVENT_FIELDS: [&str; 8] = [
+    "type",
+    "id",
+    "jobId",
+    "webhookId",
+    "success",
+    "error",
+    "metadata",
+    "data",
+];
 const EVENT_DATA_FIELDS: [&str; 10] = [
     "monitorId",
     "checkId",
@@ -321,8 +376,15 @@ fn family(event: &str) -> Option<(Kind, &str)> {
 fn read_event(webhook: &Webhook<'_>, fields: &Fields<'_>, kind: Kind, verb: &str) -> Reading {
     // A page's data is the whole document, tens of megabytes at worst, and says nothing here.
     let told_of_pages = verb == "page" && kind != Kind::MonitorCheck;
-    let data = if told_of_pages { Fields::default() } else { fields.first("data", &EVENT_DATA_FIELDS) };
-    let id = fields.text("id").or_else(|| fields.text("jobId")).or_else(|| data.text("checkId"));
+    let data = if told_of_pages {
+        Fields::default()
+    } else {
+        fields.first("data", &EVENT_DATA_FIELDS)
+    };
+    let id = fields
+        .text("id")
+        .or_else(|| fields.text("jobId"))
+        .or_else(|| data.text("checkId"));
     let Some(run_id) = id.and_then(|id| RunId::new(&id).ok()) else {
         return Reading::Unreadable("the body has no usable id".to_owned());
     };
@@ -334,13 +396,28 @@ fn read_event(webhook: &Webhook<'_>, fields: &Fields<'_>, kind: Kind, verb: &str
         group_id: data.text("monitorId"),
         reason,
         // The error of a page is not the run's.
-        error: if ended { fields.error().or_else(|| data.error()) } else { None },
-        delivery_id: fields.text("webhookId").map(|id| json::shortened(&id, RunId::BYTES_MAX)),
-        counters: if ended { event_counters(kind, &data) } else { None },
-        metadata: fields.object("metadata").filter(|metadata| !metadata.is_empty()),
+        error: if ended {
+            fields.error().or_else(|| data.error())
+        } else {
+            None
+        },
+        delivery_id: fields
+            .text("webhookId")
+            .map(|id| json::shortened(&id, RunId::BYTES_MAX)),
+        counters: if ended {
+            event_counters(kind, &data)
+        } else {
+            None
+        },
+        metadata: fields
+            .object("metadata")
+            .filter(|metadata| !metadata.is_empty()),
         ..Detail::default()
     };
-    Reading::Said(vec![Observation { detail, ..told(run_id, Some(kind), claim, webhook) }])
+    Reading::Said(vec![Observation {
+        detail,
+        ..told(run_id, Some(kind), claim, webhook)
+    }])
 }
 
 fn event_claim(
@@ -351,7 +428,11 @@ fn event_claim(
     trust: Trust,
 ) -> (Claim, Option<String>) {
     if (kind, verb) == (Kind::MonitorCheck, "check.completed") {
-        return check_completed(data.text("status").as_deref(), fields.flag("success"), trust);
+        return check_completed(
+            data.text("status").as_deref(),
+            fields.flag("success"),
+            trust,
+        );
     }
     let outcome = match verb {
         "completed" => Outcome::Succeeded,
@@ -360,15 +441,25 @@ fn event_claim(
         "started" | "page" | "action" => return (Claim::Open(Rank::Started), None),
         _ => return (Claim::Open(Rank::Waiting), None),
     };
-    let enough = matches!((kind, outcome), (Kind::Agent, _) | (Kind::Extract, Outcome::Succeeded | Outcome::Failed));
+    let enough = matches!(
+        (kind, outcome),
+        (Kind::Agent, _) | (Kind::Extract, Outcome::Succeeded | Outcome::Failed)
+    );
     (Claim::Ended(ending(outcome, enough, trust)), None)
 }
 
 /// The event is sent for every end of a check. Should it ever name a state we do not know, its
 /// flag still tells success from failure, but then an answer must agree.
-fn check_completed(status: Option<&str>, success: Option<bool>, trust: Trust) -> (Claim, Option<String>) {
+fn check_completed(
+    status: Option<&str>,
+    success: Option<bool>,
+    trust: Trust,
+) -> (Claim, Option<String>) {
     if let Some((outcome, reason)) = status.and_then(check_ended) {
-        return (Claim::Ended(ending(outcome, true, trust)), reason.map(str::to_owned));
+        return (
+            Claim::Ended(ending(outcome, true, trust)),
+            reason.map(str::to_owned),
+        );
     }
     match success {
         Some(true) => (Claim::Ended(Ending::needs_answer(Outcome::Succeeded)), None),
@@ -379,13 +470,23 @@ fn check_completed(status: Option<&str>, success: Option<bool>, trust: Trust) ->
 
 /// Only a verified sender's word settles alone.
 fn ending(outcome: Outcome, enough: bool, trust: Trust) -> Ending {
-    if enough && trust >= Trust::Signed { Ending::sufficient(outcome) } else { Ending::needs_answer(outcome) }
+    if enough && trust >= Trust::Signed {
+        Ending::sufficient(outcome)
+    } else {
+        Ending::needs_answer(outcome)
+    }
 }
 
 fn event_counters(kind: Kind, data: &Fields<'_>) -> Option<Map<String, Value>> {
     match kind {
         Kind::MonitorCheck => data.object("summary").and_then(counted),
-        _ => counted(data.numbers(&["creditsUsed", "creditsBilled", "tokensBilled", "totalUrlsScraped", "llmUsage"])),
+        _ => counted(data.numbers(&[
+            "creditsUsed",
+            "creditsBilled",
+            "tokensBilled",
+            "totalUrlsScraped",
+            "llmUsage",
+        ])),
     }
 }
 
@@ -409,7 +510,10 @@ const STATE_FIELDS: [&str; 13] = [
 
 /// An address whose answer can be longer than usual.
 fn whole_result(path: String) -> Question {
-    Question { bytes_max: RESULT_BYTES_MAX, ..Question::get(path) }
+    Question {
+        bytes_max: RESULT_BYTES_MAX,
+        ..Question::get(path)
+    }
 }
 
 /// Whether [`Provider::status_question`] is about the run, and not the canary in its place.
@@ -420,7 +524,11 @@ fn has_address(run: &Subject<'_>) -> bool {
 /// What a run may be: the kind somebody named, or each in turn, the most common first.
 fn kinds<'k>(run: &'k Subject<'_>) -> &'k [Kind] {
     const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Extract, Kind::Agent];
-    if run.guessed { &GUESSES } else { std::slice::from_ref(&run.kind) }
+    if run.guessed {
+        &GUESSES
+    } else {
+        std::slice::from_ref(&run.kind)
+    }
 }
 
 fn as_kind<'r>(run: &Subject<'r>, kind: Kind) -> Subject<'r> {
@@ -430,8 +538,11 @@ fn as_kind<'r>(run: &Subject<'r>, kind: Kind) -> Subject<'r> {
 /// Whether an answer says that there is no such run of this kind. While guessing, a self-hosted
 /// extract's 500 counts: its status controller dereferences the row that is not there.
 fn is_absent(run: &Subject<'_>, answer: &Answer) -> bool {
-    let Answer::Http(response) = answer else { return false };
-    is_absence(run, response.status) || (run.guessed && run.kind == Kind::Extract && response.status == 500)
+    let Answer::Http(response) = answer else {
+        return false;
+    };
+    is_absence(run, response.status)
+        || (run.guessed && run.kind == Kind::Extract && response.status == 500)
 }
 
 /// Whether this status says that there is no such run. An id that is no UUID is refused with 400
@@ -454,15 +565,26 @@ fn read_state(kind: Kind, response: &Response) -> Option<(Claim, Detail)> {
     if body.flaw.is_some() && !response.truncated {
         return None;
     }
-    let state = if kind == Kind::MonitorCheck { body.first("data", &STATE_FIELDS) } else { body };
+    let state = if kind == Kind::MonitorCheck {
+        body.first("data", &STATE_FIELDS)
+    } else {
+        body
+    };
     let word = state.text("status")?;
     let (claim, mut reason) = state_claim(kind, &word);
     let ended = matches!(claim, Claim::Ended(_));
     let crawl = !matches!(kind, Kind::Extract | Kind::Agent | Kind::MonitorCheck);
-    if crawl && word == "completed" && state.number("completed").is_some_and(|pages| pages.as_u64() == Some(0)) {
+    if crawl
+        && word == "completed"
+        && state
+            .number("completed")
+            .is_some_and(|pages| pages.as_u64() == Some(0))
+    {
         reason = Some("no_pages");
     }
-    let time = state.time("completedAt").or_else(|| state.time("finishedAt"));
+    let time = state
+        .time("completedAt")
+        .or_else(|| state.time("finishedAt"));
     let detail = Detail {
         provider_status: Some(word),
         reason: reason.map(str::to_owned),
@@ -485,15 +607,20 @@ fn state_claim(kind: Kind, word: &str) -> (Claim, Option<&'static str>) {
         (_, Kind::MonitorCheck) => None,
         ("completed", _) => Some(Ending::needs_answer(Outcome::Succeeded)),
         // A cancelled agent reads "failed"; only its webhook knows better.
-        ("failed", Kind::Agent) => {
-            Some(Ending { covers: Some(Outcome::Cancelled), ..Ending::needs_answer(Outcome::Failed) })
-        }
+        ("failed", Kind::Agent) => Some(Ending {
+            covers: Some(Outcome::Cancelled),
+            ..Ending::needs_answer(Outcome::Failed)
+        }),
         ("failed", _) => Some(Ending::needs_answer(Outcome::Failed)),
         ("cancelled", _) => Some(Ending::needs_answer(Outcome::Cancelled)),
         _ => None,
     };
     let started = matches!(word, "scraping" | "processing" | "running");
-    let open = Claim::Open(if started { Rank::Started } else { Rank::Waiting });
+    let open = Claim::Open(if started {
+        Rank::Started
+    } else {
+        Rank::Waiting
+    });
     (ending.map_or(open, Claim::Ended), None)
 }
 
@@ -509,7 +636,14 @@ fn check_ended(status: &str) -> Option<(Outcome, Option<&'static str>)> {
 }
 
 fn state_counters(kind: Kind, state: &Fields<'_>) -> Option<Map<String, Value>> {
-    let mut numbers = state.numbers(&["completed", "total", "creditsUsed", "tokensUsed", "duration", "actualCredits"]);
+    let mut numbers = state.numbers(&[
+        "completed",
+        "total",
+        "creditsUsed",
+        "tokensUsed",
+        "duration",
+        "actualCredits",
+    ]);
     if kind == Kind::MonitorCheck {
         numbers.extend(state.object("summary").unwrap_or_default());
     }
@@ -527,7 +661,9 @@ fn counted(said: Map<String, Value>) -> Option<Map<String, Value>> {
 fn stated_wait(body: &[u8]) -> Option<Duration> {
     let text = String::from_utf8_lossy(&body[..body.len().min(4096)]);
     let (_, rest) = text.split_once("retry after ")?;
-    let digits = &rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())];
+    let digits = &rest[..rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len())];
     let seconds = digits.parse::<u64>().ok()?;
     (seconds <= 86_400).then(|| Duration::from_secs(seconds))
 }
@@ -544,14 +680,22 @@ struct ActivityPage<'a> {
 
 impl<'a> ActivityPage<'a> {
     fn first(list: usize) -> ActivityPage<'static> {
-        ActivityPage { list, number: 1, cursor: "" }
+        ActivityPage {
+            list,
+            number: 1,
+            cursor: "",
+        }
     }
 
     fn parse(page: &'a str) -> Option<ActivityPage<'a>> {
         let mut parts = page.splitn(3, '/');
         let endpoint = parts.next()?;
         let list = ACTIVITIES.iter().position(|(name, _)| *name == endpoint)?;
-        Some(ActivityPage { list, number: parts.next()?.parse().ok()?, cursor: parts.next()? })
+        Some(ActivityPage {
+            list,
+            number: parts.next()?.parse().ok()?,
+            cursor: parts.next()?,
+        })
     }
 
     fn endpoint(&self) -> &'static str {
@@ -566,9 +710,11 @@ impl<'a> ActivityPage<'a> {
     fn next<'b>(&self, body: &'b Map<String, Value>) -> Option<ActivityPage<'b>> {
         let more = body.get("has_more").and_then(Value::as_bool) == Some(true);
         match json::text(body, "cursor") {
-            Some(cursor) if more && self.number < ACTIVITY_PAGES_MAX => {
-                Some(ActivityPage { list: self.list, number: self.number + 1, cursor })
-            }
+            Some(cursor) if more && self.number < ACTIVITY_PAGES_MAX => Some(ActivityPage {
+                list: self.list,
+                number: self.number + 1,
+                cursor,
+            }),
             _ => (self.list + 1 < ACTIVITIES.len()).then(|| ActivityPage::first(self.list + 1)),
         }
     }
@@ -581,14 +727,31 @@ impl std::fmt::Display for ActivityPage<'_> {
 }
 
 /// The runs of one page, each with the `claim` that being on it makes.
-fn rows(body: &Map<String, Value>, key: &str, kind: Kind, claim: &Claim, asked_at: At) -> Vec<Observation> {
-    let rows = body.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+fn rows(
+    body: &Map<String, Value>,
+    key: &str,
+    kind: Kind,
+    claim: &Claim,
+    asked_at: At,
+) -> Vec<Observation> {
+    let rows = body
+        .get(key)
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     rows.iter()
         .filter_map(|row| {
             let row = row.as_object()?;
             let run_id = RunId::new(json::text(row, "id")?).ok()?;
-            let detail = Detail { opened_at: json::time(row, "created_at"), ..Detail::default() };
-            Some(Observation { detail, claim: claim.clone(), ..listed(&run_id, Some(kind), false, asked_at) })
+            let detail = Detail {
+                opened_at: json::time(row, "created_at"),
+                ..Detail::default()
+            };
+            Some(Observation {
+                detail,
+                claim: claim.clone(),
+                ..listed(&run_id, Some(kind), false, asked_at)
+            })
         })
         .collect()
 }
@@ -609,10 +772,19 @@ impl<'a> Fields<'a> {
     fn of(body: &'a [u8], keys: &'static [&'static str]) -> Fields<'a> {
         let mut held = BTreeMap::new();
         let mut reader = serde_json::Deserializer::from_slice(body);
-        let read = Collect { keys, held: &mut held }.deserialize(&mut reader).and_then(|()| reader.end());
+        let read = Collect {
+            keys,
+            held: &mut held,
+        }
+        .deserialize(&mut reader)
+        .and_then(|()| reader.end());
         let flaw = read.err().map(|error| match error.classify() {
             serde_json::error::Category::Data => "the body is JSON but not an object".to_owned(),
-            _ => format!("the body is not JSON (line {}, column {})", error.line(), error.column()),
+            _ => format!(
+                "the body is not JSON (line {}, column {})",
+                error.line(),
+                error.column()
+            ),
         });
         Fields { held, flaw }
     }
@@ -626,7 +798,9 @@ impl<'a> Fields<'a> {
             Ok(array) => array.first().map(|raw| raw.get()),
             Err(_) => Some(raw),
         };
-        object.map(|object| Fields::of(object.as_bytes(), keys)).unwrap_or_default()
+        object
+            .map(|object| Fields::of(object.as_bytes(), keys))
+            .unwrap_or_default()
     }
 
     fn value<T: serde::Deserialize<'a>>(&self, key: &str) -> Option<T> {
@@ -638,7 +812,8 @@ impl<'a> Fields<'a> {
     }
 
     fn error(&self) -> Option<String> {
-        self.text("error").map(|error| json::shortened(&error, ERROR_CHARS_MAX))
+        self.text("error")
+            .map(|error| json::shortened(&error, ERROR_CHARS_MAX))
     }
 
     fn flag(&self, key: &str) -> Option<bool> {
@@ -654,7 +829,9 @@ impl<'a> Fields<'a> {
     }
 
     fn numbers(&self, keys: &[&str]) -> Map<String, Value> {
-        keys.iter().filter_map(|key| Some(((*key).to_owned(), Value::Number(self.number(key)?)))).collect()
+        keys.iter()
+            .filter_map(|key| Some(((*key).to_owned(), Value::Number(self.number(key)?))))
+            .collect()
     }
 
     fn time(&self, key: &str) -> Option<At> {

@@ -21,7 +21,11 @@ pub fn object(body: &[u8]) -> Result<Map<String, Value>, String> {
 const NOT_AN_OBJECT: &str = "the body is JSON but not an object";
 
 fn not_json(error: &serde_json::Error) -> String {
-    format!("the body is not JSON (line {}, column {})", error.line(), error.column())
+    format!(
+        "the body is not JSON (line {}, column {})",
+        error.line(),
+        error.column()
+    )
 }
 
 // ── The surface of large bodies ─────────────────────────────────────────────────────────────────
@@ -46,10 +50,19 @@ const SCALAR_BYTES_MAX: usize = 64 * 1024;
 /// Reads the surface of an object, and of the object under the key `enter` in it.
 pub fn surface(body: &[u8], enter: Option<&str>) -> Surface {
     let mut seen = Surface::default();
-    let top = Level { fields: &mut seen.fields, enter: enter.map(|key| (key, &mut seen.below)) };
+    let top = Level {
+        fields: &mut seen.fields,
+        enter: enter.map(|key| (key, &mut seen.below)),
+    };
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = json.deserialize_map(top).and_then(|()| json.end());
-    seen.broken = read.err().map(|error| if error.is_data() { NOT_AN_OBJECT.to_owned() } else { not_json(&error) });
+    seen.broken = read.err().map(|error| {
+        if error.is_data() {
+            NOT_AN_OBJECT.to_owned()
+        } else {
+            not_json(&error)
+        }
+    });
     seen
 }
 
@@ -81,7 +94,10 @@ impl<'de> Visitor<'de> for Level<'_> {
                 Some((entered, below)) if *entered == key => {
                     self.fields.remove(&key);
                     below.clear();
-                    map.next_value_seed(Level { fields: below, enter: None })?;
+                    map.next_value_seed(Level {
+                        fields: below,
+                        enter: None,
+                    })?;
                 }
                 _ => keep(self.fields, key, map.next_value()?),
             }
@@ -146,7 +162,10 @@ pub fn counters(object: &Map<String, Value>, keys: &[&str]) -> Option<Map<String
     let counted: Map<String, Value> = keys
         .iter()
         .filter_map(|key| {
-            object.get(*key).filter(|value| value.is_number()).map(|value| ((*key).to_owned(), value.clone()))
+            object
+                .get(*key)
+                .filter(|value| value.is_number())
+                .map(|value| ((*key).to_owned(), value.clone()))
         })
         .collect();
     (!counted.is_empty()).then_some(counted)
@@ -160,10 +179,21 @@ pub fn time(object: &Map<String, Value>, key: &str) -> Option<At> {
 /// See [`time`].
 pub fn parse_time(text: &str) -> Option<At> {
     // A civil time is read out of a zoned one too, so those that name a zone must be tried as such.
-    let named = text.get(10..).is_some_and(|clock| clock.contains(['Z', 'z', '+', '-', '[']));
-    let zoned = if named { text.parse::<jiff::Timestamp>().ok() } else { None };
-    let naive =
-        || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp());
+    let named = text
+        .get(10..)
+        .is_some_and(|clock| clock.contains(['Z', 'z', '+', '-', '[']));
+    let zoned = if named {
+        text.parse::<jiff::Timestamp>().ok()
+    } else {
+        None
+    };
+    let naive = || {
+        text.parse::<jiff::civil::DateTime>()
+            .ok()?
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()
+            .map(|at| at.timestamp())
+    };
     zoned.or_else(naive).map(|at| At(at.as_millisecond()))
 }
 
@@ -185,28 +215,38 @@ mod tests {
         assert_eq!(parse_time("2026-11-21T07:48:22.144163"), expected);
         assert_eq!(parse_time("2026-11-21T07:48:22.144Z"), expected);
         assert_eq!(parse_time("2026-11-21T08:48:22.144163+01:00"), expected);
-        assert_eq!(parse_time("2026-11-21T07:48:22"), Some(At(1_795_247_302_000)));
+        assert_eq!(
+            parse_time("2026-11-21T07:48:22"),
+            Some(At(1_795_247_302_000))
+        );
         assert_eq!(parse_time("yesterday"), None);
     }
 
     #[test]
     fn an_empty_string_says_nothing() {
         let object = object(br#"{"a":"","b":null,"c":3}"#).unwrap();
-        assert_eq!((text(&object, "a"), text(&object, "b"), text(&object, "c")), (None, None, None));
+        assert_eq!(
+            (text(&object, "a"), text(&object, "b"), text(&object, "c")),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn the_surface_is_scalars_and_nothing_below_them() {
         let body = br#"{"a":"x","b":{"a":"y"},"c":[1,"z"],"d":2.5,"e":null,"f":true,"g":{"h":1,"i":{"h":2}}}"#;
         let seen = surface(body, Some("g"));
-        assert_eq!(Value::Object(seen.fields), serde_json::json!({"a":"x","d":2.5,"e":null,"f":true}));
+        assert_eq!(
+            Value::Object(seen.fields),
+            serde_json::json!({"a":"x","d":2.5,"e":null,"f":true})
+        );
         assert_eq!(Value::Object(seen.below), serde_json::json!({"h":1}));
         assert_eq!(seen.broken, None);
     }
 
     #[test]
     fn what_was_read_before_the_cut_is_kept() {
-        let body = r#"{"id":"r","data":{"state":"done","result":{"pages":["é"]}},"late":1}"#.as_bytes();
+        let body =
+            r#"{"id":"r","data":{"state":"done","result":{"pages":["é"]}},"late":1}"#.as_bytes();
         for cut in 0..body.len() {
             let seen = surface(&body[..cut], Some("data"));
             assert!(seen.broken.is_some(), "{cut}");
@@ -217,21 +257,34 @@ mod tests {
 
     #[test]
     fn of_a_repeated_key_the_last_counts() {
-        let seen = surface(br#"{"s":"a","s":"b","t":"a","t":{},"d":{"x":1},"d":{"y":2},"e":{"x":1},"e":3}"#, Some("d"));
-        assert_eq!(Value::Object(seen.fields), serde_json::json!({"s":"b","e":3}));
+        let seen = surface(
+            br#"{"s":"a","s":"b","t":"a","t":{},"d":{"x":1},"d":{"y":2},"e":{"x":1},"e":3}"#,
+            Some("d"),
+        );
+        assert_eq!(
+            Value::Object(seen.fields),
+            serde_json::json!({"s":"b","e":3})
+        );
         assert_eq!(Value::Object(seen.below), serde_json::json!({"y":2}));
     }
 
     #[test]
     fn numbers_that_do_not_fit_say_nothing_and_break_nothing() {
         let seen = surface(br#"{"a":1e999,"b":12345678901234567890123,"c":"x"}"#, None);
-        assert_eq!((seen.fields.get("a"), text(&seen.fields, "c"), seen.broken), (None, Some("x"), None));
+        assert_eq!(
+            (seen.fields.get("a"), text(&seen.fields, "c"), seen.broken),
+            (None, Some("x"), None)
+        );
         assert!(seen.fields["b"].is_f64());
     }
 
     #[test]
     fn depth_beside_the_surface_costs_no_stack() {
-        let body = format!(r#"{{"deep":{}{},"s":"x"}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let body = format!(
+            r#"{{"deep":{}{},"s":"x"}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         let seen = surface(body.as_bytes(), Some("none"));
         assert_eq!((text(&seen.fields, "s"), seen.broken), (Some("x"), None));
     }
@@ -239,8 +292,15 @@ mod tests {
     #[test]
     fn an_entered_value_of_another_type_says_nothing() {
         for other in ["null", "1", "-1", "1.5", "true", "\"x\"", "[1,[2]]"] {
-            let seen = surface(format!(r#"{{"data":{other},"s":"x"}}"#).as_bytes(), Some("data"));
-            assert_eq!((seen.below.len(), text(&seen.fields, "s"), seen.broken), (0, Some("x"), None), "{other}");
+            let seen = surface(
+                format!(r#"{{"data":{other},"s":"x"}}"#).as_bytes(),
+                Some("data"),
+            );
+            assert_eq!(
+                (seen.below.len(), text(&seen.fields, "s"), seen.broken),
+                (0, Some("x"), None),
+                "{other}"
+            );
         }
     }
 

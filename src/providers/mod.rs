@@ -21,18 +21,25 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::schedule::Policy;
 use crate::model::observation::{Claim, Observation};
+use crate::model::schedule::Policy;
 use crate::model::{At, Kind, RunId, Trust, Via, words};
 use crate::secret::{Keyring, SecretLabel, TokenDigest};
 
 /// Every provider settled speaks to.
-pub static REGISTRY: &[&dyn Provider] =
-    &[&skyvern::Skyvern, &browser_use::BrowserUse, &smartbrowse::SmartBrowse, &firecrawl::Firecrawl];
+pub static REGISTRY: &[&dyn Provider] = &[
+    &skyvern::Skyvern,
+    &browser_use::BrowserUse,
+    &smartbrowse::SmartBrowse,
+    &firecrawl::Firecrawl,
+];
 
 /// The provider of this name.
 pub fn named(name: &str) -> Option<&'static dyn Provider> {
-    REGISTRY.iter().copied().find(|provider| provider.name() == name)
+    REGISTRY
+        .iter()
+        .copied()
+        .find(|provider| provider.name() == name)
 }
 
 /// What a source's configuration says to its dialect.
@@ -116,7 +123,13 @@ pub trait Provider: Sync {
 
     /// Reads a page of a list, the one that [`Provider::list_question`] asked for with this `page`.
     /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
-    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing;
+    fn read_list(
+        &self,
+        page: Option<&str>,
+        answer: &Answer,
+        settings: &Settings,
+        asked_at: At,
+    ) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
     fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {
@@ -127,7 +140,10 @@ pub trait Provider: Sync {
     /// Reads the answer to [`Provider::retry_question`].
     fn read_retry(&self, run_id: &RunId, answer: &Answer) -> RetryResult {
         let _ = (run_id, answer);
-        RetryResult::Refused { status: None, message: "this provider has no retry-webhook call".to_owned() }
+        RetryResult::Refused {
+            status: None,
+            message: "this provider has no retry-webhook call".to_owned(),
+        }
     }
 
     /// What an answer tells about the account and the service, whatever it says about a run.
@@ -175,7 +191,10 @@ pub struct Delivery<'a> {
 impl Delivery<'_> {
     /// The first header of this lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -219,7 +238,10 @@ impl Verdict {
     /// Whether the sender has shown that it is the provider (or that it cannot be expected to yet).
     /// Decides between 200 and 401, and between keeping for good and keeping in the ring.
     pub const fn authentic(self) -> bool {
-        matches!(self, Verdict::Signed | Verdict::SharedSecret | Verdict::Stale | Verdict::Untimed)
+        matches!(
+            self,
+            Verdict::Signed | Verdict::SharedSecret | Verdict::Stale | Verdict::Untimed
+        )
     }
 }
 
@@ -233,12 +255,18 @@ pub struct Proof {
 impl Proof {
     /// A proof without a secret that matched.
     pub(in crate::providers) fn without(verdict: Verdict) -> Proof {
-        Proof { verdict, secret: None }
+        Proof {
+            verdict,
+            secret: None,
+        }
     }
 
     /// A proof by this secret.
     pub(in crate::providers) fn by(verdict: Verdict, secret: SecretLabel) -> Proof {
-        Proof { verdict, secret: Some(secret) }
+        Proof {
+            verdict,
+            secret: Some(secret),
+        }
     }
 
     /// What was found.
@@ -371,7 +399,10 @@ pub struct Response {
 impl Response {
     /// The first header of this lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -447,21 +478,37 @@ pub enum RetryResult {
 /// silence about the service; everything else is about the run.
 pub fn hearing_by_status(answer: &Answer) -> Hearing {
     match answer {
-        Answer::Failed { what } => Hearing::Trouble { why: what.clone(), retry_after: None },
+        Answer::Failed { what } => Hearing::Trouble {
+            why: what.clone(),
+            retry_after: None,
+        },
         Answer::Http(response) => match response.status {
-            401 | 403 => Hearing::Refused { why: format!("the API key is not accepted ({})", response.status) },
-            429 => Hearing::Throttled { retry_after: retry_after(response) },
-            500.. => Hearing::Trouble { why: format!("HTTP {}", response.status), retry_after: retry_after(response) },
+            401 | 403 => Hearing::Refused {
+                why: format!("the API key is not accepted ({})", response.status),
+            },
+            429 => Hearing::Throttled {
+                retry_after: retry_after(response),
+            },
+            500.. => Hearing::Trouble {
+                why: format!("HTTP {}", response.status),
+                retry_after: retry_after(response),
+            },
             _ => Hearing::Fine,
         },
     }
 }
 
 /// The claim of a 404: the run is missing if the canary asked after it worked, else nothing.
-pub(in crate::providers) fn missing_if_canary_worked(provider: &dyn Provider, answers: &[Answer]) -> Claim {
-    let worked = |answer: &Answer| matches!(answer, Answer::Http(response) if response.status < 300);
+pub(in crate::providers) fn missing_if_canary_worked(
+    provider: &dyn Provider,
+    answers: &[Answer],
+) -> Claim {
+    let worked =
+        |answer: &Answer| matches!(answer, Answer::Http(response) if response.status < 300);
     match answers {
-        [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => Claim::Missing,
+        [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => {
+            Claim::Missing
+        }
         _ => Claim::Nothing,
     }
 }
@@ -470,16 +517,25 @@ pub(in crate::providers) fn missing_if_canary_worked(provider: &dyn Provider, an
 pub fn retry_after(response: &Response) -> Option<Duration> {
     let value = response.header("retry-after")?.trim();
     if let Ok(seconds) = value.parse::<f64>() {
-        return (0.0..=86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
+        return (0.0..=86_400.0)
+            .contains(&seconds)
+            .then(|| Duration::from_secs_f64(seconds));
     }
     let until = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-    let from = jiff::fmt::rfc2822::parse(response.header("date")?).ok()?.timestamp();
+    let from = jiff::fmt::rfc2822::parse(response.header("date")?)
+        .ok()?
+        .timestamp();
     let seconds = u64::try_from(until.as_second() - from.as_second()).ok()?;
     Some(Duration::from_secs(seconds.min(86_400)))
 }
 
 /// An observation about `run_id` from an answer, with nothing but the claim filled in.
-pub(in crate::providers) fn answered(run_id: &RunId, kind: Option<Kind>, claim: Claim, asked_at: At) -> Observation {
+pub(in crate::providers) fn answered(
+    run_id: &RunId,
+    kind: Option<Kind>,
+    claim: Claim,
+    asked_at: At,
+) -> Observation {
     Observation {
         run_id: run_id.clone(),
         kind,
@@ -512,19 +568,28 @@ pub(in crate::providers) fn told(
 }
 
 /// An observation that a list shows a run.
-pub(in crate::providers) fn listed(run_id: &RunId, kind: Option<Kind>, over: bool, asked_at: At) -> Observation {
-    Observation { via: Via::Sweep, ..answered(run_id, kind, Claim::Listed { over }, asked_at) }
+pub(in crate::providers) fn listed(
+    run_id: &RunId,
+    kind: Option<Kind>,
+    over: bool,
+    asked_at: At,
+) -> Observation {
+    Observation {
+        via: Via::Sweep,
+        ..answered(run_id, kind, Claim::Listed { over }, asked_at)
+    }
 }
 
 /// A path segment or query value, percent-encoded.
 pub(in crate::providers) fn encoded(text: &str) -> String {
     use std::fmt::Write as _;
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
+    text.bytes()
+        .fold(String::with_capacity(text.len()), |mut out, byte| {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+                out.push(char::from(byte));
+            } else {
+                let _ = write!(out, "%{byte:02X}");
+            }
+            out
+        })
 }

@@ -56,14 +56,24 @@ enum Value<'a> {
 
 /// Reads a whole document.
 pub fn parse(body: &[u8]) -> Result<Document<'_>, NotJson> {
-    let text = std::str::from_utf8(body).map_err(|error| NotJson { at: error.valid_up_to() })?;
-    let mut parser = Parser { text, at: 0, depth: 0, lone_surrogates: false };
+    let text = std::str::from_utf8(body).map_err(|error| NotJson {
+        at: error.valid_up_to(),
+    })?;
+    let mut parser = Parser {
+        text,
+        at: 0,
+        depth: 0,
+        lone_surrogates: false,
+    };
     let value = parser.value()?;
     parser.skip_space();
     if parser.at < text.len() {
         return parser.fail();
     }
-    Ok(Document { value, lone_surrogates: parser.lone_surrogates })
+    Ok(Document {
+        value,
+        lone_surrogates: parser.lone_surrogates,
+    })
 }
 
 impl Document<'_> {
@@ -93,20 +103,27 @@ fn into_json(value: Value<'_>) -> serde_json::Value {
     match value {
         Value::Null => serde_json::Value::Null,
         Value::Bool(bool) => bool.into(),
-        Value::Integer(digits) => integer(digits).map_or(serde_json::Value::Null, serde_json::Value::Number),
-        Value::Float(float) => Number::from_f64(float).map_or(serde_json::Value::Null, serde_json::Value::Number),
+        Value::Integer(digits) => {
+            integer(digits).map_or(serde_json::Value::Null, serde_json::Value::Number)
+        }
+        Value::Float(float) => {
+            Number::from_f64(float).map_or(serde_json::Value::Null, serde_json::Value::Number)
+        }
         Value::Text(text) => text.into_owned().into(),
         Value::List(items) => items.into_iter().map(into_json).collect(),
-        Value::Object(members) => {
-            members.into_iter().map(|(key, value)| (key.into_owned(), into_json(value))).collect()
-        }
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(key, value)| (key.into_owned(), into_json(value)))
+            .collect(),
     }
 }
 
 fn integer(digits: &str) -> Option<Number> {
     let signed = digits.parse::<i64>().ok().map(Number::from);
     let unsigned = || digits.parse::<u64>().ok().map(Number::from);
-    signed.or_else(unsigned).or_else(|| Number::from_f64(digits.parse().ok()?))
+    signed
+        .or_else(unsigned)
+        .or_else(|| Number::from_f64(digits.parse().ok()?))
 }
 
 // ── Reading ─────────────────────────────────────────────────────────────────────────────────────
@@ -142,7 +159,10 @@ impl<'a> Parser<'a> {
     /// Takes the bytes of which `belongs` is true.
     fn run(&mut self, belongs: impl Fn(u8) -> bool) -> &'a str {
         let rest = &self.text[self.at..];
-        let length = rest.bytes().position(|byte| !belongs(byte)).unwrap_or(rest.len());
+        let length = rest
+            .bytes()
+            .position(|byte| !belongs(byte))
+            .unwrap_or(rest.len());
         self.at += length;
         &rest[..length]
     }
@@ -163,7 +183,11 @@ impl<'a> Parser<'a> {
     }
 
     fn word(&mut self) -> Result<Value<'a>, NotJson> {
-        for (word, value) in [("null", Value::Null), ("true", Value::Bool(true)), ("false", Value::Bool(false))] {
+        for (word, value) in [
+            ("null", Value::Null),
+            ("true", Value::Bool(true)),
+            ("false", Value::Bool(false)),
+        ] {
             if self.text[self.at..].starts_with(word) {
                 self.at += word.len();
                 return Ok(value);
@@ -173,7 +197,10 @@ impl<'a> Parser<'a> {
     }
 
     /// Reads one container, whose opening byte is next.
-    fn nested(&mut self, read: fn(&mut Self) -> Result<Value<'a>, NotJson>) -> Result<Value<'a>, NotJson> {
+    fn nested(
+        &mut self,
+        read: fn(&mut Self) -> Result<Value<'a>, NotJson>,
+    ) -> Result<Value<'a>, NotJson> {
         if self.depth == DEPTH_MAX {
             return self.fail();
         }
@@ -236,13 +263,20 @@ impl<'a> Parser<'a> {
         }
         let token = &self.text[start..self.at];
         if point || exponent {
-            return token.parse().map(Value::Float).map_err(|_| NotJson { at: start });
+            return token
+                .parse()
+                .map(Value::Float)
+                .map_err(|_| NotJson { at: start });
         }
         Ok(Value::Integer(if token == "-0" { "0" } else { token }))
     }
 
     fn digits(&mut self) -> Result<(), NotJson> {
-        if self.run(|byte| byte.is_ascii_digit()).is_empty() { self.fail() } else { Ok(()) }
+        if self.run(|byte| byte.is_ascii_digit()).is_empty() {
+            self.fail()
+        } else {
+            Ok(())
+        }
     }
 
     fn string(&mut self) -> Result<Cow<'a, str>, NotJson> {
@@ -301,8 +335,13 @@ impl<'a> Parser<'a> {
 
     fn unit(&mut self) -> Result<u16, NotJson> {
         self.at += 1;
-        let digits = self.text.get(self.at..self.at + 4).filter(|digits| digits.bytes().all(|d| d.is_ascii_hexdigit()));
-        let Some(unit) = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()) else { return self.fail() };
+        let digits = self
+            .text
+            .get(self.at..self.at + 4)
+            .filter(|digits| digits.bytes().all(|d| d.is_ascii_hexdigit()));
+        let Some(unit) = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()) else {
+            return self.fail();
+        };
         self.at += 4;
         Ok(unit)
     }
@@ -335,7 +374,11 @@ fn write_value(value: &Value<'_>, out: &mut String) {
     }
 }
 
-fn write_separated<T>(items: impl IntoIterator<Item = T>, out: &mut String, write: impl Fn(T, &mut String)) {
+fn write_separated<T>(
+    items: impl IntoIterator<Item = T>,
+    out: &mut String,
+    write: impl Fn(T, &mut String),
+) {
     for (position, item) in items.into_iter().enumerate() {
         if position > 0 {
             out.push(',');
@@ -379,7 +422,9 @@ fn write_float(float: f64, out: &mut String) {
         out.push_str(&text);
         return;
     };
-    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+    let (sign, exponent) = exponent
+        .strip_prefix('-')
+        .map_or(('+', exponent), |exponent| ('-', exponent));
     let _ = write!(out, "{digits}e{sign}{exponent:0>2}");
 }
 
@@ -394,7 +439,11 @@ fn shortest(float: f64) -> String {
         Some((digits, _)) => format!("{float:.*e}", places(digits)),
         None => format!("{float:.*}", places(&text)),
     };
-    if nearest.parse() == Ok(float) { nearest } else { text }
+    if nearest.parse() == Ok(float) {
+        nearest
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -428,16 +477,34 @@ mod tests {
         // In the middle between two shortest texts: the even one.
         ("1764186349175277.25", "1764186349175277.2"),
         ("1764186349175277.75", "1764186349175277.8"),
-        ("5.684341886080801486968994140625e-14", "5.684341886080802e-14"),
+        (
+            "5.684341886080801486968994140625e-14",
+            "5.684341886080802e-14",
+        ),
         ("2.2250738585072011e-308", "2.225073858507201e-308"),
         ("1e22", "1e+22"),
         ("1e23", "1e+23"),
-        ("123456789012345678901234567890", "123456789012345678901234567890"),
-        (r#""\/ü🚀\u00E9\u007f<>&""#, r#""/\u00fc\ud83d\ude80\u00e9\u007f<>&""#),
+        (
+            "123456789012345678901234567890",
+            "123456789012345678901234567890",
+        ),
+        (
+            r#""\/ü🚀\u00E9\u007f<>&""#,
+            r#""/\u00fc\ud83d\ude80\u00e9\u007f<>&""#,
+        ),
         ("\"a\u{7f}b\"", r#""a\u007fb""#),
-        (r#""\b\f\n\r\t\u0000\u000A\"\\""#, r#""\b\f\n\r\t\u0000\n\"\\""#),
-        (r#"{"b":1,"a":[ ],"b" : {"z":null,"":true}}"#, r#"{"a":[],"b":{"":true,"z":null}}"#),
-        ("{\"\u{ffee}\":1,\"🚀\":2,\"z\":3}", r#"{"z":3,"\uffee":1,"\ud83d\ude80":2}"#),
+        (
+            r#""\b\f\n\r\t\u0000\u000A\"\\""#,
+            r#""\b\f\n\r\t\u0000\n\"\\""#,
+        ),
+        (
+            r#"{"b":1,"a":[ ],"b" : {"z":null,"":true}}"#,
+            r#"{"a":[],"b":{"":true,"z":null}}"#,
+        ),
+        (
+            "{\"\u{ffee}\":1,\"🚀\":2,\"z\":3}",
+            r#"{"z":3,"\uffee":1,"\ud83d\ude80":2}"#,
+        ),
         (" [ 1 , false ] \n", "[1,false]"),
     ];
 
@@ -496,8 +563,16 @@ mod tests {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         for depth in [1, DEPTH_MAX, DEPTH_MAX + 1, 100_000] {
             let text = nested(depth);
-            assert_eq!(parse(text.as_bytes()).is_ok(), depth <= DEPTH_MAX, "{depth}");
-            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), depth <= DEPTH_MAX, "{depth}");
+            assert_eq!(
+                parse(text.as_bytes()).is_ok(),
+                depth <= DEPTH_MAX,
+                "{depth}"
+            );
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&text).is_ok(),
+                depth <= DEPTH_MAX,
+                "{depth}"
+            );
         }
     }
 
@@ -512,14 +587,21 @@ mod tests {
         ] {
             let document = parse(body.as_bytes()).unwrap();
             assert_eq!(document.canonical(), None, "{body}");
-            assert_eq!(document.into_json(), serde_json::Value::from(read), "{body}");
+            assert_eq!(
+                document.into_json(),
+                serde_json::Value::from(read),
+                "{body}"
+            );
         }
     }
 
     #[test]
     fn numbers_serde_cannot_hold_do_not_make_a_document_unreadable() {
         let document = parse(b"[18446744073709551615,18446744073709551616,-1,1e400,2.5]").unwrap();
-        assert_eq!(document.into_json(), serde_json::json!([u64::MAX, 18_446_744_073_709_551_616.0, -1, null, 2.5]));
+        assert_eq!(
+            document.into_json(),
+            serde_json::json!([u64::MAX, 18_446_744_073_709_551_616.0, -1, null, 2.5])
+        );
     }
 
     fn same<T: PartialEq + Debug>(a: T, b: T) -> Result<(), TestCaseError> {

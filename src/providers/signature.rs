@@ -23,8 +23,14 @@ impl Signature {
     /// tried, so the time taken does not tell which one matched.
     pub fn signed_by<'a>(&self, keys: &'a [Key], parts: &[&[u8]]) -> Option<&'a SecretLabel> {
         keys.iter().fold(None, |found, key| {
-            let matches = mac(key.secret.expose().as_bytes(), parts).verify_slice(&self.0).is_ok();
-            if matches { found.or(Some(&key.label)) } else { found }
+            let matches = mac(key.secret.expose().as_bytes(), parts)
+                .verify_slice(&self.0)
+                .is_ok();
+            if matches {
+                found.or(Some(&key.label))
+            } else {
+                found
+            }
         })
     }
 }
@@ -46,14 +52,25 @@ mod tests {
     use crate::secret::Secret;
 
     fn keys(values: &[&str]) -> Vec<Key> {
-        values.iter().map(|value| Key { label: SecretLabel((*value).to_owned()), secret: Secret::new(value) }).collect()
+        values
+            .iter()
+            .map(|value| Key {
+                label: SecretLabel((*value).to_owned()),
+                secret: Secret::new(value),
+            })
+            .collect()
     }
 
     #[test]
     fn the_matching_key_is_named() {
         let signature = Signature::from_hex(&sign("second", &[b"12", b".", b"body"])).unwrap();
         let keys = keys(&["first", "second", "third"]);
-        assert_eq!(signature.signed_by(&keys, &[b"12.body"]).map(|label| label.0.as_str()), Some("second"));
+        assert_eq!(
+            signature
+                .signed_by(&keys, &[b"12.body"])
+                .map(|label| label.0.as_str()),
+            Some("second")
+        );
         assert_eq!(signature.signed_by(&keys, &[b"12.bodY"]), None);
         assert_eq!(signature.signed_by(&keys[..1], &[b"12.body"]), None);
     }

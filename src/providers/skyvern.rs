@@ -44,11 +44,11 @@ use serde_json::{Map, Value};
 use super::json::{self, Surface};
 use super::signature::Signature;
 use super::{
-    Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question, Reading, Response,
-    RetryResult, Settings, Subject, Verdict, Webhook,
+    Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question,
+    Reading, Response, RetryResult, Settings, Subject, Verdict, Webhook,
 };
-use crate::model::schedule::{Confirm, Policy};
 use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::Keyring;
 
@@ -72,8 +72,14 @@ const NEXT_ATTEMPT_MAX: Duration = Duration::from_secs(3600);
 const SAMPLE_RUNS: [&str; 2] = ["tsk_sample_123456789", "wr_sample_123456789"];
 /// The browser session of a sample delivery that was given a real run's id.
 const SAMPLE_SESSION: &str = "pbs_sample_123456";
-const COUNTERS: [&str; 6] =
-    ["attempt", "step_count", "total_steps", "total_cost", "credits_used", "cached_credits_used"];
+const COUNTERS: [&str; 6] = [
+    "attempt",
+    "step_count",
+    "total_steps",
+    "total_cost",
+    "credits_used",
+    "cached_credits_used",
+];
 
 impl Provider for Skyvern {
     fn name(&self) -> &'static str {
@@ -89,7 +95,11 @@ impl Provider for Skyvern {
     }
 
     fn environment(&self) -> Environment {
-        Environment { api_key: "SKYVERN_API_KEY", webhook_secret: None, path_token: None }
+        Environment {
+            api_key: "SKYVERN_API_KEY",
+            webhook_secret: None,
+            path_token: None,
+        }
     }
 
     fn signs_with_api_key(&self) -> bool {
@@ -131,7 +141,10 @@ impl Provider for Skyvern {
             return Proof::without(Verdict::Unsigned);
         };
         let signature = Signature::from_hex(given);
-        match signature.as_ref().and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body])) {
+        match signature
+            .as_ref()
+            .and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body]))
+        {
             Some(key) => Proof::by(Verdict::Signed, key.clone()),
             None => Proof::without(Verdict::BadSignature),
         }
@@ -142,11 +155,15 @@ impl Provider for Skyvern {
         if let (Some(why), false) = (&said.broken, webhook.truncated) {
             return Reading::Unreadable(why.clone());
         }
-        let Some(id) = ["run_id", "workflow_run_id", "task_id"].iter().find_map(|key| json::text(&said.fields, key))
+        let Some(id) = ["run_id", "workflow_run_id", "task_id"]
+            .iter()
+            .find_map(|key| json::text(&said.fields, key))
         else {
             return Reading::Unreadable("the body names no run".to_owned());
         };
-        if SAMPLE_RUNS.contains(&id) || json::text(&said.fields, "browser_session_id") == Some(SAMPLE_SESSION) {
+        if SAMPLE_RUNS.contains(&id)
+            || json::text(&said.fields, "browser_session_id") == Some(SAMPLE_SESSION)
+        {
             return Reading::Ping;
         }
         let Ok(run_id) = RunId::new(id) else {
@@ -175,7 +192,8 @@ impl Provider for Skyvern {
     }
 
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        let silent = || super::answered(run.run_id, kind_by_id(run.run_id), Claim::Nothing, asked_at);
+        let silent =
+            || super::answered(run.run_id, kind_by_id(run.run_id), Claim::Nothing, asked_at);
         // A canary's answer is an array and never says a state.
         let state = answers.iter().filter_map(body_of).find_map(|body| {
             let said = json::surface(body, Some("run_request"));
@@ -189,7 +207,10 @@ impl Provider for Skyvern {
         }
         let reads = if has_older_read(run.run_id) { 2 } else { 1 };
         if answers.iter().take(reads).all(no_such_run) {
-            return Observation { claim: super::missing_if_canary_worked(self, answers), ..silent() };
+            return Observation {
+                claim: super::missing_if_canary_worked(self, answers),
+                ..silent()
+            };
         }
         silent()
     }
@@ -205,13 +226,22 @@ impl Provider for Skyvern {
         )))
     }
 
-    fn read_list(&self, page: Option<&str>, answer: &Answer, _settings: &Settings, asked_at: At) -> Listing {
+    fn read_list(
+        &self,
+        page: Option<&str>,
+        answer: &Answer,
+        _settings: &Settings,
+        asked_at: At,
+    ) -> Listing {
         let Some(Ok(Value::Array(items))) = body_of(answer).map(serde_json::from_slice) else {
             return Listing::default();
         };
         let page = page_number(page);
         Listing {
-            runs: items.iter().filter_map(|item| listed(item.as_object()?, asked_at)).collect(),
+            runs: items
+                .iter()
+                .filter_map(|item| listed(item.as_object()?, asked_at))
+                .collect(),
             next: (items.len() >= PAGE_SIZE && page < PAGE_MAX).then(|| (page + 1).to_string()),
             gap: None,
         }
@@ -230,13 +260,15 @@ impl Provider for Skyvern {
 
     fn read_retry(&self, run_id: &RunId, answer: &Answer) -> RetryResult {
         match answer {
-            Answer::Failed { what } => {
-                RetryResult::Refused { status: None, message: format!("Skyvern could not be asked: {what}") }
-            }
+            Answer::Failed { what } => RetryResult::Refused {
+                status: None,
+                message: format!("Skyvern could not be asked: {what}"),
+            },
             Answer::Http(response) if is_success(response) => tried(response),
-            Answer::Http(response) => {
-                RetryResult::Refused { status: Some(response.status), message: refusal(run_id, response) }
-            }
+            Answer::Http(response) => RetryResult::Refused {
+                status: Some(response.status),
+                message: refusal(run_id, response),
+            },
         }
     }
 
@@ -244,7 +276,9 @@ impl Provider for Skyvern {
         match answer {
             // A key whose organisation is gone fails as 404, not as 403.
             Answer::Http(response) if response.status == 404 && knows_no_organization(response) => {
-                Hearing::Refused { why: "the API key belongs to no organization (404)".to_owned() }
+                Hearing::Refused {
+                    why: "the API key belongs to no organization (404)".to_owned(),
+                }
             }
             _ => super::hearing_by_status(answer),
         }
@@ -263,14 +297,21 @@ struct State {
 impl State {
     /// Nothing is said, but the run exists.
     fn silent() -> State {
-        State { claim: Claim::Open(Rank::Waiting), reason: None, next_attempt_at: None }
+        State {
+            claim: Claim::Open(Rank::Waiting),
+            reason: None,
+            next_attempt_at: None,
+        }
     }
 
     /// `None` if the body names no status, or was cut off before it told whether the end is one.
     fn of(said: &Surface, run_id: &RunId) -> Option<State> {
         let status = json::text(&said.fields, "status")?;
         let Some((outcome, reason)) = end(status) else {
-            return Some(State { claim: Claim::Open(rank(status)), ..State::silent() });
+            return Some(State {
+                claim: Claim::Open(rank(status)),
+                ..State::silent()
+            });
         };
         match said.fields.get("retry_pending") {
             Some(Value::Bool(true)) => Some(State {
@@ -280,21 +321,35 @@ impl State {
             }),
             None if said.broken.is_some() && may_be_retried(run_id) => None,
             _ => {
-                let ending = if reopens_after_cancel(said, run_id) && outcome == Outcome::Cancelled {
+                let ending = if reopens_after_cancel(said, run_id) && outcome == Outcome::Cancelled
+                {
                     Ending::needs_answer(outcome)
                 } else {
                     Ending::sufficient(outcome)
                 };
-                Some(State { claim: Claim::Ended(ending), reason, next_attempt_at: None })
+                Some(State {
+                    claim: Claim::Ended(ending),
+                    reason,
+                    next_attempt_at: None,
+                })
             }
         }
     }
 
     /// Completes an observation that has nothing but its claim.
     fn tell(&self, heard: Observation, said: &Surface) -> Observation {
-        let ask_after = self.next_attempt_at.map(|at| at.since(heard.asked_at).min(NEXT_ATTEMPT_MAX));
-        let detail = Detail { reason: self.reason.map(str::to_owned), ..detail(said, &self.claim) };
-        Observation { ask_after: ask_after.filter(|span| !span.is_zero()), detail, ..heard }
+        let ask_after = self
+            .next_attempt_at
+            .map(|at| at.since(heard.asked_at).min(NEXT_ATTEMPT_MAX));
+        let detail = Detail {
+            reason: self.reason.map(str::to_owned),
+            ..detail(said, &self.claim)
+        };
+        Observation {
+            ask_after: ask_after.filter(|span| !span.is_zero()),
+            detail,
+            ..heard
+        }
     }
 }
 
@@ -311,7 +366,11 @@ fn end(status: &str) -> Option<(Outcome, Option<&'static str>)> {
 }
 
 fn rank(status: &str) -> Rank {
-    if matches!(status, "running" | "paused") { Rank::Started } else { Rank::Waiting }
+    if matches!(status, "running" | "paused") {
+        Rank::Started
+    } else {
+        Rank::Waiting
+    }
 }
 
 fn detail(said: &Surface, claim: &Claim) -> Detail {
@@ -319,9 +378,11 @@ fn detail(said: &Surface, claim: &Claim) -> Detail {
     // While a run is open, finished_at is that of an attempt, or of what a finally block undoes.
     let finished = time("finished_at").filter(|_| matches!(claim, Claim::Ended(_)));
     Detail {
-        provider_status: json::text(&said.fields, "status").map(|status| json::shortened(status, 100)),
+        provider_status: json::text(&said.fields, "status")
+            .map(|status| json::shortened(status, 100)),
         group_id: group(said).map(|group| json::shortened(group, 200)),
-        error: json::text(&said.fields, "failure_reason").map(|reason| json::shortened(reason, 1000)),
+        error: json::text(&said.fields, "failure_reason")
+            .map(|reason| json::shortened(reason, 1000)),
         counters: json::counters(&said.fields, &COUNTERS),
         opened_at: time("created_at"),
         provider_time: finished.or_else(|| time("modified_at")),
@@ -334,8 +395,16 @@ fn detail(said: &Surface, claim: &Claim) -> Detail {
 fn group(said: &Surface) -> Option<&str> {
     let permanent = |fields, key| json::text(fields, key).filter(|id| id.starts_with("wpid_"));
     json::text(&said.fields, "workflow_permanent_id")
-        .or_else(|| ["workflow_id", "agent_id"].iter().find_map(|key| permanent(&said.fields, key)))
-        .or_else(|| ["workflow_id", "agent_id"].iter().find_map(|key| permanent(&said.below, key)))
+        .or_else(|| {
+            ["workflow_id", "agent_id"]
+                .iter()
+                .find_map(|key| permanent(&said.fields, key))
+        })
+        .or_else(|| {
+            ["workflow_id", "agent_id"]
+                .iter()
+                .find_map(|key| permanent(&said.below, key))
+        })
 }
 
 fn kind_by_id(run_id: &RunId) -> Option<Kind> {
@@ -347,11 +416,12 @@ fn kind_by_id(run_id: &RunId) -> Option<Kind> {
 }
 
 fn kind_by_type(said: &Surface) -> Option<Kind> {
-    match json::text(&said.fields, "run_type").or_else(|| json::text(&said.fields, "task_run_type"))? {
+    match json::text(&said.fields, "run_type")
+        .or_else(|| json::text(&said.fields, "task_run_type"))?
+    {
         "workflow_run" => Some(Kind::Workflow),
-        "task_v1" | "task_v2" | "task_v3" | "openai_cua" | "anthropic_cua" | "ui_tars" | "yutori_navigator" => {
-            Some(Kind::Task)
-        }
+        "task_v1" | "task_v2" | "task_v3" | "openai_cua" | "anthropic_cua" | "ui_tars"
+        | "yutori_navigator" => Some(Kind::Task),
         _ => None,
     }
 }
@@ -363,13 +433,17 @@ fn may_be_retried(run_id: &RunId) -> bool {
 
 /// A task 2.0 that is cancelled right after its creation may overwrite that and run on.
 fn reopens_after_cancel(said: &Surface, run_id: &RunId) -> bool {
-    run_id.as_str().starts_with("tsk_v2_") || json::text(&said.fields, "run_type") == Some("task_v2")
+    run_id.as_str().starts_with("tsk_v2_")
+        || json::text(&said.fields, "run_type") == Some("task_v2")
 }
 
 // ── Questions about one run ─────────────────────────────────────────────────────────────────────
 
 fn run_question(path: &str, run_id: &RunId) -> Question {
-    Question { bytes_max: RUN_BYTES_MAX, ..Question::get(format!("{path}{}", super::encoded(run_id.as_str()))) }
+    Question {
+        bytes_max: RUN_BYTES_MAX,
+        ..Question::get(format!("{path}{}", super::encoded(run_id.as_str())))
+    }
 }
 
 /// Whether the older read knows runs of this sort.
@@ -414,7 +488,10 @@ fn said_why(response: &Response) -> Option<String> {
     match body.get("detail").or_else(|| body.get("error"))? {
         Value::String(text) => Some(text.clone()),
         Value::Array(faults) => {
-            let said: Vec<&str> = faults.iter().filter_map(|fault| fault.get("msg")?.as_str()).collect();
+            let said: Vec<&str> = faults
+                .iter()
+                .filter_map(|fault| fault.get("msg")?.as_str())
+                .collect();
             (!said.is_empty()).then(|| said.join("; "))
         }
         _ => None,
@@ -424,21 +501,35 @@ fn said_why(response: &Response) -> Option<String> {
 // ── The list ────────────────────────────────────────────────────────────────────────────────────
 
 fn page_number(page: Option<&str>) -> u32 {
-    page.and_then(|page| page.parse().ok()).unwrap_or(1).clamp(1, PAGE_MAX)
+    page.and_then(|page| page.parse().ok())
+        .unwrap_or(1)
+        .clamp(1, PAGE_MAX)
 }
 
 /// One item. `run_id` is the run; `task_run_id` (`tr_…`) is only the row in the list.
 fn listed(item: &Map<String, Value>, asked_at: At) -> Option<Observation> {
     let run_id = RunId::new(json::text(item, "run_id")?).ok()?;
-    let said = Surface { fields: item.clone(), ..Surface::default() };
-    let over = matches!(State::of(&said, &run_id), Some(State { claim: Claim::Ended(_), .. }));
+    let said = Surface {
+        fields: item.clone(),
+        ..Surface::default()
+    };
+    let over = matches!(
+        State::of(&said, &run_id),
+        Some(State {
+            claim: Claim::Ended(_),
+            ..
+        })
+    );
     let kind = kind_by_id(&run_id).or_else(|| kind_by_type(&said));
     let detail = Detail {
         group_id: group(&said).map(|group| json::shortened(group, 200)),
         opened_at: json::time(item, "created_at"),
         ..Detail::default()
     };
-    Some(Observation { detail, ..super::listed(&run_id, kind, over, asked_at) })
+    Some(Observation {
+        detail,
+        ..super::listed(&run_id, kind, over, asked_at)
+    })
 }
 
 // ── Retry-webhook ───────────────────────────────────────────────────────────────────────────────
@@ -448,18 +539,25 @@ fn tried(response: &Response) -> RetryResult {
     let Ok(body) = json::object(&response.body) else {
         return RetryResult::Tried {
             delivered_status: None,
-            error: Some("Skyvern's answer could not be read; whether it delivered the webhook is not known".to_owned()),
+            error: Some(
+                "Skyvern's answer could not be read; whether it delivered the webhook is not known"
+                    .to_owned(),
+            ),
             target_url: None,
             latency_ms: None,
             payload: None,
         };
     };
     RetryResult::Tried {
-        delivered_status: body.get("status_code").and_then(Value::as_u64).and_then(|status| status.try_into().ok()),
+        delivered_status: body
+            .get("status_code")
+            .and_then(Value::as_u64)
+            .and_then(|status| status.try_into().ok()),
         error: json::text(&body, "error").map(|error| json::shortened(error, 500)),
         target_url: json::text(&body, "target_webhook_url").map(str::to_owned),
         latency_ms: body.get("latency_ms").and_then(Value::as_u64),
-        payload: json::text(&body, "payload").map(|payload| (payload.as_bytes().to_vec(), replayed_headers(&body))),
+        payload: json::text(&body, "payload")
+            .map(|payload| (payload.as_bytes().to_vec(), replayed_headers(&body))),
     }
 }
 
@@ -473,14 +571,19 @@ fn replayed_headers(body: &Map<String, Value>) -> Headers {
 
 /// What a refusal means, and what to do about it.
 fn refusal(run_id: &RunId, response: &Response) -> String {
-    let why = said_why(response).map_or_else(|| "no reason given".to_owned(), |why| json::shortened(&why, 300));
+    let why = said_why(response).map_or_else(
+        || "no reason given".to_owned(),
+        |why| json::shortened(&why, 300),
+    );
     match response.status {
         401 | 403 => format!("Skyvern does not accept the API key ({why}): check api_key"),
         404 if knows_no_organization(response) => {
             format!("Skyvern does not accept the API key ({why}): check api_key")
         }
         404 => format!("Skyvern does not know {run_id}: check the id and the account"),
-        409 => format!("{run_id} is not final yet: a further attempt is due; try again when it has ended"),
+        409 => format!(
+            "{run_id} is not final yet: a further attempt is due; try again when it has ended"
+        ),
         400 => refused_request(run_id, &why),
         422 => format!("Skyvern does not accept the request ({why}): check the webhook URL"),
         429 => "Skyvern asks us to slow down: try again later".to_owned(),
@@ -493,7 +596,9 @@ fn refusal(run_id: &RunId, response: &Response) -> String {
 fn refused_request(run_id: &RunId, why: &str) -> String {
     let says = |words: &str| why.to_ascii_lowercase().contains(words);
     if says("terminal state") {
-        format!("{run_id} has not ended yet ({why}): a webhook can be sent again only after the end")
+        format!(
+            "{run_id} has not ended yet ({why}): a webhook can be sent again only after the end"
+        )
     } else if says("not supported for webhook replay") {
         format!("Skyvern replays no webhooks of this engine ({why}): poll the run instead")
     } else if says("no webhook url") && has_older_read(run_id) {
@@ -513,23 +618,46 @@ mod tests {
     use super::*;
 
     fn response(status: u16, body: &str) -> Response {
-        Response { status, body: body.into(), ..Response::default() }
+        Response {
+            status,
+            body: body.into(),
+            ..Response::default()
+        }
     }
 
     #[test]
     fn error_texts_are_found_in_every_shape() {
         let why = |body| said_why(&response(400, body));
         assert_eq!(why(r#"{"detail":"text"}"#).as_deref(), Some("text"));
-        assert_eq!(why(r#"{"detail":[{"msg":"a"},{"msg":"b"},{"loc":[]}]}"#).as_deref(), Some("a; b"));
-        assert_eq!(why(r#"{"error":"Unexpected error: X"}"#).as_deref(), Some("Unexpected error: X"));
-        for silent in ["", "{}", "[]", "Service Unavailable", r#"{"detail":[]}"#, r#"{"detail":null}"#] {
+        assert_eq!(
+            why(r#"{"detail":[{"msg":"a"},{"msg":"b"},{"loc":[]}]}"#).as_deref(),
+            Some("a; b")
+        );
+        assert_eq!(
+            why(r#"{"error":"Unexpected error: X"}"#).as_deref(),
+            Some("Unexpected error: X")
+        );
+        for silent in [
+            "",
+            "{}",
+            "[]",
+            "Service Unavailable",
+            r#"{"detail":[]}"#,
+            r#"{"detail":null}"#,
+        ] {
             assert_eq!(why(silent), None, "{silent}");
         }
     }
 
     #[test]
     fn page_numbers_stay_between_the_first_and_the_last() {
-        for (page, number) in [(None, 1), (Some("2"), 2), (Some("0"), 1), (Some("x"), 1), (Some("900"), 100)] {
+        for (page, number) in [
+            (None, 1),
+            (Some("2"), 2),
+            (Some("0"), 1),
+            (Some("x"), 1),
+            (Some("900"), 100),
+        ] {
             assert_eq!(page_number(page), number);
         }
     }

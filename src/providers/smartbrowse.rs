@@ -40,11 +40,11 @@ use serde_json::{Map, Value};
 
 use super::json;
 use super::{
-    Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings, Subject, Verdict,
-    Webhook,
+    Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings,
+    Subject, Verdict, Webhook,
 };
-use crate::model::schedule::{Confirm, Policy};
 use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::{Keyring, RequiredHeader, SecretLabel, same};
 
@@ -54,8 +54,11 @@ pub struct SmartBrowse;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// No run may take longer than 15 minutes, so at these ages an end is to be expected.
-const LANDMARKS: &[Duration] =
-    &[Duration::from_secs(15 * 60), Duration::from_secs(16 * 60), Duration::from_secs(18 * 60)];
+const LANDMARKS: &[Duration] = &[
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(16 * 60),
+    Duration::from_secs(18 * 60),
+];
 /// The answer holds all items of a completed run, and the state may come after them.
 const RUN_BYTES_MAX: usize = 64 * 1024 * 1024;
 const USAGE: &str = "/v1/smartbrowse/usage";
@@ -75,7 +78,11 @@ impl Provider for SmartBrowse {
     }
 
     fn environment(&self) -> Environment {
-        Environment { api_key: "WEBSCRAPE_API_KEY", webhook_secret: None, path_token: Some("SMARTBROWSE_PATH_TOKEN") }
+        Environment {
+            api_key: "WEBSCRAPE_API_KEY",
+            webhook_secret: None,
+            path_token: Some("SMARTBROWSE_PATH_TOKEN"),
+        }
     }
 
     fn webhook_setup(&self) -> &'static str {
@@ -107,9 +114,16 @@ impl Provider for SmartBrowse {
         if keyring.path_tokens.is_empty() && keyring.headers.is_empty() {
             return Proof::without(Verdict::NoSecret);
         }
-        let token = delivery.path_token.and_then(|presented| keyring.matching_token(presented));
-        let headers: Vec<_> = keyring.headers.iter().map(|required| matching_value(required, delivery)).collect();
-        let all = (keyring.path_tokens.is_empty() || token.is_some()) && headers.iter().all(Option::is_some);
+        let token = delivery
+            .path_token
+            .and_then(|presented| keyring.matching_token(presented));
+        let headers: Vec<_> = keyring
+            .headers
+            .iter()
+            .map(|required| matching_value(required, delivery))
+            .collect();
+        let all = (keyring.path_tokens.is_empty() || token.is_some())
+            && headers.iter().all(Option::is_some);
         match token.or_else(|| headers.iter().copied().flatten().next()) {
             Some(label) if all => Proof::by(Verdict::SharedSecret, label.clone()),
             _ => Proof::without(Verdict::BadToken),
@@ -128,7 +142,11 @@ impl Provider for SmartBrowse {
         let Ok(run_id) = RunId::new(run_id) else {
             return Reading::Unreadable("the run id is not usable as one".to_owned());
         };
-        let status = if webhook.truncated { None } else { webhook_state(fields) };
+        let status = if webhook.truncated {
+            None
+        } else {
+            webhook_state(fields)
+        };
         // Something ended, we cannot tell how: take a closer look.
         let claim = status.map_or(Claim::Listed { over: true }, claim_of);
         let detail = Detail {
@@ -136,21 +154,33 @@ impl Provider for SmartBrowse {
             provider_time: json::time(fields, "timestamp"),
             ..detail(fields)
         };
-        Reading::Said(vec![Observation { detail, ..super::told(run_id, Some(Kind::Recipe), claim, webhook) }])
+        Reading::Said(vec![Observation {
+            detail,
+            ..super::told(run_id, Some(Kind::Recipe), claim, webhook)
+        }])
     }
 
     fn status_question(&self, run: &Subject<'_>) -> Question {
-        let path = format!("/v1/smartbrowse/runs/{}", super::encoded(run.run_id.as_str()));
-        Question { bytes_max: RUN_BYTES_MAX, ..Question::get(path) }
+        let path = format!(
+            "/v1/smartbrowse/runs/{}",
+            super::encoded(run.run_id.as_str())
+        );
+        Question {
+            bytes_max: RUN_BYTES_MAX,
+            ..Question::get(path)
+        }
     }
 
     fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        let heard =
-            |claim, detail| Observation { detail, ..super::answered(run.run_id, Some(Kind::Recipe), claim, asked_at) };
+        let heard = |claim, detail| Observation {
+            detail,
+            ..super::answered(run.run_id, Some(Kind::Recipe), claim, asked_at)
+        };
         match answers {
-            [Answer::Http(response), ..] if matches!(response.status, 404 | 410) => {
-                heard(super::missing_if_canary_worked(self, answers), Detail::default())
-            }
+            [Answer::Http(response), ..] if matches!(response.status, 404 | 410) => heard(
+                super::missing_if_canary_worked(self, answers),
+                Detail::default(),
+            ),
             [Answer::Http(response), ..] if (200..300).contains(&response.status) => {
                 let (claim, detail) = read_run(&response.body, run.run_id);
                 heard(claim, detail)
@@ -167,9 +197,17 @@ impl Provider for SmartBrowse {
         page.is_none().then(|| Question::get(USAGE))
     }
 
-    fn read_list(&self, _page: Option<&str>, answer: &Answer, _settings: &Settings, asked_at: At) -> Listing {
+    fn read_list(
+        &self,
+        _page: Option<&str>,
+        answer: &Answer,
+        _settings: &Settings,
+        asked_at: At,
+    ) -> Listing {
         let body = match answer {
-            Answer::Http(response) if (200..300).contains(&response.status) => json::object(&response.body),
+            Answer::Http(response) if (200..300).contains(&response.status) => {
+                json::object(&response.body)
+            }
             _ => return Listing::default(),
         };
         let Some(Value::Object(data)) = body.ok().and_then(|mut body| body.remove("data")) else {
@@ -177,7 +215,10 @@ impl Provider for SmartBrowse {
         };
         let counted = data.get("runs_used_30d").and_then(Value::as_u64);
         Listing {
-            runs: json::child(&data, "last_run").and_then(|run| newest_run(run, asked_at)).into_iter().collect(),
+            runs: json::child(&data, "last_run")
+                .and_then(|run| newest_run(run, asked_at))
+                .into_iter()
+                .collect(),
             next: None,
             gap: counted.map(|runs_counted| Gap { runs_counted }),
         }
@@ -186,12 +227,23 @@ impl Provider for SmartBrowse {
 
 /// The label of the accepted value that one of the headers of this name carries. Looks at all of
 /// them.
-fn matching_value<'a>(required: &'a RequiredHeader, delivery: &Delivery<'_>) -> Option<&'a SecretLabel> {
-    let given = delivery.headers.iter().filter(|(name, _)| *name == required.name).map(|(_, value)| value.trim());
+fn matching_value<'a>(
+    required: &'a RequiredHeader,
+    delivery: &Delivery<'_>,
+) -> Option<&'a SecretLabel> {
+    let given = delivery
+        .headers
+        .iter()
+        .filter(|(name, _)| *name == required.name)
+        .map(|(_, value)| value.trim());
     given.fold(None, |found, value| {
         required.values.iter().fold(found, |found, key| {
             let matches = same(key.secret.expose().as_bytes(), value.as_bytes());
-            if matches { found.or(Some(&key.label)) } else { found }
+            if matches {
+                found.or(Some(&key.label))
+            } else {
+                found
+            }
         })
     })
 }
@@ -232,7 +284,8 @@ fn detail(fields: &Map<String, Value>) -> Detail {
 /// The state in a flat webhook body: `status` and `event`, as far as they are there, must agree.
 fn webhook_state(fields: &Map<String, Value>) -> Option<&str> {
     let status = json::text(fields, "status");
-    let event = json::text(fields, "event").map(|event| event.strip_prefix("smartbrowse.").unwrap_or(event));
+    let event = json::text(fields, "event")
+        .map(|event| event.strip_prefix("smartbrowse.").unwrap_or(event));
     match (status, event) {
         (Some(status), Some(event)) => (status == event).then_some(status),
         (one, other) => one.or(other),
@@ -247,7 +300,14 @@ fn read_run(body: &[u8], run_id: &RunId) -> (Claim, Detail) {
     let Some(state) = json::text(data, "run_status").filter(|_| ours) else {
         // A whole answer that omits the state shows that the run is there; a broken one nothing.
         let there = ours && !data.is_empty() && said.broken.is_none();
-        return (if there { Claim::Open(Rank::Waiting) } else { Claim::Nothing }, Detail::default());
+        return (
+            if there {
+                Claim::Open(Rank::Waiting)
+            } else {
+                Claim::Nothing
+            },
+            Detail::default(),
+        );
     };
     let detail = Detail {
         provider_status: Some(json::shortened(state, 100)),
@@ -261,8 +321,14 @@ fn read_run(body: &[u8], run_id: &RunId) -> (Claim, Detail) {
 fn newest_run(run: &Map<String, Value>, asked_at: At) -> Option<Observation> {
     let run_id = RunId::new(json::text(run, "id")?).ok()?;
     let over = json::text(run, "status").is_some_and(|state| end(state).is_some());
-    let detail = Detail { opened_at: json::time(run, "created_at"), ..Detail::default() };
-    Some(Observation { detail, ..super::listed(&run_id, Some(Kind::Recipe), over, asked_at) })
+    let detail = Detail {
+        opened_at: json::time(run, "created_at"),
+        ..Detail::default()
+    };
+    Some(Observation {
+        detail,
+        ..super::listed(&run_id, Some(Kind::Recipe), over, asked_at)
+    })
 }
 
 #[cfg(test)]
@@ -271,12 +337,26 @@ mod tests {
 
     #[test]
     fn the_two_words_of_a_webhook_must_agree() {
-        let state = |body: &str| webhook_state(&json::object(body.as_bytes()).unwrap()).map(str::to_owned);
-        assert_eq!(state(r#"{"status":"failed","event":"failed"}"#).as_deref(), Some("failed"));
-        assert_eq!(state(r#"{"status":"failed","event":"smartbrowse.failed"}"#).as_deref(), Some("failed"));
+        let state =
+            |body: &str| webhook_state(&json::object(body.as_bytes()).unwrap()).map(str::to_owned);
+        assert_eq!(
+            state(r#"{"status":"failed","event":"failed"}"#).as_deref(),
+            Some("failed")
+        );
+        assert_eq!(
+            state(r#"{"status":"failed","event":"smartbrowse.failed"}"#).as_deref(),
+            Some("failed")
+        );
         assert_eq!(state(r#"{"status":"failed"}"#).as_deref(), Some("failed"));
-        assert_eq!(state(r#"{"event":"smartbrowse.cancelled","status":null}"#).as_deref(), Some("cancelled"));
-        for neither in [r#"{"status":"failed","event":"completed"}"#, r#"{"status":"","event":""}"#, "{}"] {
+        assert_eq!(
+            state(r#"{"event":"smartbrowse.cancelled","status":null}"#).as_deref(),
+            Some("cancelled")
+        );
+        for neither in [
+            r#"{"status":"failed","event":"completed"}"#,
+            r#"{"status":"","event":""}"#,
+            "{}",
+        ] {
             assert_eq!(state(neither), None, "{neither}");
         }
     }

@@ -4,14 +4,14 @@
 use super::fleet::{Fleet, Member};
 use super::{Aftermath, Digest};
 use crate::config::Source;
-use crate::providers::{Delivery, Reading};
-use crate::report::{Head, Report};
-use crate::model::schedule;
+use crate::ledger::{HeardRow, StoreError, Transaction};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
 use crate::model::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
+use crate::model::schedule;
 use crate::model::{At, RunId, RunKey, Trust, Via};
-use crate::ledger::{HeardRow, StoreError, Transaction};
+use crate::providers::{Delivery, Reading};
+use crate::report::{Head, Report};
 
 /// Reads a stored report and writes down all that follows.
 pub(super) fn digest(
@@ -41,19 +41,22 @@ fn effects(
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<Effects, StoreError> {
-    let (mut observations, counted) = match report.read(member.source.provider, &member.source.settings) {
-        Reading::Said(observations) => (observations, None),
-        Reading::Counted(observations, gap) => (observations, Some(gap)),
-        Reading::Ping => return Ok(Vec::new()),
-        Reading::Unreadable(why) => {
-            tx.note(id, &member.redactor().redact(why))?;
-            return Ok(Vec::new());
-        }
-    };
+    let (mut observations, counted) =
+        match report.read(member.source.provider, &member.source.settings) {
+            Reading::Said(observations) => (observations, None),
+            Reading::Counted(observations, gap) => (observations, Some(gap)),
+            Reading::Ping => return Ok(Vec::new()),
+            Reading::Unreadable(why) => {
+                tx.note(id, &member.redactor().redact(why))?;
+                return Ok(Vec::new());
+            }
+        };
     let (mut effects, mut news) = (Vec::new(), false);
     for heard in &mut observations {
         heard.detail.rewrite(|text| member.redactor().redact(text));
-        let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else { continue };
+        let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else {
+            continue;
+        };
         news |= match effect {
             Effect::Unchanged => false,
             Effect::Ignored => heard.via != Via::Sweep,
@@ -64,7 +67,10 @@ fn effects(
         }
     }
     if let Some(gap) = counted {
-        let missing = tx.count_runs(member.id, i64::try_from(gap.runs_counted).unwrap_or(i64::MAX))?;
+        let missing = tx.count_runs(
+            member.id,
+            i64::try_from(gap.runs_counted).unwrap_or(i64::MAX),
+        )?;
         if missing > 0 {
             tracing::warn!(source = %member.source.name, missing, "the provider has counted runs that nobody told us of");
         }
@@ -79,14 +85,18 @@ fn effects(
 /// fresher than it was.
 pub(super) fn verifies_now(member: &Member, report: &mut Report) -> bool {
     let source = &member.source;
-    let Head::Webhook(head) = &mut report.head else { return false };
+    let Head::Webhook(head) = &mut report.head else {
+        return false;
+    };
     let delivery = Delivery {
         headers: &head.headers,
         body: &report.body,
         truncated: head.truncated,
         path_token: head.path_token.as_ref(),
     };
-    let proof = source.provider.verify(&delivery, &source.keyring, report.at);
+    let proof = source
+        .provider
+        .verify(&delivery, &source.keyring, report.at);
     (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
     head.verdict.authentic()
 }
@@ -111,14 +121,36 @@ fn conclude(
     let before = known.as_ref().map(|(_, run)| run.clone());
     let policy = source.policy(before.as_ref().and_then(|run| run.kind).or(heard.kind));
     let seed = schedule::seed(source.name.as_str(), heard.run_id.as_str());
-    let at = Circumstances { policy: &policy, now, report: id, seed, since: member.since };
-    let Decision { run, publish, effect } = decide(before, heard, &at);
+    let at = Circumstances {
+        policy: &policy,
+        now,
+        report: id,
+        seed,
+        since: member.since,
+    };
+    let Decision {
+        run,
+        publish,
+        effect,
+    } = decide(before, heard, &at);
     let Some(run) = run else { return Ok(None) };
-    let completion = if publish == Some(Publication::Completion) { Some(tx.next_seq()?) } else { None };
+    let completion = if publish == Some(Publication::Completion) {
+        Some(tx.next_seq()?)
+    } else {
+        None
+    };
     let known = known.as_ref().map(|(row, before)| (*row, before));
     let row = tx.save_run((member.id, &heard.run_id), known, &run, completion)?;
     let seq = match publish {
-        Some(publication) => Some(append(tx, member, row, &run, publication, (id, report, heard), now)?),
+        Some(publication) => Some(append(
+            tx,
+            member,
+            row,
+            &run,
+            publication,
+            (id, report, heard),
+            now,
+        )?),
         None => None,
     };
     if worth_a_line(heard, effect) {
@@ -142,13 +174,21 @@ fn pass_over(
     error: &StoreError,
     now: At,
 ) -> Result<(), StoreError> {
-    let (source, run_id, via) = (source.name.as_str(), heard.run_id.as_str(), heard.via.word());
+    let (source, run_id, via) = (
+        source.name.as_str(),
+        heard.run_id.as_str(),
+        heard.via.word(),
+    );
     if report.head.via() == Via::Sweep || !heard.entitled() {
         tracing::debug!(source, run_id, via, %error, "the run's row is damaged");
         return Ok(());
     }
     tracing::error!(source, run_id, via, report = id, %error, "set aside: the run's row is damaged");
-    tx.set_aside(id, now, &format!("the row of the run {run_id} cannot be read: {error}"))
+    tx.set_aside(
+        id,
+        now,
+        &format!("the row of the run {run_id} cannot be read: {error}"),
+    )
 }
 
 /// Appends the record of a publication.
@@ -161,10 +201,18 @@ fn append(
     (id, report, heard): (i64, &Report, &Observation),
     now: At,
 ) -> Result<i64, StoreError> {
-    let key = RunKey { source: member.source.name.clone(), run_id: heard.run_id.clone() };
-    let about = About { provider: member.source.provider.name(), key: &key };
+    let key = RunKey {
+        source: member.source.name.clone(),
+        run_id: heard.run_id.clone(),
+    };
+    let about = About {
+        provider: member.source.provider.name(),
+        key: &key,
+    };
     let spoken_by = match &run.phase {
-        Phase::Settled(settled) if settled.belief.trust > Trust::Hint => Some(settled.belief.report),
+        Phase::Settled(settled) if settled.belief.trust > Trust::Hint => {
+            Some(settled.belief.report)
+        }
         _ => None,
     };
     let earlier = match spoken_by {
@@ -176,8 +224,12 @@ fn append(
         _ => Some(report),
     };
     // A speaker that retention has removed leaves no payload, and never another's.
-    let body = spoken_by.and(earlier.as_ref().or(speaker)).map(Report::payload);
-    let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
+    let body = spoken_by
+        .and(earlier.as_ref().or(speaker))
+        .map(Report::payload);
+    let json = body
+        .filter(|body| body.len() <= PAYLOAD_BYTES_MAX)
+        .and_then(payload_text);
     let payload = match (&json, spoken_by) {
         (Some(json), _) => Payload::Inline(json),
         (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
@@ -234,13 +286,31 @@ fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, heard: &Obse
     match (effect, &run.phase) {
         (Effect::Settled, Phase::Settled(settled)) => {
             let (outcome, origin) = (settled.belief.ending.outcome.word(), settled.origin.word());
-            tracing::info!(source, run_id, outcome, origin, confirmed = settled.confirmed, "settled");
+            tracing::info!(
+                source,
+                run_id,
+                outcome,
+                origin,
+                confirmed = settled.confirmed,
+                "settled"
+            );
         }
         (Effect::Amended, Phase::Settled(settled)) => {
-            tracing::warn!(source, run_id, via, outcome = settled.belief.ending.outcome.word(), "amended");
+            tracing::warn!(
+                source,
+                run_id,
+                via,
+                outcome = settled.belief.ending.outcome.word(),
+                "amended"
+            );
         }
         (Effect::Exhausted, _) => {
-            tracing::error!(source, run_id, via, "contradicted again; no more amendments are published");
+            tracing::error!(
+                source,
+                run_id,
+                via,
+                "contradicted again; no more amendments are published"
+            );
         }
         (Effect::Overdue, _) => tracing::warn!(source, run_id, "overdue"),
         (Effect::Disputed, _) => tracing::warn!(source, run_id, via, "disputed; asking"),

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::Source;
+use crate::ledger::{SourceRow, StoreError, Transaction, Writer};
 use crate::model::{At, SourceName, schedule};
 use crate::secret::Redactor;
-use crate::ledger::{SourceRow, StoreError, Transaction, Writer};
 
 /// The configured sources, by the row ids they have in the ledger.
 #[derive(Clone, Default)]
@@ -29,7 +29,12 @@ pub struct Member {
 impl Member {
     /// A source under its row.
     pub fn new(row: SourceRow, source: Arc<Source>) -> Member {
-        Member { id: row.id, since: row.since, redactor: source.redactor(), source }
+        Member {
+            id: row.id,
+            since: row.since,
+            redactor: source.redactor(),
+            source,
+        }
     }
 
     /// What its pace jitters by; see [`schedule::seed`].
@@ -59,8 +64,15 @@ impl Fleet {
         sources: &BTreeMap<SourceName, Arc<Source>>,
         now: At,
     ) -> Result<Fleet, StoreError> {
-        let rows = tx.sources(sources.values().map(|source| (source.name.as_str(), source.provider.name())), now)?;
-        Ok(Fleet::of(sources.values().map(|source| Member::new(rows[source.name.as_str()], source.clone()))))
+        let rows = tx.sources(
+            sources
+                .values()
+                .map(|source| (source.name.as_str(), source.provider.name())),
+            now,
+        )?;
+        Ok(Fleet::of(sources.values().map(|source| {
+            Member::new(rows[source.name.as_str()], source.clone())
+        })))
     }
 
     /// These sources, whose rows are known.

@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
 use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, sync};
-use crate::limits;
-use crate::report::Report;
-use crate::model::At;
 use crate::ledger::{StoreError, Transaction};
+use crate::limits;
+use crate::model::At;
+use crate::report::Report;
 
 /// Why nothing was written.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,10 +44,22 @@ impl From<&StoreError> for Refusal {
 }
 
 pub(super) enum Job {
-    Report { report: Report, reply: Reply },
-    Write { work: Work, done: oneshot::Sender<Result<(), Refusal>> },
-    Reverify { source: i64, reply: oneshot::Sender<Result<Reverified, Refusal>> },
-    Fleet { fleet: Fleet, done: oneshot::Sender<()> },
+    Report {
+        report: Report,
+        reply: Reply,
+    },
+    Write {
+        work: Work,
+        done: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Reverify {
+        source: i64,
+        reply: oneshot::Sender<Result<Reverified, Refusal>>,
+    },
+    Fleet {
+        fleet: Fleet,
+        done: oneshot::Sender<()>,
+    },
 }
 
 pub(super) enum Reply {
@@ -68,18 +80,29 @@ impl Handle {
     /// Stores a report that comes from outside, where there may be more of them than we can write. On
     /// disk when this returns `Ok`.
     pub async fn record(&self, report: Report) -> Result<i64, Refusal> {
-        if self.overload.refuses(self.jobs.max_capacity() - self.jobs.capacity()) {
+        if self
+            .overload
+            .refuses(self.jobs.max_capacity() - self.jobs.capacity())
+        {
             return Err(Refusal::Busy);
         }
         let (reply, answer) = oneshot::channel();
-        self.submit(Job::Report { report, reply: Reply::Recorded(reply) }).await?;
+        self.submit(Job::Report {
+            report,
+            reply: Reply::Recorded(reply),
+        })
+        .await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
     /// Stores a report and waits until its consequences are on disk too.
     pub async fn digest(&self, report: Report) -> Result<Digest, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job::Report { report, reply: Reply::Digested(reply) }).await?;
+        self.submit(Job::Report {
+            report,
+            reply: Reply::Digested(reply),
+        })
+        .await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
@@ -139,7 +162,12 @@ pub(super) trait Turns {
     fn pending(&self) -> usize;
     fn behind(&self) -> bool;
     fn catch_up(&mut self, now: At, tell: impl FnMut(&Aftermath)) -> Result<(), StoreError>;
-    fn reverify(&mut self, source: i64, now: At, tell: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError>;
+    fn reverify(
+        &mut self,
+        source: i64,
+        now: At,
+        tell: impl FnMut(&Aftermath),
+    ) -> Result<Reverified, StoreError>;
     fn set_fleet(&mut self, fleet: Fleet);
     fn close(self);
 }
@@ -161,7 +189,12 @@ impl Turns for Reconciler {
         self.catch_up(now, tell)
     }
 
-    fn reverify(&mut self, source: i64, now: At, tell: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+    fn reverify(
+        &mut self,
+        source: i64,
+        now: At,
+        tell: impl FnMut(&Aftermath),
+    ) -> Result<Reverified, StoreError> {
         self.reverify(source, now, tell)
     }
 
@@ -183,8 +216,15 @@ pub(super) struct Sizes {
 
 /// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
 /// its own. It returns when every handle is gone and everything handed in is written and digested.
-pub fn channel(reconciler: Reconciler, clock: Clock, head: i64) -> (Handle, impl FnOnce() + Send + 'static) {
-    let sizes = Sizes { queue: limits::QUEUE_REPORTS_MAX, group: limits::GROUP_REPORTS_MAX };
+pub fn channel(
+    reconciler: Reconciler,
+    clock: Clock,
+    head: i64,
+) -> (Handle, impl FnOnce() + Send + 'static) {
+    let sizes = Sizes {
+        queue: limits::QUEUE_REPORTS_MAX,
+        group: limits::GROUP_REPORTS_MAX,
+    };
     channel_of(sizes, reconciler, clock, head)
 }
 
@@ -208,7 +248,15 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
         unheard: Vec::new(),
         group_max,
     };
-    (Handle { jobs, overload, head, nudges }, move || desk.serve(waiting))
+    (
+        Handle {
+            jobs,
+            overload,
+            head,
+            nudges,
+        },
+        move || desk.serve(waiting),
+    )
 }
 
 /// How long the writer waits between two attempts to digest a backlog.
@@ -236,7 +284,9 @@ impl<L: Turns> Writing<L> {
             if self.ledger.behind() && !self.catch_up() {
                 // Requests must not wait for a sick disk to be well; they get their refusal.
                 sync::pause(CATCH_UP_PAUSE);
-            } else if self.ledger.pending() == 0 && sync::receive(&mut waiting, &mut group, self.group_max) == 0 {
+            } else if self.ledger.pending() == 0
+                && sync::receive(&mut waiting, &mut group, self.group_max) == 0
+            {
                 return self.ledger.close();
             }
             let closed = take(&mut waiting, &mut group, self.group_max);
@@ -251,20 +301,26 @@ impl<L: Turns> Writing<L> {
 
     fn catch_up(&mut self) -> bool {
         let (head, nudges) = (&self.head, &self.nudges);
-        let caught_up = self.ledger.catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        let caught_up = self
+            .ledger
+            .catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
         caught_up.map_err(|error| failed(&error)).is_ok()
     }
 
     /// One turn: acknowledges what is stored, tells what was digested.
     fn write(&mut self, group: impl Iterator<Item = Job>) {
-        let (mut reports, mut replies, mut work, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut reports, mut replies, mut work, mut done) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for job in group {
             match job {
                 Job::Report { report, reply } => {
                     reports.push(report);
                     replies.push(reply);
                 }
-                Job::Write { work: one, done: tell } => {
+                Job::Write {
+                    work: one,
+                    done: tell,
+                } => {
                     work.push(one);
                     done.push(tell);
                 }
@@ -337,7 +393,9 @@ impl<L: Turns> Writing<L> {
 
     fn reverify(&mut self, source: i64) -> Result<Reverified, Refusal> {
         let (head, nudges) = (&self.head, &self.nudges);
-        let done = self.ledger.reverify(source, (self.clock)(), |aftermath| publish(aftermath, head, nudges));
+        let done = self.ledger.reverify(source, (self.clock)(), |aftermath| {
+            publish(aftermath, head, nudges)
+        });
         done.map_err(|error| failed(&error))
     }
 }
@@ -391,7 +449,11 @@ mod tests {
     impl Turns for Slow {
         fn turn(&mut self, reports: Vec<Report>, _: Vec<Work>, _: At) -> Result<Turn, StoreError> {
             std::thread::sleep(Duration::from_millis(20));
-            Ok(Turn { stored: vec![1; reports.len()], work: Vec::new(), digested: Ok(Aftermath::default()) })
+            Ok(Turn {
+                stored: vec![1; reports.len()],
+                work: Vec::new(),
+                digested: Ok(Aftermath::default()),
+            })
         }
         fn pending(&self) -> usize {
             0
@@ -402,7 +464,12 @@ mod tests {
         fn catch_up(&mut self, _: At, _: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
             Ok(())
         }
-        fn reverify(&mut self, _: i64, _: At, _: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+        fn reverify(
+            &mut self,
+            _: i64,
+            _: At,
+            _: impl FnMut(&Aftermath),
+        ) -> Result<Reverified, StoreError> {
             Ok(Reverified::default())
         }
         fn set_fleet(&mut self, _: Fleet) {}
@@ -412,7 +479,15 @@ mod tests {
     /// Twelve senders where a turn takes two.
     #[tokio::test]
     async fn under_lasting_overload_senders_are_turned_away_and_a_burst_is_not() {
-        let (ledger, serve) = channel_of(Sizes { queue: 64, group: 2 }, Slow, Arc::new(|| At(0)), 0);
+        let (ledger, serve) = channel_of(
+            Sizes {
+                queue: 64,
+                group: 2,
+            },
+            Slow,
+            Arc::new(|| At(0)),
+            0,
+        );
         let writer = std::thread::spawn(serve);
         let begin = std::time::Instant::now();
         let mut senders = tokio::task::JoinSet::new();
@@ -420,7 +495,11 @@ mod tests {
             let ledger = ledger.clone();
             senders.spawn(async move { while ledger.record(report(1)).await.is_ok() {} });
         }
-        senders.join_next().await.expect("somebody is turned away").unwrap();
+        senders
+            .join_next()
+            .await
+            .expect("somebody is turned away")
+            .unwrap();
         assert!(begin.elapsed() >= limits::STANDING_MAX, "a burst waits");
         senders.shutdown().await;
         drop(ledger);

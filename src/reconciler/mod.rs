@@ -16,19 +16,19 @@ mod conclude;
 mod fleet;
 mod handle;
 mod overload;
-mod sync;
 #[cfg(test)]
 mod schedules;
+mod sync;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::ledger::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
 use crate::limits;
-use crate::report::{Head, Report};
 use crate::model::decide::Effect;
 use crate::model::{At, RunId};
-use crate::ledger::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
+use crate::report::{Head, Report};
 
 pub use fleet::{Fleet, Member};
 pub use handle::{Handle, Refusal, channel};
@@ -48,7 +48,10 @@ pub struct Digest {
 impl Digest {
     /// Of a report that did nothing.
     pub fn of(report: i64) -> Digest {
-        Digest { report, effects: Vec::new() }
+        Digest {
+            report,
+            effects: Vec::new(),
+        }
     }
 }
 
@@ -108,7 +111,15 @@ impl Reconciler {
     /// A reconciler over an open ledger.
     pub fn new(writer: Writer, fleet: Fleet, ring: RingLimits) -> Reconciler {
         let (ring_added, pending) = (BTreeMap::new(), Vec::new());
-        Reconciler { writer, fleet, ring, ring_added, pending, behind: true, attempted: None }
+        Reconciler {
+            writer,
+            fleet,
+            ring,
+            ring_added,
+            pending,
+            behind: true,
+            attempted: None,
+        }
     }
 
     /// Readers of the ledger.
@@ -150,7 +161,11 @@ impl Reconciler {
     /// Digests what is undigested on disk, one by one, each attempt counted there before it is made;
     /// what fails three times is set aside. An error means that the disk is sick: nothing is lost,
     /// try again later.
-    pub fn catch_up(&mut self, now: At, mut tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+    pub fn catch_up(
+        &mut self,
+        now: At,
+        mut tell: impl FnMut(&Aftermath),
+    ) -> Result<(), StoreError> {
         loop {
             match self.digest_next(now) {
                 Ok(Some(aftermath)) => tell(&aftermath),
@@ -167,11 +182,16 @@ impl Reconciler {
     fn digest_next(&mut self, now: At) -> Result<Option<Aftermath>, StoreError> {
         let mut why = "digesting it ended the process three times".to_owned();
         loop {
-            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? else { return Ok(None) };
+            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? else {
+                return Ok(None);
+            };
             let counted = self.attempted == Some(id);
             if attempts >= limits::ATTEMPTS_MAX && !counted {
                 self.set_aside(id, now, &why)?;
-                return Ok(Some(Aftermath { digests: vec![Digest::of(id)], ..Aftermath::default() }));
+                return Ok(Some(Aftermath {
+                    digests: vec![Digest::of(id)],
+                    ..Aftermath::default()
+                }));
             }
             if !counted {
                 self.writer.transaction(|tx| tx.count_attempt(id))?;
@@ -201,7 +221,11 @@ impl Reconciler {
 
     /// Sets a report aside, so that it blocks nobody.
     fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<(), StoreError> {
-        tracing::error!(report = id, why, "a report that cannot be digested is set aside");
+        tracing::error!(
+            report = id,
+            why,
+            "a report that cannot be digested is set aside"
+        );
         self.writer.transaction(|tx| {
             tx.set_aside(id, now, why)?;
             tx.mark_digested(id)
@@ -212,25 +236,43 @@ impl Reconciler {
     /// that fails undoes only itself. An opinion that fails undoes the transaction, in which nothing
     /// else was done yet, and the rest goes into another: a savepoint for it would copy every page
     /// that it writes, for the rare case. On an error nothing happened.
-    pub fn turn(&mut self, reports: Vec<Report>, mut work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
+    pub fn turn(
+        &mut self,
+        reports: Vec<Report>,
+        mut work: Vec<Work>,
+        now: At,
+    ) -> Result<Turn, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         if reports.is_empty() && work.is_empty() && pending.is_empty() {
-            return Ok(Turn { stored: Vec::new(), work: Vec::new(), digested: Ok(Aftermath::default()) });
+            return Ok(Turn {
+                stored: Vec::new(),
+                work: Vec::new(),
+                digested: Ok(Aftermath::default()),
+            });
         }
         let (ring, ring_added, fleet) = (self.ring, &mut self.ring_added, &self.fleet);
         let mut rest = |tx: &mut Transaction<'_>, digested| {
             let stored = promise(tx, &reports, ring, ring_added)?;
-            let work = work.drain(..).map(|work| tx.apart(work).map_err(|error| Refusal::from(&error))).collect();
-            Ok(Turn { stored, work, digested })
+            let work = work
+                .drain(..)
+                .map(|work| tx.apart(work).map_err(|error| Refusal::from(&error)))
+                .collect();
+            Ok(Turn {
+                stored,
+                work,
+                digested,
+            })
         };
         let mut undone = false;
-        let whole = self.writer.transaction(|tx| match opinion(tx, fleet, &pending, now) {
-            Ok(aftermath) => rest(tx, Ok(aftermath)),
-            Err(error) => {
-                undone = true;
-                Err(error)
-            }
-        });
+        let whole = self
+            .writer
+            .transaction(|tx| match opinion(tx, fleet, &pending, now) {
+                Ok(aftermath) => rest(tx, Ok(aftermath)),
+                Err(error) => {
+                    undone = true;
+                    Err(error)
+                }
+            });
         let result = match whole {
             Err(error) if undone => self.writer.transaction(|tx| rest(tx, Err(error))),
             whole => whole,
@@ -247,7 +289,10 @@ impl Reconciler {
     pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Digest>, StoreError> {
         self.turn(reports, Vec::new(), now)?;
         let turn = self.turn(Vec::new(), Vec::new(), now)?;
-        let mut digests = turn.digested.map(|aftermath| aftermath.digests).unwrap_or_default();
+        let mut digests = turn
+            .digested
+            .map(|aftermath| aftermath.digests)
+            .unwrap_or_default();
         if self.behind {
             self.catch_up(now, |aftermath| digests.extend(aftermath.digests.clone()))?;
         }
@@ -282,10 +327,16 @@ impl Reconciler {
         total: &mut Reverified,
     ) -> Result<(Option<i64>, Aftermath), StoreError> {
         let fleet = &self.fleet;
-        let Some(member) = fleet.member(source) else { return Ok((None, Aftermath::default())) };
+        let Some(member) = fleet.member(source) else {
+            return Ok((None, Aftermath::default()));
+        };
         self.writer.transaction(|tx| {
             let mut aftermath = Aftermath::default();
-            let waiting = tx.ring(source, after, u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX))?;
+            let waiting = tx.ring(
+                source,
+                after,
+                u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX),
+            )?;
             let last = waiting.last().map(|(id, _)| *id);
             for (id, mut report) in waiting {
                 total.examined += 1;
@@ -298,7 +349,11 @@ impl Reconciler {
                 }
                 conclude::digest(tx, fleet, id, &report, now, &mut aftermath)?;
             }
-            total.changed += aftermath.digests.iter().map(|digest| digest.effects.len() as u64).sum::<u64>();
+            total.changed += aftermath
+                .digests
+                .iter()
+                .map(|digest| digest.effects.len() as u64)
+                .sum::<u64>();
             Ok((last, aftermath))
         })
     }
@@ -387,8 +442,18 @@ fn trim_if_full(
     limits: RingLimits,
     report: &Report,
 ) -> Result<(), StoreError> {
-    let Some(head) = report.head.webhook().filter(|head| !head.verdict.authentic()) else { return Ok(()) };
-    let headers: usize = head.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let Some(head) = report
+        .head
+        .webhook()
+        .filter(|head| !head.verdict.authentic())
+    else {
+        return Ok(());
+    };
+    let headers: usize = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     let (rows, bytes) = added.entry(report.source).or_default();
     *rows += 1;
     *bytes += i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);

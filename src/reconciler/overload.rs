@@ -32,17 +32,28 @@ struct Standing {
 impl Overload {
     /// None, where a turn takes up to `group`.
     pub fn new(group: usize) -> Overload {
-        Overload { standing: Arc::default(), group }
+        Overload {
+            standing: Arc::default(),
+            group,
+        }
     }
 
     /// The writer has taken what one turn may take, and `left` still wait.
     pub fn taken(&self, left: usize) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         if left >= self.group {
-            let fresh = || Standing { since: Instant::now(), lasts: false, turned_away: 0 };
+            let fresh = || Standing {
+                since: Instant::now(),
+                lasts: false,
+                turned_away: 0,
+            };
             let standing = standing.get_or_insert_with(fresh);
             standing.lasts = sync::since(standing.since) >= limits::STANDING_MAX;
-        } else if let Some(Standing { turned_away: turned_away @ 1.., .. }) = standing.take() {
+        } else if let Some(Standing {
+            turned_away: turned_away @ 1..,
+            ..
+        }) = standing.take()
+        {
             tracing::warn!(turned_away, "what comes in can be written again");
         }
     }
@@ -53,9 +64,14 @@ impl Overload {
             return false;
         }
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(standing) = standing.as_mut().filter(|standing| standing.lasts) else { return false };
+        let Some(standing) = standing.as_mut().filter(|standing| standing.lasts) else {
+            return false;
+        };
         if standing.turned_away == 0 {
-            tracing::warn!(waiting, "more comes in than can be written; senders are turned away with 503");
+            tracing::warn!(
+                waiting,
+                "more comes in than can be written; senders are turned away with 503"
+            );
         }
         standing.turned_away += 1;
         true
@@ -71,7 +87,8 @@ mod tests {
     fn standing_since(ago: Duration) -> Overload {
         let overload = Overload::new(4);
         overload.taken(4);
-        overload.standing.lock().unwrap().as_mut().unwrap().since = Instant::now().checked_sub(ago).unwrap();
+        overload.standing.lock().unwrap().as_mut().unwrap().since =
+            Instant::now().checked_sub(ago).unwrap();
         overload
     }
 
@@ -80,7 +97,10 @@ mod tests {
         let overload = standing_since(limits::STANDING_MAX);
         assert!(!overload.refuses(4), "it may be a turn that takes its time");
         overload.taken(4);
-        assert!(!overload.refuses(3), "who waits for one turn only is let in");
+        assert!(
+            !overload.refuses(3),
+            "who waits for one turn only is let in"
+        );
         assert!(overload.refuses(4));
         overload.taken(4);
         assert!(overload.refuses(4), "it goes on standing");

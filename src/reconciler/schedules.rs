@@ -24,9 +24,9 @@ use tokio::sync::oneshot;
 
 use super::handle::{Job, Sizes, Turns, channel_of};
 use super::{Aftermath, Digest, Fleet, Handle, Refusal, Reverified, Turn, Work};
-use crate::report::{Head, Report};
-use crate::model::{At, RunId};
 use crate::ledger::StoreError;
+use crate::model::{At, RunId};
+use crate::report::{Head, Report};
 
 // ── What `place` asks of us ─────────────────────────────────────────────────────────────────────
 
@@ -50,14 +50,19 @@ pub(super) fn step() {
 
 /// None, or more than anybody waits for.
 pub(super) fn some_time() -> Duration {
-    if shuttle::rand::thread_rng().gen_bool(0.5) { Duration::ZERO } else { Duration::MAX }
+    if shuttle::rand::thread_rng().gen_bool(0.5) {
+        Duration::ZERO
+    } else {
+        Duration::MAX
+    }
 }
 
 /// Patience ends at some moment that nobody knows before.
 pub(super) async fn patiently<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..PATIENCE {
-        let polled = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        let polled =
+            std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
         if let Poll::Ready(output) = polled {
             step();
             return Some(output);
@@ -106,7 +111,11 @@ impl Shared {
     }
 
     fn stored_of(&self, mouth: i64) -> Option<(i64, bool)> {
-        self.disk().reports.iter().find(|(_, (of, _))| *of == mouth).map(|(id, (_, digested))| (*id, *digested))
+        self.disk()
+            .reports
+            .iter()
+            .find(|(_, (of, _))| *of == mouth)
+            .map(|(id, (_, digested))| (*id, *digested))
     }
 }
 
@@ -144,13 +153,23 @@ impl Stand {
     fn opinion(&self, digested: &[(i64, i64)], head: i64) -> Aftermath {
         let digests = digested.iter().map(|(id, _)| Digest::of(*id)).collect();
         let ahead = i64::from(self.mistake == Mistake::HeadRunsAhead);
-        Aftermath { digests, head: (!digested.is_empty()).then_some(head + ahead), urgent: true }
+        Aftermath {
+            digests,
+            head: (!digested.is_empty()).then_some(head + ahead),
+            urgent: true,
+        }
     }
 
     fn digest(&self, reports: &[(i64, i64)]) -> i64 {
         let mut disk = self.shared.disk();
-        for (id, _) in reports.iter().filter(|_| self.mistake != Mistake::ForgetsToDigest) {
-            disk.reports.get_mut(id).expect("what is digested is stored").1 = true;
+        for (id, _) in reports
+            .iter()
+            .filter(|_| self.mistake != Mistake::ForgetsToDigest)
+        {
+            disk.reports
+                .get_mut(id)
+                .expect("what is digested is stored")
+                .1 = true;
         }
         disk.head += i64::try_from(reports.len()).unwrap();
         disk.head
@@ -170,7 +189,9 @@ impl Turns for Stand {
             return Err(self.failed());
         }
         let poisoned = !pending.is_empty() && self.shared.fails();
-        let promised: Vec<(i64, i64)> = (self.next..).zip(reports.iter().map(|report| report.source)).collect();
+        let promised: Vec<(i64, i64)> = (self.next..)
+            .zip(reports.iter().map(|report| report.source))
+            .collect();
         self.next += i64::try_from(promised.len()).unwrap();
         step();
         let mut committed = std::mem::take(&mut self.late);
@@ -179,7 +200,10 @@ impl Turns for Stand {
         } else {
             committed.extend(&promised);
         }
-        self.shared.disk().reports.extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
+        self.shared
+            .disk()
+            .reports
+            .extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
         self.shared.disk().work += work.len();
         let digested = if poisoned {
             self.behind = true;
@@ -193,7 +217,11 @@ impl Turns for Stand {
             self.pending.clone_from(&promised);
         }
         let stored = promised.into_iter().map(|(id, _)| id).collect();
-        Ok(Turn { stored, work: work.iter().map(|_| Ok(())).collect(), digested })
+        Ok(Turn {
+            stored,
+            work: work.iter().map(|_| Ok(())).collect(),
+            digested,
+        })
     }
 
     fn pending(&self) -> usize {
@@ -207,8 +235,13 @@ impl Turns for Stand {
     fn catch_up(&mut self, _: At, mut tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
         loop {
             step();
-            let next =
-                self.shared.disk().reports.iter().find(|(_, (_, digested))| !digested).map(|(id, of)| (*id, of.0));
+            let next = self
+                .shared
+                .disk()
+                .reports
+                .iter()
+                .find(|(_, (_, digested))| !digested)
+                .map(|(id, of)| (*id, of.0));
             let Some(next) = next else { break };
             if self.shared.fails() {
                 return Err(self.failed());
@@ -220,9 +253,18 @@ impl Turns for Stand {
         Ok(())
     }
 
-    fn reverify(&mut self, _: i64, _: At, _: impl FnMut(&Aftermath)) -> Result<Reverified, StoreError> {
+    fn reverify(
+        &mut self,
+        _: i64,
+        _: At,
+        _: impl FnMut(&Aftermath),
+    ) -> Result<Reverified, StoreError> {
         step();
-        if self.shared.fails() { Err(self.failed()) } else { Ok(Reverified::default()) }
+        if self.shared.fails() {
+            Err(self.failed())
+        } else {
+            Ok(Reverified::default())
+        }
     }
 
     fn set_fleet(&mut self, _: Fleet) {}
@@ -236,14 +278,25 @@ impl Turns for Stand {
 
 pub(super) fn report(mouth: i64) -> Report {
     let run_id = RunId::new("r").unwrap();
-    Report { source: mouth, at: At(0), head: Head::Clock { run_id }, body: Vec::new() }
+    Report {
+        source: mouth,
+        at: At(0),
+        head: Head::Clock { run_id },
+        body: Vec::new(),
+    }
 }
 
 /// A receiver: told "stored" means stored, told anything else means that nothing was.
 async fn record(ledger: Handle, shared: Shared, mouth: i64) {
     match ledger.record(report(mouth)).await {
-        Ok(id) => assert_eq!(shared.stored_of(mouth).map(|(id, _)| id), Some(id), "acknowledged and not on disk"),
-        Err(Refusal::Busy | Refusal::Store(_)) => assert_eq!(shared.stored_of(mouth), None, "refused and on disk"),
+        Ok(id) => assert_eq!(
+            shared.stored_of(mouth).map(|(id, _)| id),
+            Some(id),
+            "acknowledged and not on disk"
+        ),
+        Err(Refusal::Busy | Refusal::Store(_)) => {
+            assert_eq!(shared.stored_of(mouth), None, "refused and on disk")
+        }
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
     }
 }
@@ -251,7 +304,11 @@ async fn record(ledger: Handle, shared: Shared, mouth: i64) {
 /// A poller: told "digested" means digested. Refused it may be stored all the same, and asks again.
 async fn digest(ledger: Handle, shared: Shared, mouth: i64) {
     match ledger.digest(report(mouth)).await {
-        Ok(digest) => assert_eq!(shared.stored_of(mouth), Some((digest.report, true)), "told digested and is not"),
+        Ok(digest) => assert_eq!(
+            shared.stored_of(mouth),
+            Some((digest.report, true)),
+            "told digested and is not"
+        ),
         Err(Refusal::Busy | Refusal::Store(_)) => {}
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
     }
@@ -260,7 +317,14 @@ async fn digest(ledger: Handle, shared: Shared, mouth: i64) {
 /// A consumer's acknowledgement.
 async fn write(ledger: Handle, shared: Shared, _: i64) {
     let (done, told) = oneshot::channel();
-    if ledger.submit(Job::Write { work: Box::new(|_| Ok(())), done }).await.is_err() {
+    if ledger
+        .submit(Job::Write {
+            work: Box::new(|_| Ok(())),
+            done,
+        })
+        .await
+        .is_err()
+    {
         return;
     }
     match told.await {
@@ -274,7 +338,9 @@ async fn write(ledger: Handle, shared: Shared, _: i64) {
 async fn vanish(ledger: Handle, _: Shared, mouth: i64) {
     let mut waiting = pin!(ledger.digest(report(mouth)));
     for _ in 0..2 {
-        let polled = std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready())).await;
+        let polled =
+            std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready()))
+                .await;
         if polled {
             return;
         }
@@ -292,7 +358,10 @@ fn follow(mut head: tokio::sync::watch::Receiver<i64>, shared: &Shared) {
     while block_on(head.changed()).is_ok() {
         let seen = *head.borrow_and_update();
         assert!(seen >= before, "the head went back from {before} to {seen}");
-        assert!(seen <= shared.disk().head, "the head is told before its commit");
+        assert!(
+            seen <= shared.disk().head,
+            "the head is told before its commit"
+        );
         before = seen;
     }
 }
@@ -303,9 +372,21 @@ fn a_life(mistake: Mistake) {
     shared.disk().failures = shuttle::rand::thread_rng().gen_range(0..4);
     let panics = shuttle::rand::thread_rng().gen_bool(0.2);
     let (pending, late) = (Vec::new(), Vec::new());
-    let stand = Stand { shared: shared.clone(), mistake, panics, pending, behind: false, next: 1, late };
+    let stand = Stand {
+        shared: shared.clone(),
+        mistake,
+        panics,
+        pending,
+        behind: false,
+        next: 1,
+        late,
+    };
     let (ledger, serve) = channel_of(Sizes { queue: 2, group: 2 }, stand, Arc::new(|| At(0)), 0);
-    let writer = shuttle::thread::spawn(|| drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve))));
+    let writer = shuttle::thread::spawn(|| {
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(
+            serve,
+        )))
+    });
     let follower = {
         let (head, shared) = (ledger.head(), shared.clone());
         shuttle::thread::spawn(move || follow(head, &shared))
@@ -329,10 +410,17 @@ fn a_life(mistake: Mistake) {
     }
     let disk = shared.disk();
     if disk.closed {
-        let owed = disk.reports.values().filter(|(_, digested)| !digested).count();
+        let owed = disk
+            .reports
+            .values()
+            .filter(|(_, digested)| !digested)
+            .count();
         assert_eq!(owed, 0, "the writer said goodbye and owes an opinion");
     }
-    assert!(disk.closed || disk.sick || disk.broken, "the writer went without a word");
+    assert!(
+        disk.closed || disk.sick || disk.broken,
+        "the writer went without a word"
+    );
 }
 
 fn explore(scheduler: impl Scheduler + 'static, mistake: Mistake) {
@@ -344,7 +432,10 @@ fn explore(scheduler: impl Scheduler + 'static, mistake: Mistake) {
 }
 
 fn schedules() -> usize {
-    std::env::var("SETTLED_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1_000)
+    std::env::var("SETTLED_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(1_000)
 }
 
 #[test]
@@ -360,7 +451,11 @@ fn and_so_it_is_when_few_changes_of_hands_come_at_the_worst_moments() {
 /// The explorer is as good as what it finds.
 #[test]
 fn every_planted_mistake_is_found() {
-    for mistake in [Mistake::TellsBeforeItCommits, Mistake::HeadRunsAhead, Mistake::ForgetsToDigest] {
+    for mistake in [
+        Mistake::TellsBeforeItCommits,
+        Mistake::HeadRunsAhead,
+        Mistake::ForgetsToDigest,
+    ] {
         let found = std::panic::catch_unwind(|| explore(RandomScheduler::new(1_000), mistake));
         EXPLORING.set(false);
         assert!(found.is_err(), "{mistake:?} goes unnoticed");

@@ -5,13 +5,18 @@ use std::collections::BTreeSet;
 use tokio::sync::watch;
 
 use crate::config::Retention;
-use crate::limits;
-use crate::reconciler::{Clock, Handle, Refusal};
-use crate::model::At;
 use crate::ledger::{TrimLimits, Trimmed};
+use crate::limits;
+use crate::model::At;
+use crate::reconciler::{Clock, Handle, Refusal};
 
 /// Trims the feed now and then until `stop` turns true.
-pub async fn keep(ledger: Handle, clock: Clock, retention: Retention, mut stop: watch::Receiver<bool>) {
+pub async fn keep(
+    ledger: Handle,
+    clock: Clock,
+    retention: Retention,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut told = BTreeSet::new();
     loop {
         if let Err(refusal) = trim(&ledger, &clock, &retention, &mut told).await {
@@ -34,7 +39,11 @@ async fn trim(
     let span = i64::try_from(retention.feed.as_millis()).unwrap_or(i64::MAX);
     let bytes_max = i64::try_from(retention.feed_bytes).unwrap_or(i64::MAX);
     let before = At(clock().0.saturating_sub(span));
-    let limits = TrimLimits { before, bytes_max, rows_max: limits::TRIM_ROWS };
+    let limits = TrimLimits {
+        before,
+        bytes_max,
+        rows_max: limits::TRIM_ROWS,
+    };
     loop {
         let trimmed = ledger.write(move |tx| tx.trim_records(&limits)).await?;
         tell(&trimmed, told);
@@ -46,7 +55,10 @@ async fn trim(
 
 fn tell(trimmed: &Trimmed, told: &mut BTreeSet<String>) {
     if trimmed.rows > 0 {
-        tracing::info!(records = trimmed.rows, "retention removed records from the feed");
+        tracing::info!(
+            records = trimmed.rows,
+            "retention removed records from the feed"
+        );
     }
     for consumer in &trimmed.overrun {
         tracing::error!(
@@ -77,11 +89,22 @@ mod tests {
         let mut told = BTreeSet::new();
         let mut say = |more, holding: &[&str]| {
             let holding = holding.iter().map(|name| (*name).to_owned()).collect();
-            tell(&Trimmed { more, holding, ..Trimmed::default() }, &mut told);
+            tell(
+                &Trimmed {
+                    more,
+                    holding,
+                    ..Trimmed::default()
+                },
+                &mut told,
+            );
             told.iter().cloned().collect::<Vec<_>>()
         };
         assert_eq!(say(false, &["mail"]), ["mail"]);
-        assert_eq!(say(true, &[]), ["mail"], "a round that is not over says nothing about who has caught up");
+        assert_eq!(
+            say(true, &[]),
+            ["mail"],
+            "a round that is not over says nothing about who has caught up"
+        );
         assert_eq!(say(true, &["files"]), ["files", "mail"]);
         assert_eq!(say(false, &["files"]), ["files"]);
     }

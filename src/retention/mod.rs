@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::Retention;
-use crate::limits;
-use crate::reconciler::{Clock, Handle, Refusal};
-use crate::model::At;
 use crate::ledger::{Reader, Removable, StoreError, Transaction, View};
+use crate::limits;
+use crate::model::At;
+use crate::reconciler::{Clock, Handle, Refusal};
 
 /// What upkeep works with.
 pub struct Upkeep {
@@ -61,7 +61,9 @@ impl Upkeep {
                 () = tokio::time::sleep(pause) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
-            pause = limits::UPKEEP_INTERVAL.min(self.retention.deliveries / 2).max(Duration::from_secs(1));
+            pause = limits::UPKEEP_INTERVAL
+                .min(self.retention.deliveries / 2)
+                .max(Duration::from_secs(1));
             tokio::select! {
                 result = self.round() => if let Err(error) = result {
                     tracing::warn!(%error, "upkeep is broken off and begins anew later");
@@ -78,16 +80,24 @@ impl Upkeep {
         let removed = self.trim(kept_since, Take::Rows, || true).await?;
         let trimmed = self.trim_to_size(now).await?;
         if removed + trimmed > 0 {
-            tracing::info!(removed, trimmed, "deliveries removed by age, and emptied or removed by size");
+            tracing::info!(
+                removed,
+                trimmed,
+                "deliveries removed by age, and emptied or removed by size"
+            );
         }
-        self.ledger.write(move |tx| tx.forget_settlements(now)).await?;
+        self.ledger
+            .write(move |tx| tx.forget_settlements(now))
+            .await?;
         self.shrink().await
     }
 
     /// Takes from the oldest reports while the file holds more than it should: bytes first, then
     /// rows.
     async fn trim_to_size(&self, now: At) -> Result<usize, Broken> {
-        let Some(most) = self.retention.store_bytes else { return Ok(0) };
+        let Some(most) = self.retention.store_bytes else {
+            return Ok(0);
+        };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         // What nobody had time to look at stays, whatever its size.
         let before = At(now.0.saturating_sub(millis(limits::RETENTION_MIN)));
@@ -100,12 +110,22 @@ impl Upkeep {
         Ok(taken)
     }
 
-    async fn trim(&self, before: At, take: Take, wanted: impl Fn() -> bool + Send) -> Result<usize, Broken> {
+    async fn trim(
+        &self,
+        before: At,
+        take: Take,
+        wanted: impl Fn() -> bool + Send,
+    ) -> Result<usize, Broken> {
         let (mut position, mut taken) = (0, 0);
         while wanted() {
             let bodies = take == Take::Bodies;
-            let Removable { ids, position: upto, end } =
-                self.look(move |view| view.removable(position, before, bodies)).await?;
+            let Removable {
+                ids,
+                position: upto,
+                end,
+            } = self
+                .look(move |view| view.removable(position, before, bodies))
+                .await?;
             position = upto;
             taken += ids.len();
             if !ids.is_empty() {
@@ -130,7 +150,9 @@ impl Upkeep {
             if free < limits::SHRINK_BYTES_MIN || free < used / 4 {
                 return Ok(());
             }
-            self.ledger.write(|tx| tx.shrink(limits::SHRINK_PAGES)).await?;
+            self.ledger
+                .write(|tx| tx.shrink(limits::SHRINK_PAGES))
+                .await?;
             let (_, left) = self.look(sizes).await?;
             if left >= free {
                 return Ok(()); // a file from before pages could be given back
@@ -146,7 +168,9 @@ impl Upkeep {
         let reader = self.reader.clone();
         match tokio::task::spawn_blocking(move || reader.read(look)).await {
             Ok(found) => Ok(found?),
-            Err(_) => Err(Broken::Store("a lookup panicked; please report this".into())),
+            Err(_) => Err(Broken::Store(
+                "a lookup panicked; please report this".into(),
+            )),
         }
     }
 }
@@ -163,10 +187,10 @@ fn millis(span: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::{RingLimits, Writer};
+    use crate::model::RunId;
     use crate::reconciler::{Fleet, Reconciler, channel};
     use crate::report::{Head, Report};
-    use crate::model::RunId;
-    use crate::ledger::{RingLimits, Writer};
 
     fn set_aside(view: &View<'_>) -> Result<i64, StoreError> {
         view.set_aside_count()
@@ -175,39 +199,85 @@ mod tests {
     /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
     async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
         let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
-        writer.transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0))).unwrap();
+        writer
+            .transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0)))
+            .unwrap();
         let reader = writer.reader();
-        let ring = RingLimits { rows_max: 10, bytes_max: 10 };
+        let ring = RingLimits {
+            rows_max: 10,
+            bytes_max: 10,
+        };
         let clock: Clock = Arc::new(|| At(3_600_000));
-        let (ledger, serve) = channel(Reconciler::new(writer, Fleet::default(), ring), clock.clone(), 0);
+        let (ledger, serve) = channel(
+            Reconciler::new(writer, Fleet::default(), ring),
+            clock.clone(),
+            0,
+        );
         std::thread::spawn(serve);
         for _ in 0..count {
-            let head = Head::Clock { run_id: RunId::new("r").unwrap() };
-            ledger.digest(Report { source: 1, at: At(1_000), head, body: vec![b'x'; 100_000] }).await.unwrap();
+            let head = Head::Clock {
+                run_id: RunId::new("r").unwrap(),
+            };
+            ledger
+                .digest(Report {
+                    source: 1,
+                    at: At(1_000),
+                    head,
+                    body: vec![b'x'; 100_000],
+                })
+                .await
+                .unwrap();
         }
-        Upkeep { ledger, reader, clock, retention }
+        Upkeep {
+            ledger,
+            reader,
+            clock,
+            retention,
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_old_goes_and_what_is_young_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let hours = |hours: u64| Retention { deliveries: Duration::from_secs(3_600 * hours), ..Retention::default() };
+        let hours = |hours: u64| Retention {
+            deliveries: Duration::from_secs(3_600 * hours),
+            ..Retention::default()
+        };
         let mut upkeep = upkeep(folder.path(), 20, hours(2)).await;
         upkeep.round().await.unwrap();
         assert_eq!(upkeep.look(set_aside).await.unwrap(), 20);
-        upkeep.retention = Retention { deliveries: Duration::from_secs(600), ..Retention::default() };
+        upkeep.retention = Retention {
+            deliveries: Duration::from_secs(600),
+            ..Retention::default()
+        };
         upkeep.round().await.unwrap();
-        assert_eq!(upkeep.look(set_aside).await.unwrap(), 0, "they go with their reports");
+        assert_eq!(
+            upkeep.look(set_aside).await.unwrap(),
+            0,
+            "they go with their reports"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_too_much_loses_its_bytes_first() {
         let folder = tempfile::tempdir().unwrap();
         let store_bytes = Some(1_000_000);
-        let upkeep = upkeep(folder.path(), 20, Retention { store_bytes, ..Retention::default() }).await;
+        let upkeep = upkeep(
+            folder.path(),
+            20,
+            Retention {
+                store_bytes,
+                ..Retention::default()
+            },
+        )
+        .await;
         assert!(upkeep.look(sizes).await.unwrap().0 > 2_000_000);
         upkeep.round().await.unwrap();
         assert!(upkeep.look(sizes).await.unwrap().0 < 1_000_000);
-        assert_eq!(upkeep.look(set_aside).await.unwrap(), 20, "the rows were no burden");
+        assert_eq!(
+            upkeep.look(set_aside).await.unwrap(),
+            20,
+            "the rows were no burden"
+        );
     }
 }

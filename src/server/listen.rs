@@ -74,17 +74,35 @@ impl Listeners {
         }
         let address = hooks[0].local_addr().map_err(ListenError::Broken)?;
         let mut ours = Vec::new();
-        let feed = adopt_unix(inherited.feed, &config.sockets.feed, config.sockets.feed_group.as_deref(), &mut ours)?;
-        let control =
-            adopt_unix(inherited.control, &config.sockets.control, config.sockets.control_group.as_deref(), &mut ours)?;
-        Ok(Listeners { hooks, address, feed, control, ours })
+        let feed = adopt_unix(
+            inherited.feed,
+            &config.sockets.feed,
+            config.sockets.feed_group.as_deref(),
+            &mut ours,
+        )?;
+        let control = adopt_unix(
+            inherited.control,
+            &config.sockets.control,
+            config.sockets.control_group.as_deref(),
+            &mut ours,
+        )?;
+        Ok(Listeners {
+            hooks,
+            address,
+            feed,
+            control,
+            ours,
+        })
     }
 }
 
 /// Says so when the sockets from systemd are not where the configuration says.
 fn tell_apart(hooks: &[TcpListener], configured: SocketAddr) {
-    let addresses: Vec<String> =
-        hooks.iter().filter_map(|socket| socket.local_addr().ok()).map(|address| address.to_string()).collect();
+    let addresses: Vec<String> = hooks
+        .iter()
+        .filter_map(|socket| socket.local_addr().ok())
+        .map(|address| address.to_string())
+        .collect();
     if !addresses.contains(&configured.to_string()) {
         tracing::warn!(
             %configured,
@@ -97,7 +115,11 @@ fn tell_apart(hooks: &[TcpListener], configured: SocketAddr) {
 /// With a queue in which a burst of connections finds room before we get to them: whom the system turns
 /// away there comes again after seconds at the earliest, and each time later.
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(limits::HOOK_BACKLOG)
@@ -125,7 +147,10 @@ fn adopt_unix(
 
 /// Makes a Unix socket. A stale file is replaced, a live one is not.
 fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, ListenError> {
-    let wrong = |source| ListenError::Socket { path: path.to_owned(), source };
+    let wrong = |source| ListenError::Socket {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(wrong)?;
     }
@@ -139,7 +164,9 @@ fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, ListenError> {
     if let Some(name) = group {
         let unknown = || io::Error::other(format!("there is no group {name:?} on this machine"));
         let group = uzers::get_group_by_name(name).ok_or_else(unknown);
-        group.and_then(|group| chown(path, None, Some(group.gid()))).map_err(wrong)?;
+        group
+            .and_then(|group| chown(path, None, Some(group.gid())))
+            .map_err(wrong)?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(wrong)?;
     Ok(listener)

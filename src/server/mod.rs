@@ -72,10 +72,21 @@ pub fn raise_file_limit() -> usize {
     let wanted = (limits::FILES_MAX as u64).min(limit.maximum.unwrap_or(u64::MAX));
     let current = limit.current.unwrap_or(u64::MAX);
     let raised = current < wanted
-        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok();
+        && setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(wanted),
+                maximum: limit.maximum,
+            },
+        )
+        .is_ok();
     let files = if raised { wanted } else { current };
     if files < limits::FILES_MAX as u64 {
-        tracing::warn!(files, wanted = limits::FILES_MAX, "few files may be open; fewer connections are taken");
+        tracing::warn!(
+            files,
+            wanted = limits::FILES_MAX,
+            "few files may be open; fewer connections are taken"
+        );
     }
     usize::try_from(files).unwrap_or(usize::MAX)
 }
@@ -107,8 +118,12 @@ pub async fn serve<S, B>(
             () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((Stream::Tcp(stream), peer)) => spawn(stream, allowance, last(service(peer), &stop), &drain, slot),
-            Ok((Stream::Unix(stream), peer)) => spawn(stream, allowance, last(service(peer), &stop), &drain, slot),
+            Ok((Stream::Tcp(stream), peer)) => {
+                spawn(stream, allowance, last(service(peer), &stop), &drain, slot)
+            }
+            Ok((Stream::Unix(stream), peer)) => {
+                spawn(stream, allowance, last(service(peer), &stop), &drain, slot)
+            }
             Err(error) => {
                 // Out of descriptors, most likely: wait for one rather than spin.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -120,7 +135,10 @@ pub async fn serve<S, B>(
     drop(listener);
     let all = u32::try_from(allowance.connections_max).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(limits::SHUTDOWN_LINGER, slots.acquire_many(all)).await;
-    if tokio::time::timeout(limits::SHUTDOWN_DRAIN, drain.shutdown()).await.is_err() {
+    if tokio::time::timeout(limits::SHUTDOWN_DRAIN, drain.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("some connections did not finish in time and are cut off");
     }
 }
@@ -131,7 +149,10 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 fn last<S>(service: S, stop: &watch::Receiver<bool>) -> Closing<S> {
-    Closing { service, stop: stop.clone() }
+    Closing {
+        service,
+        stop: stop.clone(),
+    }
 }
 
 /// A service whose answers end the connection once we are stopping.
@@ -154,7 +175,9 @@ where
         Box::pin(async move {
             let mut response = answer.await?;
             if *stop.borrow() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
         })
@@ -177,15 +200,23 @@ impl Listener {
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let credentials = stream.peer_cred().ok();
-                let (uid, pid) = (credentials.map(|who| who.uid()), credentials.and_then(|who| who.pid()));
+                let (uid, pid) = (
+                    credentials.map(|who| who.uid()),
+                    credentials.and_then(|who| who.pid()),
+                );
                 Ok((Stream::Unix(stream), Peer::Unix { uid, pid }))
             }
         }
     }
 }
 
-fn spawn<I, S, B>(io: I, allowance: Allowance, service: S, drain: &GracefulShutdown, slot: OwnedSemaphorePermit)
-where
+fn spawn<I, S, B>(
+    io: I,
+    allowance: Allowance,
+    service: S,
+    drain: &GracefulShutdown,
+    slot: OwnedSemaphorePermit,
+) where
     I: AsyncRead + AsyncWrite + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
@@ -223,7 +254,9 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<AnyBody> {
     text.push('\n');
     let mut response = Response::new(whole(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -243,7 +276,12 @@ pub struct Problem {
 impl Problem {
     /// A problem with nothing more to say.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), more: serde_json::Map::new() }
+        Problem {
+            status,
+            code,
+            message: message.into(),
+            more: serde_json::Map::new(),
+        }
     }
 
     /// Adds a named value.
@@ -261,7 +299,9 @@ impl Problem {
         error.extend(self.more.clone());
         let mut response = json(self.status, &serde_json::json!({ "error": error }));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(limits::RETRY_AFTER_SECONDS));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(limits::RETRY_AFTER_SECONDS));
         }
         response
     }

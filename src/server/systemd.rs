@@ -28,13 +28,17 @@ pub struct Inherited {
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
     /// A socket unit gives a name that we do not know.
-    #[error("systemd handed in a socket named {0:?}; write FileDescriptorName=hooks, feed or control in its unit")]
+    #[error(
+        "systemd handed in a socket named {0:?}; write FileDescriptorName=hooks, feed or control in its unit"
+    )]
     Unknown(String),
     /// There are two of a kind of which there can be one.
     #[error("systemd handed in two sockets named {0:?}; only hooks may have several")]
     Twice(&'static str),
     /// It is not what its name says.
-    #[error("the socket named {name:?} cannot be used: {source}; hooks is TCP, feed and control are Unix streams")]
+    #[error(
+        "the socket named {name:?} cannot be used: {source}; hooks is TCP, feed and control are Unix streams"
+    )]
     Unusable {
         /// Its name.
         name: String,
@@ -57,12 +61,30 @@ impl Inherited {
         Ok(inherited)
     }
 
-    fn adopt(&mut self, handed: &mut ListenFd, index: usize, name: String) -> Result<(), InheritError> {
-        let unusable = |source| InheritError::Unusable { name: name.clone(), source };
+    fn adopt(
+        &mut self,
+        handed: &mut ListenFd,
+        index: usize,
+        name: String,
+    ) -> Result<(), InheritError> {
+        let unusable = |source| InheritError::Unusable {
+            name: name.clone(),
+            source,
+        };
         match name.as_str() {
-            "hooks" => self.hooks.extend(handed.take_tcp_listener(index).map_err(unusable)?),
-            "feed" => once("feed", &mut self.feed, handed.take_unix_listener(index).map_err(unusable)?)?,
-            "control" => once("control", &mut self.control, handed.take_unix_listener(index).map_err(unusable)?)?,
+            "hooks" => self
+                .hooks
+                .extend(handed.take_tcp_listener(index).map_err(unusable)?),
+            "feed" => once(
+                "feed",
+                &mut self.feed,
+                handed.take_unix_listener(index).map_err(unusable)?,
+            )?,
+            "control" => once(
+                "control",
+                &mut self.control,
+                handed.take_unix_listener(index).map_err(unusable)?,
+            )?,
             _ => return Err(InheritError::Unknown(name)),
         }
         Ok(())
@@ -94,8 +116,14 @@ pub fn status(status: &str) {
 /// A reload has begun; [`ready`] ends it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("Reloading the configuration")]),
-        Err(error) => tracing::warn!(%error, "no monotonic clock; systemd is not told of the reload"),
+        Ok(now) => tell(&[
+            NotifyState::Reloading,
+            now,
+            NotifyState::Status("Reloading the configuration"),
+        ]),
+        Err(error) => {
+            tracing::warn!(%error, "no monotonic clock; systemd is not told of the reload")
+        }
     }
 }
 
@@ -107,7 +135,10 @@ pub fn stopping(status: &str) {
 /// Starting goes on, and may take so much longer.
 pub fn starting(status: &str, longer: Duration) {
     let usec = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::ExtendTimeoutUsec(usec), NotifyState::Status(status)]);
+    tell(&[
+        NotifyState::ExtendTimeoutUsec(usec),
+        NotifyState::Status(status),
+    ]);
 }
 
 /// Proof of life. Only to be sent when the writer has just answered.
@@ -133,7 +164,9 @@ mod tests {
     #[test]
     fn without_systemd_nothing_is_handed_in() {
         let inherited = Inherited::take().unwrap();
-        assert!(inherited.hooks.is_empty() && inherited.feed.is_none() && inherited.control.is_none());
+        assert!(
+            inherited.hooks.is_empty() && inherited.feed.is_none() && inherited.control.is_none()
+        );
     }
 
     #[test]

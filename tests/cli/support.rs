@@ -46,7 +46,10 @@ impl Cloud {
 
     /// From now on the run is in this state; its webhook, sent again, is answered with `delivered`.
     pub fn says(&self, run_id: &str, state: Value, delivered: u16) {
-        self.states.lock().unwrap().insert(run_id.to_owned(), (state, delivered));
+        self.states
+            .lock()
+            .unwrap()
+            .insert(run_id.to_owned(), (state, delivered));
     }
 
     /// From now on everything is answered with this status.
@@ -79,10 +82,16 @@ fn answer(stream: &TcpStream, states: &States) {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
         let path = request.split(' ').nth(1).unwrap();
-        let (code, said) = if key == KEY { respond(path, states) } else { (403, json!({"detail": "no"})) };
+        let (code, said) = if key == KEY {
+            respond(path, states)
+        } else {
+            (403, json!({"detail": "no"}))
+        };
         let body = said.to_string();
-        let head =
-            format!("HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         let mut stream = stream;
         stream.write_all((head + &body).as_bytes()).unwrap();
     }
@@ -92,7 +101,9 @@ fn respond(path: &str, states: &States) -> (u16, Value) {
     if let Some((_, status)) = states.lock().unwrap().get(ALL) {
         return (*status, json!({"detail": "everything fails"}));
     }
-    let Some(rest) = path.strip_prefix("/v1/runs/") else { return (200, json!([])) };
+    let Some(rest) = path.strip_prefix("/v1/runs/") else {
+        return (200, json!([]));
+    };
     let (run_id, call) = rest.split_once('/').unwrap_or((rest, ""));
     match (states.lock().unwrap().get(run_id), call) {
         (None, _) => (404, json!({"detail": "no such run"})),
@@ -147,16 +158,28 @@ impl World {
             cloud.port
         );
         std::fs::write(folder.path().join("settled.toml"), config).unwrap();
-        World { folder, cloud, hooks, daemon: None }
+        World {
+            folder,
+            cloud,
+            hooks,
+            daemon: None,
+        }
     }
 
     /// Starts the daemon, or starts it again.
     pub fn start_daemon(&mut self) {
-        let daemon = self.command(&["serve", "--log", "warn"]).stdout(Stdio::null()).spawn().unwrap();
+        let daemon = self
+            .command(&["serve", "--log", "warn"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         self.daemon = Some(daemon);
         let path = self.folder.path().join("control.sock");
         within(Duration::from_secs(20), || {
-            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().unwrap());
+            let ended = self
+                .daemon
+                .as_mut()
+                .and_then(|daemon| daemon.try_wait().unwrap());
             assert!(ended.is_none(), "the daemon did not start: {ended:?}");
             UnixStream::connect(&path).is_ok()
         });
@@ -177,7 +200,10 @@ impl World {
 
     /// The program with these arguments, in an environment of its own.
     pub fn command(&self, args: &[&str]) -> Command {
-        command(self.folder.path(), &[&["--config", "settled.toml"], args].concat())
+        command(
+            self.folder.path(),
+            &[&["--config", "settled.toml"], args].concat(),
+        )
     }
 
     /// Runs a command to its end.
@@ -191,7 +217,9 @@ impl World {
         let body = state.to_string();
         assert_eq!(self.post(&body, &sign(KEY, &[body.as_bytes()])), 200);
         let run_id = state["run_id"].as_str().unwrap();
-        within(Duration::from_secs(10), || self.settled(&["run", "prod", run_id]).code == 0);
+        within(Duration::from_secs(10), || {
+            self.settled(&["run", "prod", run_id]).code == 0
+        });
     }
 
     /// Sends a webhook, and gives the status of the answer.
@@ -221,14 +249,24 @@ fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test programs that run side by side have neighbouring ids; this keeps them apart.
     let first = u16::try_from(std::process::id().wrapping_mul(97) % 10_000).unwrap();
-    let candidates = std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
-    candidates.take(1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+    let candidates =
+        std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
+    candidates
+        .take(1_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
 }
 
 /// The program in this folder, with nothing of our own environment but the test's key.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_settled")));
-    command.args(args).current_dir(folder).env_clear().env("HOME", folder).env("KEY", KEY).stdin(Stdio::null());
+    command
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", folder)
+        .env("KEY", KEY)
+        .stdin(Stdio::null());
     command
 }
 
@@ -242,9 +280,17 @@ pub struct Ran {
 impl Ran {
     /// Runs it.
     pub fn of(command: &mut Command) -> Ran {
-        let Output { status, stdout, stderr } = command.output().unwrap();
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { code: status.code().unwrap(), out: text(stdout), err: text(stderr) }
+        Ran {
+            code: status.code().unwrap(),
+            out: text(stdout),
+            err: text(stderr),
+        }
     }
 
     /// Its output, if it went well.
@@ -255,7 +301,10 @@ impl Ran {
 
     /// Its output as lines of JSON, if it went well.
     pub fn json(self) -> Vec<Value> {
-        self.good().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.good()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// How it failed: code and stderr.

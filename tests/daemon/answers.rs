@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use crate::support::senders::{
-    PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of, smartbrowse, unsigned,
+    PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of,
+    smartbrowse, unsigned,
 };
 use crate::support::wire::{Answer, Post};
 use crate::support::{Daemon, Wish, post, suffixed};
@@ -14,13 +15,21 @@ use crate::support::{Daemon, Wish, post, suffixed};
 const SMALL_LIMIT: usize = 64 * 1024;
 
 fn with_small_limit() -> Daemon {
-    Daemon::with(Wish { hooks: "body_limit = \"64KiB\"".to_owned(), ..Wish::default() })
+    Daemon::with(Wish {
+        hooks: "body_limit = \"64KiB\"".to_owned(),
+        ..Wish::default()
+    })
 }
 
 /// The answer is a 200 and names a row that holds these bytes.
 fn assert_stored(daemon: &Daemon, answer: &Answer, body: &[u8]) {
-    let id = answer.stored().unwrap_or_else(|| panic!("not stored: {answer:?}"));
-    assert_eq!(daemon.control(&format!("/v1/deliveries/{id}/body")).body, body);
+    let id = answer
+        .stored()
+        .unwrap_or_else(|| panic!("not stored: {answer:?}"));
+    assert_eq!(
+        daemon.control(&format!("/v1/deliveries/{id}/body")).body,
+        body
+    );
 }
 
 #[test]
@@ -28,7 +37,10 @@ fn what_every_provider_signs_is_stored_and_answered_200() {
     let daemon = Daemon::start();
     let posts = [
         (skyvern("wr_1", "completed"), "signed"),
-        (firecrawl("01989f60-3c1a-7d2e-9b57-0c6f2a7e1d01", "extract.completed"), "signed"),
+        (
+            firecrawl("01989f60-3c1a-7d2e-9b57-0c6f2a7e1d01", "extract.completed"),
+            "signed",
+        ),
         (smartbrowse("r1", "completed"), "shared_secret"),
         (browser_use("t1", "finished", 0), "signed"),
     ];
@@ -62,15 +74,32 @@ fn what_cannot_be_stored_is_503_until_it_can() {
 fn unsigned_and_forged_deliveries_are_401_and_kept_in_the_ring() {
     let daemon = Daemon::start();
     let genuine = skyvern("wr_1", "completed");
-    let forged = Post { body: skyvern("wr_2", "completed").body, ..genuine.clone() };
-    let told = |answer: &Answer| (answer.status, answer.code(), answer.json()["error"]["verdict"].clone());
+    let forged = Post {
+        body: skyvern("wr_2", "completed").body,
+        ..genuine.clone()
+    };
+    let told = |answer: &Answer| {
+        (
+            answer.status,
+            answer.code(),
+            answer.json()["error"]["verdict"].clone(),
+        )
+    };
     let refused = |verdict: &str| (401, "not_authentic".to_owned(), verdict.into());
-    assert_eq!(told(&daemon.post(&unsigned("wr_1", 100))), refused("unsigned"));
+    assert_eq!(
+        told(&daemon.post(&unsigned("wr_1", 100))),
+        refused("unsigned")
+    );
     assert_eq!(told(&daemon.post(&forged)), refused("bad_signature"));
     let kept = daemon.deliveries("source=sky");
-    let verdicts: Vec<_> = kept.iter().map(|row| row["verdict"].as_str().unwrap()).collect();
+    let verdicts: Vec<_> = kept
+        .iter()
+        .map(|row| row["verdict"].as_str().unwrap())
+        .collect();
     assert_eq!(verdicts, ["bad_signature", "unsigned"]);
-    let body = daemon.control(&format!("/v1/deliveries/{}/body", kept[0]["id"])).body;
+    let body = daemon
+        .control(&format!("/v1/deliveries/{}/body", kept[0]["id"]))
+        .body;
     assert_eq!(body, forged.body);
     assert!(daemon.feed().is_empty(), "nothing forged reaches the feed");
 }
@@ -79,14 +108,37 @@ fn unsigned_and_forged_deliveries_are_401_and_kept_in_the_ring() {
 fn unknown_sources_and_paths_are_404_and_leave_nothing() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    for path in ["/hooks/nobody", "/hooks/SKY", "/hooks/", "/hooks/%73ky", "/hooks/sky%00", "/hooks/..", "/hooks//sky"]
-    {
+    for path in [
+        "/hooks/nobody",
+        "/hooks/SKY",
+        "/hooks/",
+        "/hooks/%73ky",
+        "/hooks/sky%00",
+        "/hooks/..",
+        "/hooks//sky",
+    ] {
         let answer = daemon.post(&post.clone().to(path));
-        assert_eq!((answer.status, answer.code().as_str()), (404, "unknown_source"), "{path}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (404, "unknown_source"),
+            "{path}"
+        );
     }
-    for path in ["/", "/hooks", "/hook/sky", "/v1/events", "/metrics", "//hooks/sky", "/HOOKS/sky"] {
+    for path in [
+        "/",
+        "/hooks",
+        "/hook/sky",
+        "/v1/events",
+        "/metrics",
+        "//hooks/sky",
+        "/HOOKS/sky",
+    ] {
         let answer = daemon.post(&post.clone().to(path));
-        assert_eq!((answer.status, answer.code().as_str()), (404, "not_found"), "{path}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (404, "not_found"),
+            "{path}"
+        );
     }
     assert_eq!(daemon.kept(), 0);
 }
@@ -94,9 +146,17 @@ fn unknown_sources_and_paths_are_404_and_leave_nothing() {
 #[test]
 fn other_methods_are_405_and_are_told_which_is_allowed() {
     let daemon = Daemon::start();
-    for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW", "post"] {
-        let answer = daemon.raw(format!("{method} /hooks/sky HTTP/1.1\r\nHost: test\r\n\r\n"));
-        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{method}");
+    for method in [
+        "GET", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW", "post",
+    ] {
+        let answer = daemon.raw(format!(
+            "{method} /hooks/sky HTTP/1.1\r\nHost: test\r\n\r\n"
+        ));
+        assert_eq!(
+            (answer.status, answer.header("allow")),
+            (405, Some("POST")),
+            "{method}"
+        );
     }
     assert_eq!(daemon.kept(), 0);
 }
@@ -105,17 +165,25 @@ fn other_methods_are_405_and_are_told_which_is_allowed() {
 fn an_answer_to_head_has_no_body() {
     let daemon = Daemon::start();
     let mut wire = daemon.wire();
-    wire.send("HEAD /hooks/sky HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    wire.send("HEAD /hooks/sky HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
     let mut heard = Vec::new();
     while wire.read_some(&mut heard).unwrap_or(0) > 0 {}
-    assert!(heard.starts_with(b"HTTP/1.1 405") && heard.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&heard));
+    assert!(
+        heard.starts_with(b"HTTP/1.1 405") && heard.ends_with(b"\r\n\r\n"),
+        "{}",
+        String::from_utf8_lossy(&heard)
+    );
 }
 
 #[test]
 fn a_body_of_unknown_length_is_411() {
     let daemon = Daemon::start();
     let answer = daemon.raw(skyvern("wr_1", "completed").head(""));
-    assert_eq!((answer.status, answer.code().as_str()), (411, "length_required"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (411, "length_required")
+    );
     assert_eq!(daemon.kept(), 0);
 }
 
@@ -128,14 +196,22 @@ fn a_body_at_the_limit_is_taken_and_one_byte_more_is_413() {
         assert_stored(&daemon, &daemon.raw(post.chunked(1000)), &post.body);
     }
     let over = skyvern_of("wr_1", SMALL_LIMIT + 1);
-    for answer in [daemon.post(&over), daemon.raw(over.chunked(1000)), daemon.raw(over.chunked(usize::MAX))] {
+    for answer in [
+        daemon.post(&over),
+        daemon.raw(over.chunked(1000)),
+        daemon.raw(over.chunked(usize::MAX)),
+    ] {
         assert_eq!((answer.status, answer.code().as_str()), (413, "too_large"));
         assert_eq!(answer.stored(), None);
     }
     for row in daemon.deliveries("verdict=truncated") {
-        let shown = daemon.control(&format!("/v1/deliveries/{}", row["id"])).json();
+        let shown = daemon
+            .control(&format!("/v1/deliveries/{}", row["id"]))
+            .json();
         assert_eq!(shown["truncated"], true, "{shown}");
-        let head = daemon.control(&format!("/v1/deliveries/{}/body", row["id"])).body;
+        let head = daemon
+            .control(&format!("/v1/deliveries/{}/body", row["id"]))
+            .body;
         assert_eq!(head, over.body[..16 * 1024], "the head is kept");
     }
     assert_eq!(daemon.deliveries("verdict=truncated").len(), 3);
@@ -146,18 +222,26 @@ fn the_head_of_a_body_that_was_cut_off_is_a_hint() {
     let cloud = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", cloud.local_addr().unwrap());
     let hooks = "body_limit = \"64KiB\"".to_owned();
-    let daemon = Daemon::with(Wish { hooks, skyvern: Some(url), ..Wish::default() });
+    let daemon = Daemon::with(Wish {
+        hooks,
+        skyvern: Some(url),
+        ..Wish::default()
+    });
     // Asks about all sorts of things come in between; only the run's own counts.
     let asked = thread::spawn(move || {
         cloud.incoming().flatten().any(|mut stream| {
             let mut request = [0; 1024];
             let n = stream.read(&mut request).unwrap_or(0);
-            let _ = stream.write_all(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream
+                .write_all(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             request[..n].starts_with(b"GET /v1/runs/wr_1 ")
         })
     });
     assert_eq!(daemon.post(&skyvern("wr_1", "running")).status, 200);
-    assert_eq!(daemon.post(&skyvern_of("wr_1", SMALL_LIMIT + 1)).status, 413);
+    assert_eq!(
+        daemon.post(&skyvern_of("wr_1", SMALL_LIMIT + 1)).status,
+        413
+    );
     // By itself a run that young would be asked about after 20 s, at the next gate.
     daemon.until("somebody asks", |_| asked.is_finished());
     assert!(asked.join().unwrap());
@@ -178,43 +262,81 @@ fn the_path_token_and_the_required_headers_must_all_be_right() {
         right.clone().to("/hooks/shop/"),
         right.clone().to("/hooks/shop/wrong"),
         right.clone().to(&format!("/hooks/shop/{PATH_TOKEN}/more")),
-        right.clone().to(&format!("/hooks/shop/{}", PATH_TOKEN.to_uppercase())),
+        right
+            .clone()
+            .to(&format!("/hooks/shop/{}", PATH_TOKEN.to_uppercase())),
         right.clone().to(&format!("/hooks/shop/x/{PATH_TOKEN}")),
         without_header,
         wrong_header,
     ];
     for post in &wrong {
         let answer = daemon.post(post);
-        assert_eq!((answer.status, answer.code().as_str()), (401, "not_authentic"), "{}", post.path);
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (401, "not_authentic"),
+            "{}",
+            post.path
+        );
     }
     assert_eq!(daemon.deliveries("verdict=bad_token").len(), wrong.len());
     assert_stored(&daemon, &daemon.post(&right), &right.body);
-    assert_stored(&daemon, &daemon.post(&right.clone().to(&format!("{}/", right.path))), &right.body);
-    assert_stored(&daemon, &daemon.post(&right.clone().to(&format!("{}?a=b", right.path))), &right.body);
+    assert_stored(
+        &daemon,
+        &daemon.post(&right.clone().to(&format!("{}/", right.path))),
+        &right.body,
+    );
+    assert_stored(
+        &daemon,
+        &daemon.post(&right.clone().to(&format!("{}?a=b", right.path))),
+        &right.body,
+    );
 }
 
 #[test]
 fn a_token_on_a_source_that_has_none_does_not_matter() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    assert_stored(&daemon, &daemon.post(&post.clone().to("/hooks/sky/whatever")), &post.body);
+    assert_stored(
+        &daemon,
+        &daemon.post(&post.clone().to("/hooks/sky/whatever")),
+        &post.body,
+    );
 }
 
 #[test]
 fn neither_token_nor_header_nor_key_is_shown_or_logged() {
     let skyvern_api = Some("http://127.0.0.1:9".to_owned());
-    let daemon = Daemon::with(Wish { log: Some("trace"), skyvern: skyvern_api, ..Wish::default() });
-    let id = daemon.post(&smartbrowse("r1", "completed")).stored().unwrap();
+    let daemon = Daemon::with(Wish {
+        log: Some("trace"),
+        skyvern: skyvern_api,
+        ..Wish::default()
+    });
+    let id = daemon
+        .post(&smartbrowse("r1", "completed"))
+        .stored()
+        .unwrap();
     daemon.post(&smartbrowse("r1", "completed").to("/hooks/shop/a-token-that-somebody-guessed"));
     daemon.post(&skyvern("wr_1", "running"));
-    daemon.until("it is known", |daemon| daemon.control("/v1/runs/sky/wr_1").status == 200);
-    let asked = post(&daemon.control_socket(), "/v1/runs/sky/wr_1/poll", "").expect("the control socket answers");
+    daemon.until("it is known", |daemon| {
+        daemon.control("/v1/runs/sky/wr_1").status == 200
+    });
+    let asked = post(&daemon.control_socket(), "/v1/runs/sky/wr_1/poll", "")
+        .expect("the control socket answers");
     assert_eq!(asked.status, 200, "{asked:?}");
     let mut shown = daemon.log() + &String::from_utf8_lossy(&asked.body);
-    for path in [format!("/v1/deliveries/{id}"), "/v1/deliveries".to_owned(), "/v1/status".to_owned()] {
+    for path in [
+        format!("/v1/deliveries/{id}"),
+        "/v1/deliveries".to_owned(),
+        "/v1/status".to_owned(),
+    ] {
         shown += &String::from_utf8(daemon.control(&path).body).unwrap();
     }
-    for secret in [PATH_TOKEN, "a-header-that-is-required", SKYVERN_KEY, "a-token-that-somebody-guessed"] {
+    for secret in [
+        PATH_TOKEN,
+        "a-header-that-is-required",
+        SKYVERN_KEY,
+        "a-token-that-somebody-guessed",
+    ] {
         assert!(!shown.contains(secret), "{secret} in {shown}");
     }
 }
@@ -227,15 +349,30 @@ fn test_pings_are_200_and_touch_no_run() {
     let ping = Post::new("/hooks/bu", r#"{"type":"test","payload":{"test":"ok"}}"#);
     assert_stored(&daemon, &daemon.post(&ping), &ping.body);
     assert_eq!(daemon.last_verdict(), "ping");
-    assert_eq!(daemon.control("/v1/runs").json()["runs"].as_array().map(Vec::len), Some(0));
+    assert_eq!(
+        daemon.control("/v1/runs").json()["runs"]
+            .as_array()
+            .map(Vec::len),
+        Some(0)
+    );
 }
 
 #[test]
 fn the_age_of_a_timestamped_delivery_counts_on_both_sides() {
     // The tolerance is 300 s; the clock may tick between signing and arriving.
     let daemon = Daemon::start();
-    for (age, verdict) in [(295, "signed"), (-295, "signed"), (302, "stale"), (-305, "stale")] {
-        assert!(daemon.post(&browser_use("t1", "finished", age)).stored().is_some());
+    for (age, verdict) in [
+        (295, "signed"),
+        (-295, "signed"),
+        (302, "stale"),
+        (-305, "stale"),
+    ] {
+        assert!(
+            daemon
+                .post(&browser_use("t1", "finished", age))
+                .stored()
+                .is_some()
+        );
         assert_eq!(daemon.last_verdict(), verdict, "{age} s");
     }
 }
@@ -244,7 +381,12 @@ fn the_age_of_a_timestamped_delivery_counts_on_both_sides() {
 fn a_trailing_slash_and_a_query_change_nothing() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    for path in ["/hooks/sky/", "/hooks/sky?corr=abc123", "/hooks/sky/?x", "http://example.com/hooks/sky"] {
+    for path in [
+        "/hooks/sky/",
+        "/hooks/sky?corr=abc123",
+        "/hooks/sky/?x",
+        "http://example.com/hooks/sky",
+    ] {
         assert_stored(&daemon, &daemon.post(&post.clone().to(path)), &post.body);
     }
 }
@@ -253,12 +395,22 @@ fn a_trailing_slash_and_a_query_change_nothing() {
 fn header_names_are_read_in_any_case() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    let shouted = |name: &str| name.chars().map(|c| c.to_ascii_uppercase()).collect::<String>();
-    let mixed =
-        |name: &str| name.split('-').map(|part| part[..1].to_uppercase() + &part[1..]).collect::<Vec<_>>().join("-");
+    let shouted = |name: &str| {
+        name.chars()
+            .map(|c| c.to_ascii_uppercase())
+            .collect::<String>()
+    };
+    let mixed = |name: &str| {
+        name.split('-')
+            .map(|part| part[..1].to_uppercase() + &part[1..])
+            .collect::<Vec<_>>()
+            .join("-")
+    };
     for case in [&shouted as &dyn Fn(&str) -> String, &mixed] {
         let mut post = post.clone();
-        post.headers.iter_mut().for_each(|(name, _)| *name = case(name));
+        post.headers
+            .iter_mut()
+            .for_each(|(name, _)| *name = case(name));
         assert_stored(&daemon, &daemon.post(&post), &post.body);
     }
 }
@@ -268,7 +420,11 @@ fn of_two_signatures_the_first_counts() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
     let wrong = "0".repeat(64);
-    assert_stored(&daemon, &daemon.post(&post.clone().with("x-skyvern-signature", &wrong)), &post.body);
+    assert_stored(
+        &daemon,
+        &daemon.post(&post.clone().with("x-skyvern-signature", &wrong)),
+        &post.body,
+    );
     let mut reversed = post.clone().with("x-skyvern-signature", &wrong);
     reversed.headers.reverse();
     assert_eq!(daemon.post(&reversed).status, 401);
@@ -279,7 +435,8 @@ fn of_two_signatures_the_first_counts() {
 fn too_many_headers_or_too_long_ones_are_431() {
     let daemon = Daemon::start();
     let mut many = skyvern("wr_1", "completed");
-    many.headers.extend((0..200).map(|n| (format!("x-{n}"), "x".to_owned())));
+    many.headers
+        .extend((0..200).map(|n| (format!("x-{n}"), "x".to_owned())));
     assert_eq!(daemon.post(&many).status, 431);
     let long = skyvern("wr_1", "completed").with("x-long", "x".repeat(300_000));
     assert_eq!(daemon.raw(long.head("Content-Length: 0\r\n")).status, 431);
@@ -305,7 +462,11 @@ fn what_is_not_http_is_400_and_the_connection_ends() {
     ];
     for request in bad {
         let mut wire = daemon.wire();
-        assert_eq!(wire.ask(&request).expect("an answer").status, 400, "{request:?}");
+        assert_eq!(
+            wire.ask(&request).expect("an answer").status,
+            400,
+            "{request:?}"
+        );
         assert!(wire.closes(), "{request:?}");
     }
     assert_eq!(daemon.kept(), 0);
@@ -316,7 +477,9 @@ fn a_length_beside_chunks_smuggles_nothing() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
     let hidden = skyvern("wr_2", "completed").bytes();
-    let mut bytes = post.head("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n").into_bytes();
+    let mut bytes = post
+        .head("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n")
+        .into_bytes();
     bytes.extend_from_slice(format!("{:x}\r\n", post.body.len()).as_bytes());
     bytes.extend_from_slice(&post.body);
     bytes.extend_from_slice(b"\r\n0\r\n\r\n");
@@ -334,7 +497,10 @@ fn a_length_beside_chunks_smuggles_nothing() {
 fn http_1_0_is_served() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    let text = String::from_utf8(post.bytes()).unwrap().replace("HTTP/1.1", "HTTP/1.0").replace("Host: test\r\n", "");
+    let text = String::from_utf8(post.bytes())
+        .unwrap()
+        .replace("HTTP/1.1", "HTTP/1.0")
+        .replace("Host: test\r\n", "");
     let mut wire = daemon.wire();
     assert_stored(&daemon, &wire.ask(text).unwrap(), &post.body);
     assert!(wire.closes(), "without keep-alive the connection ends");
@@ -345,7 +511,11 @@ fn a_sender_that_waits_to_be_told_to_continue_is_told() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
     let mut wire = daemon.wire();
-    wire.send(post.head(&format!("Content-Length: {}\r\nExpect: 100-continue\r\n", post.body.len()))).unwrap();
+    wire.send(post.head(&format!(
+        "Content-Length: {}\r\nExpect: 100-continue\r\n",
+        post.body.len()
+    )))
+    .unwrap();
     assert_eq!(wire.interim().unwrap(), 100);
     assert_stored(&daemon, &wire.ask(&post.body).unwrap(), &post.body);
 }
@@ -353,12 +523,15 @@ fn a_sender_that_waits_to_be_told_to_continue_is_told() {
 #[test]
 fn a_connection_is_kept_and_requests_may_follow_before_their_answers() {
     let daemon = Daemon::start();
-    let posts: Vec<_> = (0..20).map(|n| skyvern(&format!("wr_{n}"), "completed")).collect();
+    let posts: Vec<_> = (0..20)
+        .map(|n| skyvern(&format!("wr_{n}"), "completed"))
+        .collect();
     let mut wire = daemon.wire();
     for post in &posts[..10] {
         assert_stored(&daemon, &wire.ask(post.bytes()).unwrap(), &post.body);
     }
-    wire.send(posts[10..].iter().flat_map(Post::bytes).collect::<Vec<_>>()).unwrap();
+    wire.send(posts[10..].iter().flat_map(Post::bytes).collect::<Vec<_>>())
+        .unwrap();
     for post in &posts[10..] {
         assert_stored(&daemon, &wire.answer().unwrap(), &post.body);
     }
@@ -372,7 +545,10 @@ fn nothing_is_taken_from_a_connection_after_an_error() {
     let mut wire = daemon.wire();
     wire.send([wrong.bytes(), right.bytes()].concat()).unwrap();
     let first = wire.answer().unwrap();
-    assert_eq!((first.status, first.header("connection")), (401, Some("close")));
+    assert_eq!(
+        (first.status, first.header("connection")),
+        (401, Some("close"))
+    );
     assert!(wire.answer().is_err(), "no second answer");
     assert_eq!(daemon.kept(), 1);
 }
@@ -395,11 +571,19 @@ fn an_id_at_the_limit_is_a_run_and_a_longer_one_is_kept_unread() {
         let post = skyvern(id, "completed");
         assert_stored(&daemon, &daemon.post(&post), &post.body);
     }
-    let settled: Vec<_> =
-        daemon.completions(2).iter().map(|line| line["subject"].as_str().unwrap().to_owned()).collect();
+    let settled: Vec<_> = daemon
+        .completions(2)
+        .iter()
+        .map(|line| line["subject"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(settled, [fits, "ä".repeat(100)]);
     daemon.until("both are looked at", |daemon| {
-        daemon.deliveries("").iter().filter(|row| row["note"].is_string()).count() == 2
+        daemon
+            .deliveries("")
+            .iter()
+            .filter(|row| row["note"].is_string())
+            .count()
+            == 2
     });
 }
 
@@ -409,12 +593,23 @@ fn an_encoded_body_is_415_and_never_inflated() {
     let post = skyvern("wr_1", "completed");
     for encoding in ["gzip", "deflate", "br", "GZIP", "identity, gzip", "x"] {
         let answer = daemon.post(&post.clone().with("Content-Encoding", encoding));
-        assert_eq!((answer.status, answer.code().as_str()), (415, "content_encoding"), "{encoding}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (415, "content_encoding"),
+            "{encoding}"
+        );
     }
-    let twice = post.clone().with("Content-Encoding", "identity").with("content-encoding", "gzip");
+    let twice = post
+        .clone()
+        .with("Content-Encoding", "identity")
+        .with("content-encoding", "gzip");
     assert_eq!(daemon.post(&twice).status, 415);
     assert_eq!(daemon.kept(), 0);
-    assert_stored(&daemon, &daemon.post(&post.clone().with("Content-Encoding", "identity")), &post.body);
+    assert_stored(
+        &daemon,
+        &daemon.post(&post.clone().with("Content-Encoding", "identity")),
+        &post.body,
+    );
 }
 
 #[test]
@@ -435,7 +630,11 @@ fn whoever_sends_far_too_much_still_reads_the_413() {
     for bytes in [200_000, 2_000_000, 20_000_000] {
         let over = skyvern_of("wr_1", bytes);
         assert_eq!(daemon.raw(over.bytes()).status, 413, "{bytes} declared");
-        assert_eq!(daemon.raw(over.chunked(8000)).status, 413, "{bytes} chunked");
+        assert_eq!(
+            daemon.raw(over.chunked(8000)).status,
+            413,
+            "{bytes} chunked"
+        );
     }
 }
 
@@ -443,9 +642,19 @@ fn whoever_sends_far_too_much_still_reads_the_413() {
 fn files_and_sockets_are_closed_to_everybody_else() {
     let daemon = Daemon::start();
     daemon.post(&skyvern("wr_1", "completed"));
-    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let mode = |path: &std::path::Path| {
+        std::fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777
+    };
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        assert_eq!(mode(&suffixed(&daemon.store(), suffix)) & 0o137, 0, "{suffix}");
+        assert_eq!(
+            mode(&suffixed(&daemon.store(), suffix)) & 0o137,
+            0,
+            "{suffix}"
+        );
     }
     for socket in [daemon.feed_socket(), daemon.control_socket()] {
         assert_eq!(mode(&socket), 0o660);

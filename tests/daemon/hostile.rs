@@ -20,8 +20,12 @@ fn long() -> bool {
 }
 
 fn ring_of(rows: u32, bytes: &str) -> Daemon {
-    let hooks = format!("body_limit = \"64KiB\"\nunverified_rows = {rows}\nunverified_bytes = \"{bytes}\"");
-    Daemon::with(Wish { hooks, ..Wish::default() })
+    let hooks =
+        format!("body_limit = \"64KiB\"\nunverified_rows = {rows}\nunverified_bytes = \"{bytes}\"");
+    Daemon::with(Wish {
+        hooks,
+        ..Wish::default()
+    })
 }
 
 /// An honest sender is served, on a new connection, as often as this.
@@ -36,7 +40,10 @@ fn assert_serves(daemon: &Daemon, times: u32) {
 fn whoever_keeps_us_waiting_is_shown_out() {
     let daemon = Daemon::start();
     let post = skyvern("wr_1", "completed");
-    let (half, declared) = (post.body.len() / 2, format!("Content-Length: {}\r\n", post.body.len()));
+    let (half, declared) = (
+        post.body.len() / 2,
+        format!("Content-Length: {}\r\n", post.body.len()),
+    );
     let mut silent = daemon.wire();
     let mut slow_head = daemon.wire();
     slow_head.send("POST /hooks/sky HTTP/1.1\r\nHo").unwrap();
@@ -82,7 +89,9 @@ fn what_breaks_off_is_not_stored() {
     let post = skyvern("wr_1", "completed");
     let declared = post.body.len() + 1;
     let mut short = daemon.wire();
-    short.send(post.head(&format!("Content-Length: {declared}\r\n"))).unwrap();
+    short
+        .send(post.head(&format!("Content-Length: {declared}\r\n")))
+        .unwrap();
     short.send(&post.body).unwrap();
     short.finish().unwrap();
     assert!(short.answer().map_or(true, |answer| answer.status == 400));
@@ -95,7 +104,10 @@ fn what_breaks_off_is_not_stored() {
         let mut wire = daemon.wire();
         wire.send(&chunks[..cut]).unwrap();
         wire.finish().unwrap();
-        assert!(wire.answer().map_or(true, |answer| answer.status == 400), "{cut}");
+        assert!(
+            wire.answer().map_or(true, |answer| answer.status == 400),
+            "{cut}"
+        );
     }
     assert_eq!(daemon.kept(), 0);
     assert_serves(&daemon, 1);
@@ -112,7 +124,10 @@ fn garbage_between_chunks_is_refused() {
         "5\r\nhelloXX0\r\n\r\n".to_owned(),
         "5;\0\r\nhello\r\nx\r\n\r\n".to_owned(),
         format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(100_000)),
-        format!("5\r\nhello\r\n0\r\n{}\r\n", "x-trailer: y\r\n".repeat(10_000)),
+        format!(
+            "5\r\nhello\r\n0\r\n{}\r\n",
+            "x-trailer: y\r\n".repeat(10_000)
+        ),
     ];
     for body in bad {
         let mut wire = daemon.wire();
@@ -137,7 +152,10 @@ fn a_bomb_is_not_inflated() {
     let mut post = unsigned("wr_1", 100).with("Content-Encoding", "gzip");
     post.body = bomb;
     assert_eq!(daemon.post(&post).status, 415);
-    assert!(daemon.memory("VmHWM") - before < 16 * 1024, "it was read, not inflated");
+    assert!(
+        daemon.memory("VmHWM") - before < 16 * 1024,
+        "it was read, not inflated"
+    );
     assert_eq!(daemon.kept(), 0);
 }
 
@@ -161,7 +179,10 @@ fn thousands_of_idle_connections_keep_nobody_out() {
     assert_serves(&daemon, 20);
     let grown = daemon.memory("VmRSS").saturating_sub(before);
     eprintln!("{size} idle connections: {} KiB each", grown / size as u64);
-    assert!(grown < 32 * size as u64, "{grown} KiB for {size} connections");
+    assert!(
+        grown < 32 * size as u64,
+        "{grown} KiB for {size} connections"
+    );
     drop(crowd);
 }
 
@@ -174,11 +195,20 @@ fn a_burst_of_connections_waits_to_be_accepted() {
     let burst: Vec<_> = (0..1_500).map_while(connect).collect();
     signal(daemon.pid(), "CONT");
     assert_serves(&daemon, 20);
-    assert_eq!(burst.len(), 1_500, "the next one would come again after a second, and then after two");
+    assert_eq!(
+        burst.len(),
+        1_500,
+        "the next one would come again after a second, and then after two"
+    );
 }
 
 /// Posts what is not signed, as fast as it goes, from so many connections, until told to stop.
-fn flood(daemon: &Daemon, from: u64, bytes: usize, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u64>> {
+fn flood(
+    daemon: &Daemon,
+    from: u64,
+    bytes: usize,
+    stop: &Arc<AtomicBool>,
+) -> Vec<thread::JoinHandle<u64>> {
     let port = daemon.port;
     let one = |n: u64| {
         let stop = stop.clone();
@@ -188,7 +218,9 @@ fn flood(daemon: &Daemon, from: u64, bytes: usize, stop: &Arc<AtomicBool>) -> Ve
             while !stop.load(Ordering::Relaxed) {
                 // Each 401 ends its connection.
                 let answer = Wire::open(port).and_then(|mut wire| wire.ask(&post));
-                sent += u64::from(answer.is_ok_and(|answer| answer.status == 401 || answer.status == 429));
+                sent += u64::from(
+                    answer.is_ok_and(|answer| answer.status == 401 || answer.status == 429),
+                );
             }
             sent
         })
@@ -211,11 +243,23 @@ fn a_flood_without_signatures_fills_neither_memory_nor_disk_and_keeps_nobody_out
         served += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    let flooded: u64 = flooders.into_iter().map(|flooder| flooder.join().expect("a flooder")).sum();
+    let flooded: u64 = flooders
+        .into_iter()
+        .map(|flooder| flooder.join().expect("a flooder"))
+        .sum();
     let (memory, disk) = (daemon.memory("VmHWM"), daemon.disk());
-    eprintln!("{flooded} forged, {served} honest (slowest {slowest:?}), memory {memory} KiB, disk {disk} bytes");
-    assert_eq!(daemon.completions(served).len(), served, "every honest one, and no other");
-    let rows = number(&daemon.store(), "SELECT count(*) FROM reports WHERE ring = 1");
+    eprintln!(
+        "{flooded} forged, {served} honest (slowest {slowest:?}), memory {memory} KiB, disk {disk} bytes"
+    );
+    assert_eq!(
+        daemon.completions(served).len(),
+        served,
+        "every honest one, and no other"
+    );
+    let rows = number(
+        &daemon.store(),
+        "SELECT count(*) FROM reports WHERE ring = 1",
+    );
     assert!(rows <= 210, "{rows} rows in the ring");
     // The ring twice (the file does not shrink), what was honest, and a log that waits to be reset.
     assert!(disk < 100 << 20, "{disk} bytes on disk");
@@ -246,7 +290,11 @@ fn large_bodies_that_never_end_leave_room_for_small_ones() {
         let began = Instant::now();
         let answer = daemon.post(&skyvern("honest", "completed"));
         stop.store(1, Ordering::Relaxed);
-        assert!(answer.stored().is_some() && began.elapsed() < PATIENCE / 6, "{:?}, {answer:?}", began.elapsed());
+        assert!(
+            answer.stored().is_some() && began.elapsed() < PATIENCE / 6,
+            "{:?}, {answer:?}",
+            began.elapsed()
+        );
     });
     eprintln!("memory at most {} KiB", daemon.memory("VmHWM"));
     assert!(daemon.memory("VmHWM") < 1200 << 10);
@@ -269,39 +317,70 @@ fn headers_count_in_the_ring_as_bodies_do() {
     for _ in 0..100 {
         assert_eq!(daemon.post(&post).status, 401);
     }
-    let kept = number(&daemon.store(), "SELECT sum(length(head) + length(body)) FROM reports WHERE ring = 1");
+    let kept = number(
+        &daemon.store(),
+        "SELECT sum(length(head) + length(body)) FROM reports WHERE ring = 1",
+    );
     assert!(kept < 1_200_000, "{kept} bytes in a ring of 1 MiB");
 }
 
 #[test]
 fn a_crowd_does_not_take_the_last_file_descriptor() {
-    let daemon = Daemon::with(Wish { files: Some(256), ..Wish::default() });
+    let daemon = Daemon::with(Wish {
+        files: Some(256),
+        ..Wish::default()
+    });
     let crowd = crowd(&daemon, 600);
     let began = Instant::now();
     assert_serves(&daemon, 5);
     daemon.completions(5);
-    assert!(began.elapsed() < Duration::from_secs(8), "served before the crowd is shown out, in {:?}", began.elapsed());
-    assert!(!daemon.log().contains("could not be accepted"), "{}", daemon.log());
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "served before the crowd is shown out, in {:?}",
+        began.elapsed()
+    );
+    assert!(
+        !daemon.log().contains("could not be accepted"),
+        "{}",
+        daemon.log()
+    );
     drop(crowd);
 }
 
 #[test]
 fn no_depth_of_metadata_makes_a_run_unreadable_or_holds_up_the_others() {
     let daemon = Daemon::start();
-    for depth in [90, 100, 110, 120, 121, 122, 123, 124, 125, 126, 127, 128, 200] {
+    for depth in [
+        90, 100, 110, 120, 121, 122, 123, 124, 125, 126, 127, 128, 200,
+    ] {
         let deep = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
         let run = format!("deep_{depth}");
         for event in ["extract.started", "extract.completed", "extract.completed"] {
-            let body = format!(r#"{{"success":true,"type":"{event}","id":"{run}","data":[],"metadata":{deep}}}"#);
+            let body = format!(
+                r#"{{"success":true,"type":"{event}","id":"{run}","data":[],"metadata":{deep}}}"#
+            );
             assert!(daemon.post(&firecrawl_body(body)).stored().is_some());
         }
         let other = format!("after_{depth}");
-        assert!(daemon.post(&skyvern(&other, "completed")).stored().is_some());
+        assert!(
+            daemon
+                .post(&skyvern(&other, "completed"))
+                .stored()
+                .is_some()
+        );
         daemon.until(&format!("{other} has settled"), |daemon| {
-            daemon.feed().values().any(|line| line.contains(&format!("{other}:completion")))
+            daemon
+                .feed()
+                .values()
+                .any(|line| line.contains(&format!("{other}:completion")))
         });
         let listed = daemon.control("/v1/runs?limit=1000");
-        assert_eq!(listed.status, 200, "{depth}: {}", String::from_utf8_lossy(&listed.body));
+        assert_eq!(
+            listed.status,
+            200,
+            "{depth}: {}",
+            String::from_utf8_lossy(&listed.body)
+        );
     }
     assert_eq!(number(&daemon.store(), "SELECT count(*) FROM set_aside"), 0);
 }
@@ -312,23 +391,52 @@ fn metadata_too_deep_to_be_read_back_is_refused_when_tracking() {
     let track = |depth: usize| {
         let metadata = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
         let body = format!(r#"{{"source":"sky","run_id":"wr_{depth}","metadata":{metadata}}}"#);
-        post(&daemon.control_socket(), "/v1/runs", &body).expect("the control socket answers").status
+        post(&daemon.control_socket(), "/v1/runs", &body)
+            .expect("the control socket answers")
+            .status
     };
-    assert_eq!([track(1), track(64), track(65), track(124), track(126), track(200)], [201, 201, 400, 400, 400, 400]);
+    assert_eq!(
+        [
+            track(1),
+            track(64),
+            track(65),
+            track(124),
+            track(126),
+            track(200)
+        ],
+        [201, 201, 400, 400, 400, 400]
+    );
 }
 
 #[test]
 fn a_run_whose_row_is_damaged_holds_up_no_other() {
     let mut daemon = Daemon::start();
     daemon.post(&skyvern("damaged", "running"));
-    daemon.until("it is known", |daemon| daemon.control("/v1/runs/sky/damaged").status == 200);
+    daemon.until("it is known", |daemon| {
+        daemon.control("/v1/runs/sky/damaged").status == 200
+    });
     let spoil = "UPDATE runs SET state = 'not JSON' WHERE run_id = 'damaged'";
-    rusqlite::Connection::open(daemon.store()).and_then(|ledger| ledger.execute(spoil, [])).expect("it is written");
+    rusqlite::Connection::open(daemon.store())
+        .and_then(|ledger| ledger.execute(spoil, []))
+        .expect("it is written");
     for round in 0..2 {
-        assert!(daemon.post(&skyvern("damaged", "completed")).stored().is_some());
-        assert!(daemon.post(&skyvern(&format!("sound_{round}"), "completed")).stored().is_some());
+        assert!(
+            daemon
+                .post(&skyvern("damaged", "completed"))
+                .stored()
+                .is_some()
+        );
+        assert!(
+            daemon
+                .post(&skyvern(&format!("sound_{round}"), "completed"))
+                .stored()
+                .is_some()
+        );
         assert_eq!(daemon.completions(round + 1).len(), round + 1);
-        let why = daemon.deliveries("").into_iter().filter_map(|row| row["set_aside"].as_str().map(str::to_owned));
+        let why = daemon
+            .deliveries("")
+            .into_iter()
+            .filter_map(|row| row["set_aside"].as_str().map(str::to_owned));
         assert_eq!(why.collect::<Vec<_>>().len(), round + 1, "visible");
         daemon.kill();
         daemon.launch();
@@ -340,7 +448,13 @@ fn a_run_whose_row_is_damaged_holds_up_no_other() {
 fn no_query_upsets_the_feed() {
     let daemon = Daemon::start();
     daemon.post(&skyvern("wr_1", "completed"));
-    let epoch = daemon.completions(1)[0]["cursor"].as_str().expect("a cursor").split('.').next().unwrap().to_owned();
+    let epoch = daemon.completions(1)[0]["cursor"]
+        .as_str()
+        .expect("a cursor")
+        .split('.')
+        .next()
+        .unwrap()
+        .to_owned();
     let names = [
         "after",
         "follow",
@@ -384,20 +498,29 @@ fn no_query_upsets_the_feed() {
     .map(str::to_owned);
     for name in names {
         for value in &values {
-            let waits =
-                matches!((name, value.as_str()), ("follow", "" | "1" | "true") | ("wait", "18446744073709551615"));
+            let waits = matches!(
+                (name, value.as_str()),
+                ("follow", "" | "1" | "true") | ("wait", "18446744073709551615")
+            );
             if waits {
                 continue;
             }
             let answer = daemon.control(&format!("/v1/events?limit=1&{name}={value}"));
-            assert!(matches!(answer.status, 200 | 400 | 409 | 410), "{name}={value}: {answer:?}");
+            assert!(
+                matches!(answer.status, 200 | 400 | 409 | 410),
+                "{name}={value}: {answer:?}"
+            );
         }
     }
-    for (path, value) in
-        ["/v1/runs/", "/v1/deliveries/", "/v1/"].iter().flat_map(|path| values.iter().map(move |value| (path, value)))
+    for (path, value) in ["/v1/runs/", "/v1/deliveries/", "/v1/"]
+        .iter()
+        .flat_map(|path| values.iter().map(move |value| (path, value)))
     {
         let status = daemon.control(&format!("{path}{value}")).status;
-        assert!(matches!(status, 200 | 400 | 404 | 405), "{path}{value}: {status}");
+        assert!(
+            matches!(status, 200 | 400 | 404 | 405),
+            "{path}{value}: {status}"
+        );
     }
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
 }

@@ -25,7 +25,11 @@ struct Dice(u64);
 impl Dice {
     fn between(&mut self, from: u64, to: u64) -> u64 {
         self.0 += 1;
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss
+        )]
         let offset = (unit(self.0) * (to - from) as f64) as u64;
         from + offset
     }
@@ -34,10 +38,23 @@ impl Dice {
 /// What a sender has to say of one run, in order; true where it tells of the end.
 fn story(dice: &mut Dice, run: &str) -> Vec<(Post, bool)> {
     match dice.between(0, 10) {
-        0 => vec![(unsigned(run, 200), false), (skyvern(run, "completed"), true)],
-        1 | 2 => vec![(firecrawl(run, "extract.started"), false), (firecrawl(run, "extract.completed"), true)],
-        3 | 4 => vec![(skyvern(run, "running"), false), (skyvern(run, "failed"), true), (skyvern(run, "failed"), true)],
-        _ => vec![(skyvern(run, "completed"), true), (skyvern(run, "completed"), true)],
+        0 => vec![
+            (unsigned(run, 200), false),
+            (skyvern(run, "completed"), true),
+        ],
+        1 | 2 => vec![
+            (firecrawl(run, "extract.started"), false),
+            (firecrawl(run, "extract.completed"), true),
+        ],
+        3 | 4 => vec![
+            (skyvern(run, "running"), false),
+            (skyvern(run, "failed"), true),
+            (skyvern(run, "failed"), true),
+        ],
+        _ => vec![
+            (skyvern(run, "completed"), true),
+            (skyvern(run, "completed"), true),
+        ],
     }
 }
 
@@ -58,7 +75,13 @@ fn send(port: u16, sender: u64, stop: &AtomicBool, promises: &Promises, runs: &A
     }
 }
 
-fn deliver(port: u16, wire: &mut Option<Wire>, post: &Post, ended: Option<&str>, promises: &Promises) -> bool {
+fn deliver(
+    port: u16,
+    wire: &mut Option<Wire>,
+    post: &Post,
+    ended: Option<&str>,
+    promises: &Promises,
+) -> bool {
     if wire.is_none() {
         *wire = Wire::open(port).ok();
     }
@@ -75,20 +98,34 @@ fn deliver(port: u16, wire: &mut Option<Wire>, post: &Post, ended: Option<&str>,
 /// Every record of `before` is in `after`, to the letter.
 fn assert_unchanged(before: &BTreeMap<i64, String>, after: &BTreeMap<i64, String>) {
     for (cursor, line) in before {
-        assert_eq!(after.get(cursor), Some(line), "the feed said something else before the kill");
+        assert_eq!(
+            after.get(cursor),
+            Some(line),
+            "the feed said something else before the kill"
+        );
     }
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
-    let env = |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let env = |name: &str, default: u64| {
+        std::env::var(name)
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(default)
+    };
     let (kills, seed) = (env("SETTLED_KILLS", 20), env("SETTLED_SEED", 1));
     let mut dice = Dice(seed << 16);
     let mut daemon = Daemon::start();
-    let (promises, stop, runs) = (Promises::default(), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (promises, stop, runs) = (
+        Promises::default(),
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let senders: Vec<_> = (0..SENDERS)
         .map(|sender| {
-            let (promises, stop, runs, port) = (promises.clone(), stop.clone(), runs.clone(), daemon.port);
+            let (promises, stop, runs, port) =
+                (promises.clone(), stop.clone(), runs.clone(), daemon.port);
             thread::spawn(move || send(port, sender, &stop, &promises, &runs))
         })
         .collect();
@@ -111,7 +148,10 @@ fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
         assert_unchanged(&followed, &now);
         said = now;
         if kill % 10 == 0 {
-            eprintln!("seed {seed}, kill {kill}: {} acknowledged", promises.count());
+            eprintln!(
+                "seed {seed}, kill {kill}: {} acknowledged",
+                promises.count()
+            );
             promises.hold(&daemon.store());
         }
     }
@@ -123,11 +163,27 @@ fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
     let completions = daemon.completions(ended.len());
     let mut by_run: BTreeMap<&str, u32> = BTreeMap::new();
     for line in &completions {
-        *by_run.entry(line["subject"].as_str().expect("a run")).or_default() += 1;
+        *by_run
+            .entry(line["subject"].as_str().expect("a run"))
+            .or_default() += 1;
     }
-    eprintln!("seed {seed}: {kills} kills, {} acknowledged, {} runs", promises.count(), ended.len());
+    eprintln!(
+        "seed {seed}: {kills} kills, {} acknowledged, {} runs",
+        promises.count(),
+        ended.len()
+    );
     promises.hold(&daemon.store());
-    assert_eq!(by_run.values().max(), Some(&1), "one completion per run; seed {seed}");
-    assert!(ended.iter().all(|run| by_run.contains_key(&**run)), "every acknowledged end is told; seed {seed}");
-    assert_eq!(ledger::number(&daemon.store(), "SELECT count(*) FROM set_aside"), 0);
+    assert_eq!(
+        by_run.values().max(),
+        Some(&1),
+        "one completion per run; seed {seed}"
+    );
+    assert!(
+        ended.iter().all(|run| by_run.contains_key(&**run)),
+        "every acknowledged end is told; seed {seed}"
+    );
+    assert_eq!(
+        ledger::number(&daemon.store(), "SELECT count(*) FROM set_aside"),
+        0
+    );
 }

@@ -29,7 +29,10 @@ use crate::support::{Daemon, PATIENCE, Wish, free_port, signal};
 const SENDERS: usize = 4;
 
 fn cuts() -> usize {
-    std::env::var("SETTLED_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(5)
+    std::env::var("SETTLED_CUTS")
+        .ok()
+        .and_then(|cuts| cuts.parse().ok())
+        .unwrap_or(5)
 }
 
 /// Runs whose delivery was acknowledged.
@@ -61,7 +64,11 @@ impl Load {
             })
         };
         let senders = (0..SENDERS).map(|_| sender(connect())).collect();
-        Load { acknowledged, stop, senders }
+        Load {
+            acknowledged,
+            stop,
+            senders,
+        }
     }
 
     fn acknowledged(&self) -> BTreeSet<String> {
@@ -77,7 +84,13 @@ impl Load {
 }
 
 /// Cuts the power several times under load; what was acknowledged and is missing, each time.
-fn measure(name: &str, disk: &Disk, pid: u32, load: Load, found: impl Fn(&Disk) -> BTreeSet<String>) -> usize {
+fn measure(
+    name: &str,
+    disk: &Disk,
+    pid: u32,
+    load: Load,
+    found: impl Fn(&Disk) -> BTreeSet<String>,
+) -> usize {
     let mut missing = Vec::new();
     for cut in 0..cuts() {
         thread::sleep(Duration::from_millis(1200 + 170 * cut as u64));
@@ -90,7 +103,10 @@ fn measure(name: &str, disk: &Disk, pid: u32, load: Load, found: impl Fn(&Disk) 
         missing.push((acknowledged.len(), acknowledged.difference(&there).count()));
     }
     load.end();
-    let cells: Vec<_> = missing.iter().map(|(all, lost)| format!("{all} → {lost}")).collect();
+    let cells: Vec<_> = missing
+        .iter()
+        .map(|(all, lost)| format!("{all} → {lost}"))
+        .collect();
     println!("| {name} | {} |", cells.join(", "));
     missing.iter().map(|(_, lost)| lost).sum()
 }
@@ -102,7 +118,10 @@ fn over_http(port: u16) -> Deliver {
             Some(open) => open,
             None => Wire::open(port)?,
         };
-        let status = wire.insert(open).ask(skyvern(run, "completed").bytes()).map(|answer| answer.status);
+        let status = wire
+            .insert(open)
+            .ask(skyvern(run, "completed").bytes())
+            .map(|answer| answer.status);
         if status.as_ref().ok() != Some(&200) {
             wire = None;
         }
@@ -114,13 +133,23 @@ fn over_http(port: u16) -> Deliver {
 #[ignore = "needs root"]
 fn a_power_cut_takes_nothing_that_was_acknowledged() {
     let disk = Disk::ext4(256);
-    let daemon = Daemon::with(Wish { store: Some(disk.root.join("settled.db")), ..Wish::default() });
+    let daemon = Daemon::with(Wish {
+        store: Some(disk.root.join("settled.db")),
+        ..Wish::default()
+    });
     let load = Load::start(|| over_http(daemon.port));
     let lost = measure("settled", &disk, daemon.pid(), load, |after| {
         let store = after.root.join("settled.db");
-        let second = Daemon::with(Wish { store: Some(store.clone()), ..Wish::default() });
+        let second = Daemon::with(Wish {
+            store: Some(store.clone()),
+            ..Wish::default()
+        });
         ledger::hold(&store, &[], &mut Feed::new());
-        second.completions(0).iter().map(|line| line["subject"].as_str().expect("a run").to_owned()).collect()
+        second
+            .completions(0)
+            .iter()
+            .map(|line| line["subject"].as_str().expect("a run").to_owned())
+            .collect()
     });
     assert_eq!(lost, 0);
 }
@@ -136,7 +165,14 @@ impl Drop for Process {
 }
 
 fn spawn(command: &mut Command, port: u16) -> Option<Process> {
-    let process = Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?);
+    let process = Process(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?,
+    );
     let began = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         if began.elapsed() > PATIENCE / 4 {
@@ -151,9 +187,22 @@ fn receiver(port: u16, database: &Path, pragmas: &str) -> Option<Process> {
     let python = std::env::var("SETTLED_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/daemon/peers");
     let mut command = Command::new(python);
-    command.args(["-m", "uvicorn", "--log-level", "error", "--app-dir", folder, "receiver:app"]);
-    command.args(["--port", &port.to_string()]).env("PYTHONDONTWRITEBYTECODE", "1");
-    command.env("DATABASE", database).env("PRAGMAS", pragmas).env("SECRET", SKYVERN_KEY);
+    command.args([
+        "-m",
+        "uvicorn",
+        "--log-level",
+        "error",
+        "--app-dir",
+        folder,
+        "receiver:app",
+    ]);
+    command
+        .args(["--port", &port.to_string()])
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+        .env("DATABASE", database)
+        .env("PRAGMAS", pragmas)
+        .env("SECRET", SKYVERN_KEY);
     spawn(&mut command, port)
 }
 
@@ -161,7 +210,9 @@ fn runs_in(database: &Path) -> BTreeSet<String> {
     let read = || {
         let connection = rusqlite::Connection::open(database)?;
         let mut select = connection.prepare("SELECT run_id FROM events")?;
-        select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+        select
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()
     };
     read().unwrap_or_default()
 }
@@ -171,7 +222,10 @@ fn runs_in(database: &Path) -> BTreeSet<String> {
 fn a_power_cut_under_a_receiver_as_guides_show_it() {
     for (name, pragmas) in [
         ("FastAPI + SQLite as it comes", ""),
-        ("FastAPI + SQLite, WAL and synchronous=NORMAL", "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"),
+        (
+            "FastAPI + SQLite, WAL and synchronous=NORMAL",
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        ),
     ] {
         let (disk, port) = (Disk::ext4(256), free_port());
         let Some(process) = receiver(port, &disk.root.join("events.db"), pragmas) else {
@@ -179,14 +233,31 @@ fn a_power_cut_under_a_receiver_as_guides_show_it() {
             return;
         };
         let load = Load::start(|| over_http(port));
-        measure(name, &disk, process.0.id(), load, |after| runs_in(&after.root.join("events.db")));
+        measure(name, &disk, process.0.id(), load, |after| {
+            runs_in(&after.root.join("events.db"))
+        });
     }
 }
 
 fn redis(port: u16, folder: &Path, fsync: &str) -> Option<Process> {
     let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
-    spawn(command.args(["--appendfsync", fsync]).arg("--dir").arg(folder), port)
+    command.args([
+        "--port",
+        &port.to_string(),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "yes",
+    ]);
+    spawn(
+        command
+            .args(["--appendfsync", fsync])
+            .arg("--dir")
+            .arg(folder),
+        port,
+    )
 }
 
 /// Sends one line to Redis and reads one.
@@ -198,14 +269,20 @@ fn command(reader: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<Str
 }
 
 fn to_redis(port: u16) -> Deliver {
-    let mut reader = BufReader::new(TcpStream::connect(("127.0.0.1", port)).expect("redis is there"));
-    Box::new(move |run| Ok(command(&mut reader, &format!("RPUSH events {run}\r\n"))?.starts_with(':')))
+    let mut reader =
+        BufReader::new(TcpStream::connect(("127.0.0.1", port)).expect("redis is there"));
+    Box::new(move |run| {
+        Ok(command(&mut reader, &format!("RPUSH events {run}\r\n"))?.starts_with(':'))
+    })
 }
 
 fn runs_in_redis(folder: &Path, fsync: &str) -> BTreeSet<String> {
     let port = free_port();
-    let Some(_second) = redis(port, folder, fsync) else { return BTreeSet::new() };
-    let mut reader = BufReader::new(TcpStream::connect(("127.0.0.1", port)).expect("redis is there"));
+    let Some(_second) = redis(port, folder, fsync) else {
+        return BTreeSet::new();
+    };
+    let mut reader =
+        BufReader::new(TcpStream::connect(("127.0.0.1", port)).expect("redis is there"));
     let began = Instant::now();
     while command(&mut reader, "PING\r\n").is_ok_and(|answer| !answer.starts_with("+PONG"))
         && began.elapsed() < PATIENCE
@@ -214,8 +291,15 @@ fn runs_in_redis(folder: &Path, fsync: &str) -> BTreeSet<String> {
     }
     let count = command(&mut reader, "LRANGE events 0 -1\r\n").unwrap_or_default();
     let count: usize = count.trim().trim_start_matches('*').parse().unwrap_or(0);
-    let lines: Vec<_> = reader.lines().take(2 * count).map_while(Result::ok).collect();
-    lines.into_iter().filter(|line| line.starts_with("wr_")).collect()
+    let lines: Vec<_> = reader
+        .lines()
+        .take(2 * count)
+        .map_while(Result::ok)
+        .collect();
+    lines
+        .into_iter()
+        .filter(|line| line.starts_with("wr_"))
+        .collect()
 }
 
 #[test]
@@ -229,6 +313,8 @@ fn a_power_cut_under_redis() {
             return;
         };
         let load = Load::start(|| to_redis(port));
-        measure(&name, &disk, process.0.id(), load, |after| runs_in_redis(&after.root, fsync));
+        measure(&name, &disk, process.0.id(), load, |after| {
+            runs_in_redis(&after.root, fsync)
+        });
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use settled::model::schedule::Policy;
 use settled::model::observation::{Claim, Latch, Observation};
+use settled::model::schedule::Policy;
 use settled::model::{At, Outcome, Trust};
 
 use super::laws::{History, outcome, says_nothing_new};
@@ -28,7 +28,11 @@ const ALPHABET: [(&str, &str); 13] = [
 
 /// The moment at which a letter is heard: the alarm when it is due, all others after their time.
 fn next_moment(subject: &Subject<'_>, pause: Duration, letter: &Observation) -> At {
-    let alarm = subject.run.as_ref().and_then(|run| run.wake_at).filter(|_| letter.claim == Claim::Alarm);
+    let alarm = subject
+        .run
+        .as_ref()
+        .and_then(|run| run.wake_at)
+        .filter(|_| letter.claim == Claim::Alarm);
     alarm.unwrap_or(subject.now.plus(pause)).max(subject.now)
 }
 
@@ -50,7 +54,10 @@ impl Walk {
             let (pause, letter) = &self.letters[letter];
             let mut next = history.clone();
             next.subject.now = next_moment(&next.subject, *pause, letter);
-            let heard = Observation { asked_at: next.subject.now, ..letter.clone() };
+            let heard = Observation {
+                asked_at: next.subject.now,
+                ..letter.clone()
+            };
             next.hears(&heard);
             self.heard.push(heard);
             self.from(&next);
@@ -74,16 +81,29 @@ impl Walk {
         let at = |wanted: fn(&Claim) -> bool| {
             move |heard: &Observation| heard.trust == Trust::Authoritative && wanted(&heard.claim)
         };
-        let first = self.heard.iter().position(at(|claim| matches!(claim, Claim::Ended(_))));
-        let last = self.heard.iter().rposition(at(|claim| matches!(claim, Claim::Open(_))));
+        let first = self
+            .heard
+            .iter()
+            .position(at(|claim| matches!(claim, Claim::Ended(_))));
+        let last = self
+            .heard
+            .iter()
+            .rposition(at(|claim| matches!(claim, Claim::Open(_))));
         !policy.grace.is_zero() && first.is_some_and(|first| last > Some(first))
     }
 }
 
 fn walk(words: &str, depth: usize) -> usize {
     let policy = policy(words);
-    let letters = ALPHABET.map(|(pause, words)| (span(pause), observation(words, START))).to_vec();
-    let mut walk = Walk { depth, heard: Vec::new(), histories: 0, letters };
+    let letters = ALPHABET
+        .map(|(pause, words)| (span(pause), observation(words, START)))
+        .to_vec();
+    let mut walk = Walk {
+        depth,
+        heard: Vec::new(),
+        histories: 0,
+        letters,
+    };
     walk.from(&History::of(Subject::under(&policy)));
     walk.histories
 }
@@ -146,7 +166,10 @@ fn strongest(voices: &[Observation], latch: Latch) -> Outcome {
         .clone()
         .max_by_key(|(heard, ending)| (heard.trust, order(heard), gravity(ending.outcome)))
         .expect("there are voices");
-    ending.covers.filter(|finer| ends.clone().any(|(_, other)| other.outcome == *finer)).unwrap_or(ending.outcome)
+    ending
+        .covers
+        .filter(|finer| ends.clone().any(|(_, other)| other.outcome == *finer))
+        .unwrap_or(ending.outcome)
 }
 
 fn permutations(items: &[&'static str]) -> Vec<Vec<&'static str>> {
@@ -178,14 +201,19 @@ fn of_up_to_four_voices_the_strongest_is_believed_in_every_order() {
         "first+always",
         "patient+grace",
     ];
-    for (words, pause) in policies.iter().flat_map(|words| [(words, "2s"), (words, "3m")]) {
+    for (words, pause) in policies
+        .iter()
+        .flat_map(|words| [(words, "2s"), (words, "3m")])
+    {
         let policy = policy(words);
         for chosen in 1_u32..1 << VOICES.len() {
             if chosen.count_ones() > 4 {
                 continue;
             }
-            let voices: Vec<_> =
-                (0..VOICES.len()).filter(|bit| chosen >> bit & 1 == 1).map(|bit| VOICES[bit]).collect();
+            let voices: Vec<_> = (0..VOICES.len())
+                .filter(|bit| chosen >> bit & 1 == 1)
+                .map(|bit| VOICES[bit])
+                .collect();
             for order in permutations(&voices) {
                 believes_the_strongest(&policy, &order, pause);
             }
@@ -199,7 +227,13 @@ fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
     let mut voices = Vec::new();
     for words in order {
         let next = history.subject.now.plus(span(pause));
-        while let Some(alarm) = history.subject.run.as_ref().and_then(|run| run.wake_at).filter(|at| *at <= next) {
+        while let Some(alarm) = history
+            .subject
+            .run
+            .as_ref()
+            .and_then(|run| run.wake_at)
+            .filter(|at| *at <= next)
+        {
             history.subject.now = alarm;
             history.hears(&observation("clock:alarm", alarm));
         }
@@ -211,6 +245,10 @@ fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
     history.wait_out();
     history.is_complete();
     let believed = outcome(history.subject.run.as_ref());
-    assert_eq!(believed, Some(strongest(&voices, policy.latch)), "{order:?} {policy:?}");
+    assert_eq!(
+        believed,
+        Some(strongest(&voices, policy.latch)),
+        "{order:?} {policy:?}"
+    );
     says_nothing_new(&history, voices.iter());
 }

@@ -20,7 +20,14 @@ pub struct History<'a> {
 
 impl<'a> History<'a> {
     pub fn of(subject: Subject<'a>) -> History<'a> {
-        History { subject, completions: 0, amendments: 0, ended: false, told: false, answered: None }
+        History {
+            subject,
+            completions: 0,
+            amendments: 0,
+            ended: false,
+            told: false,
+            answered: None,
+        }
     }
 
     /// Hears, and holds the decision to the laws.
@@ -48,7 +55,11 @@ impl<'a> History<'a> {
                 self.answered = self.answered.max(Some(heard.asked_at));
             }
             Claim::Ended(_) if heard.entitled() => self.told = true,
-            Claim::Open(_) if open && heard.trust == Trust::Authoritative && self.answered <= Some(heard.asked_at) => {
+            Claim::Open(_)
+                if open
+                    && heard.trust == Trust::Authoritative
+                    && self.answered <= Some(heard.asked_at) =>
+            {
                 self.answered = None;
             }
             _ => {}
@@ -59,11 +70,19 @@ impl<'a> History<'a> {
     /// Lets our own clock pass every limit until nothing is held.
     pub fn wait_out(&mut self) {
         for _ in 0..50 {
-            let Some(run) = self.subject.run.as_ref().filter(|run| holds(run)) else { return };
-            self.subject.now = self.subject.now.max(run.wake_at.expect("an open run has an alarm"));
+            let Some(run) = self.subject.run.as_ref().filter(|run| holds(run)) else {
+                return;
+            };
+            self.subject.now = self
+                .subject
+                .now
+                .max(run.wake_at.expect("an open run has an alarm"));
             self.hears(&observation("clock:alarm", self.subject.now));
         }
-        assert!(!self.subject.run.as_ref().is_some_and(holds), "held for ever");
+        assert!(
+            !self.subject.run.as_ref().is_some_and(holds),
+            "held for ever"
+        );
     }
 
     /// After everything held has been waited out: a completion with an end in it if and only if
@@ -71,8 +90,15 @@ impl<'a> History<'a> {
     pub fn is_complete(&self) {
         let outcome = outcome(self.subject.run.as_ref());
         let end = outcome.is_some_and(|outcome| outcome != Outcome::Indeterminate);
-        assert_eq!(end, self.ended, "an end is published iff somebody entitled said so: {outcome:?}");
-        assert_eq!(self.completions, u32::from(outcome.is_some()), "a settled run has exactly one completion");
+        assert_eq!(
+            end, self.ended,
+            "an end is published iff somebody entitled said so: {outcome:?}"
+        );
+        assert_eq!(
+            self.completions,
+            u32::from(outcome.is_some()),
+            "a settled run has exactly one completion"
+        );
         assert!(self.amendments <= AMENDMENTS_MAX);
     }
 }
@@ -103,7 +129,10 @@ fn obeys(
     let Some(after) = &subject.run else {
         assert!(before.is_none(), "a run is never forgotten");
         assert_eq!((publish, effect), (None, Effect::Ignored));
-        assert!(!heard.entitled() || matches!(heard.claim, Claim::Missing | Claim::Nothing | Claim::Alarm));
+        assert!(
+            !heard.entitled()
+                || matches!(heard.claim, Claim::Missing | Claim::Nothing | Claim::Alarm)
+        );
         return;
     };
     opened_by_right(before, heard, after);
@@ -114,7 +143,11 @@ fn obeys(
     }
     if let (Some(earlier), Some(later)) = (before.and_then(settled), settled(after)) {
         belief_never_sinks(&earlier.belief, &later.belief, subject.policy.latch);
-        assert_eq!((earlier.at, earlier.origin), (later.at, later.origin), "what settled it stays");
+        assert_eq!(
+            (earlier.at, earlier.origin),
+            (later.at, later.origin),
+            "what settled it stays"
+        );
     }
 }
 
@@ -136,12 +169,22 @@ fn publishes_what_changed(before: Option<&Run>, after: &Run, publish: Option<Pub
             assert_eq!(number, was.amendments + 1, "amendments are counted");
             assert!(number <= AMENDMENTS_MAX, "amendments are bounded");
             assert_eq!(previous, was.belief.ending.outcome);
-            assert_ne!(previous, is.belief.ending.outcome, "an amendment changes the outcome");
-            assert_ne!(is.belief.ending.outcome, Outcome::Indeterminate, "only ends amend");
+            assert_ne!(
+                previous, is.belief.ending.outcome,
+                "an amendment changes the outcome"
+            );
+            assert_ne!(
+                is.belief.ending.outcome,
+                Outcome::Indeterminate,
+                "only ends amend"
+            );
         }
         (None, None, None) => {}
         (Some(was), Some(is), None) => {
-            assert_eq!(was.belief.ending.outcome, is.belief.ending.outcome, "no outcome changes silently");
+            assert_eq!(
+                was.belief.ending.outcome, is.belief.ending.outcome,
+                "no outcome changes silently"
+            );
         }
         (Some(_), None, _) => panic!("the phase went back"),
         (_, _, publish) => panic!("{publish:?} does not fit what happened"),
@@ -150,22 +193,41 @@ fn publishes_what_changed(before: Option<&Run>, after: &Run, publish: Option<Pub
 
 fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
     let (policy, now) = (subject.policy, subject.now);
-    assert!(policy.can_ask || run.ask.is_none(), "nobody asks without a key");
+    assert!(
+        policy.can_ask || run.ask.is_none(),
+        "nobody asks without a key"
+    );
     match &run.phase {
         Phase::Open(open) => {
             let wake = run.wake_at.expect("an open run has an alarm");
-            assert_eq!(run.ask.is_some(), policy.can_ask, "an open run is asked about");
+            assert_eq!(
+                run.ask.is_some(),
+                policy.can_ask,
+                "an open run is asked about"
+            );
             if holds(run) {
-                let longest =
-                    if open.seen.is_some() { policy.grace + policy.confirm_timeout } else { policy.confirm_timeout };
-                assert!(hint || wake <= now.plus(longest), "nothing is held for longer");
-                assert!(run.ask.is_none_or(|ask| ask.urgent), "what is held is asked about urgently");
+                let longest = if open.seen.is_some() {
+                    policy.grace + policy.confirm_timeout
+                } else {
+                    policy.confirm_timeout
+                };
+                assert!(
+                    hint || wake <= now.plus(longest),
+                    "nothing is held for longer"
+                );
+                assert!(
+                    run.ask.is_none_or(|ask| ask.urgent),
+                    "what is held is asked about urgently"
+                );
             }
         }
         Phase::Settled(settled) => {
             assert_eq!(run.wake_at, None, "a settled run has no alarm");
             let wanted = settled.checks.is_some() || settled.disputed_at.is_some();
-            assert!(wanted || run.ask.is_none(), "a settled run is asked about for a reason");
+            assert!(
+                wanted || run.ask.is_none(),
+                "a settled run is asked about for a reason"
+            );
             assert!(settled.disputes <= 3);
         }
     }
@@ -180,7 +242,13 @@ fn hints_change_nothing(before: Option<&Run>, after: &Run, publish: Option<Publi
 
 fn belief_never_sinks(was: &Voice, is: &Voice, latch: Latch) {
     assert!(is.trust >= was.trust, "trust never sinks");
-    let order = |voice: &Voice| if latch == Latch::Last { voice.asked_at.0 } else { -voice.asked_at.0 };
+    let order = |voice: &Voice| {
+        if latch == Latch::Last {
+            voice.asked_at.0
+        } else {
+            -voice.asked_at.0
+        }
+    };
     if was.trust == Trust::Authoritative {
         assert!(order(is) >= order(was), "no weaker answer is believed");
     }
@@ -190,13 +258,19 @@ fn belief_never_sinks(was: &Voice, is: &Voice, latch: Latch) {
 /// not the same thing when it comes again: time has passed.)
 pub fn says_nothing_new<'o>(history: &History<'_>, again: impl Iterator<Item = &'o Observation>) {
     let mut subject = history.subject.clone();
-    let was_settled = subject.run.as_ref().is_some_and(|run| settled(run).is_some());
+    let was_settled = subject
+        .run
+        .as_ref()
+        .is_some_and(|run| settled(run).is_some());
     for heard in again {
         if !was_settled && matches!(heard.claim, Claim::Missing | Claim::Alarm) {
             continue;
         }
         let (publish, _) = subject.hears(heard);
         let status = matches!(publish, Some(Publication::Status(_)));
-        assert!(publish.is_none() || (status && !was_settled), "{heard:?} published {publish:?} again");
+        assert!(
+            publish.is_none() || (status && !was_settled),
+            "{heard:?} published {publish:?} again"
+        );
     }
 }

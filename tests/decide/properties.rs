@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use settled::model::schedule::{Confirm, Policy};
 use settled::model::decide::{Circumstances, Run, decide};
 use settled::model::observation::{Latch, Observation};
+use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Trust};
 
 use super::laws::{History, says_nothing_new};
@@ -63,50 +63,83 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => 0_i64..200_000_000,
         1 => -90_000_000_i64..0,
     ];
-    let step = (prop::sample::select(&WORDS[..]), pause, prop_oneof![4 => Just(0_i64), 1 => 0_i64..200_000]);
-    let step = step.prop_map(|(words, pause, asked_ago)| Step { words, pause, asked_ago });
+    let step = (
+        prop::sample::select(&WORDS[..]),
+        pause,
+        prop_oneof![4 => Just(0_i64), 1 => 0_i64..200_000],
+    );
+    let step = step.prop_map(|(words, pause, asked_ago)| Step {
+        words,
+        pause,
+        asked_ago,
+    });
     prop::collection::vec(step, 1..40)
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
     let confirm = prop::sample::select(Confirm::ALL);
-    let seconds = |choices: &'static [u32]| prop::sample::select(choices).prop_map(|seconds| SECOND * seconds);
-    let spans =
-        (seconds(&[0, 1, 60, 600]), seconds(&[0, 1, 60, 900]), seconds(&[1, 20, 300]), seconds(&[1, 300, 3600]));
-    let limits = (seconds(&[60, 1500, 86_400]), seconds(&[60, 86_400, 604_800]), seconds(&[0, 450]));
-    (confirm, spans, limits, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(
-            confirm,
-            (confirm_timeout, grace, first_poll, max_interval),
-            (deadline, give_up, listed_for),
-            first,
-            can_ask,
-            landmarks,
-        )| {
-            Policy {
-                confirm,
-                confirm_timeout,
-                // Nobody combines the two: a provider that forgets does not reopen.
-                grace: if first { Duration::ZERO } else { grace },
-                deadline,
-                give_up,
-                first_poll,
-                max_interval,
-                landmarks: if landmarks { &[MINUTE, DAY] } else { &[] },
-                latch: if first { Latch::First } else { Latch::Last },
-                can_ask,
-                listed_for,
-            }
-        },
+    let seconds = |choices: &'static [u32]| {
+        prop::sample::select(choices).prop_map(|seconds| SECOND * seconds)
+    };
+    let spans = (
+        seconds(&[0, 1, 60, 600]),
+        seconds(&[0, 1, 60, 900]),
+        seconds(&[1, 20, 300]),
+        seconds(&[1, 300, 3600]),
+    );
+    let limits = (
+        seconds(&[60, 1500, 86_400]),
+        seconds(&[60, 86_400, 604_800]),
+        seconds(&[0, 450]),
+    );
+    (
+        confirm,
+        spans,
+        limits,
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
     )
+        .prop_map(
+            |(
+                confirm,
+                (confirm_timeout, grace, first_poll, max_interval),
+                (deadline, give_up, listed_for),
+                first,
+                can_ask,
+                landmarks,
+            )| {
+                Policy {
+                    confirm,
+                    confirm_timeout,
+                    // Nobody combines the two: a provider that forgets does not reopen.
+                    grace: if first { Duration::ZERO } else { grace },
+                    deadline,
+                    give_up,
+                    first_poll,
+                    max_interval,
+                    landmarks: if landmarks { &[MINUTE, DAY] } else { &[] },
+                    latch: if first { Latch::First } else { Latch::Last },
+                    can_ask,
+                    listed_for,
+                }
+            },
+        )
 }
 
 /// The step as an observation, at its time.
 fn hear(history: &mut History<'_>, step: &Step) -> Observation {
     history.subject.now = At(history.subject.now.0 + step.pause);
     let heard = observation(step.words, history.subject.now);
-    let ago = if heard.trust == Trust::Authoritative { step.asked_ago } else { 0 };
-    let heard = Observation { asked_at: At(heard.asked_at.0 - ago), ..heard };
+    let ago = if heard.trust == Trust::Authoritative {
+        step.asked_ago
+    } else {
+        0
+    };
+    let heard = Observation {
+        asked_at: At(heard.asked_at.0 - ago),
+        ..heard
+    };
     history.hears(&heard);
     heard
 }

@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use settled::model::schedule::{Confirm, Policy};
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
 use settled::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Outcome, RunId, Trust, Via};
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -38,13 +38,34 @@ pub fn policy(words: &str) -> Policy {
     };
     words.split('+').fold(plain, |policy, word| match word {
         "auto" => policy,
-        "always" => Policy { confirm: Confirm::Always, ..policy },
-        "never" => Policy { confirm: Confirm::Never, ..policy },
-        "grace" => Policy { grace: MINUTE, ..policy },
-        "first" => Policy { latch: Latch::First, ..policy },
-        "patient" => Policy { confirm_timeout: 10 * MINUTE, ..policy },
-        "mute" => Policy { can_ask: false, ..policy },
-        "lists" => Policy { listed_for: 10 * MINUTE, ..policy },
+        "always" => Policy {
+            confirm: Confirm::Always,
+            ..policy
+        },
+        "never" => Policy {
+            confirm: Confirm::Never,
+            ..policy
+        },
+        "grace" => Policy {
+            grace: MINUTE,
+            ..policy
+        },
+        "first" => Policy {
+            latch: Latch::First,
+            ..policy
+        },
+        "patient" => Policy {
+            confirm_timeout: 10 * MINUTE,
+            ..policy
+        },
+        "mute" => Policy {
+            can_ask: false,
+            ..policy
+        },
+        "lists" => Policy {
+            listed_for: 10 * MINUTE,
+            ..policy
+        },
         other => panic!("no such policy: {other}"),
     })
 }
@@ -68,12 +89,18 @@ pub fn span(text: &str) -> Duration {
         total += unit * digits.parse::<u32>().unwrap();
         digits.clear();
     }
-    if digits.is_empty() { total } else { total + SECOND * digits.parse::<u32>().unwrap() }
+    if digits.is_empty() {
+        total
+    } else {
+        total + SECOND * digits.parse::<u32>().unwrap()
+    }
 }
 
 /// Reads `voice:claim`, heard at `now`.
 pub fn observation(text: &str, now: At) -> Observation {
-    let (voice, claim) = text.split_once(':').unwrap_or_else(|| panic!("no claim in {text}"));
+    let (voice, claim) = text
+        .split_once(':')
+        .unwrap_or_else(|| panic!("no claim in {text}"));
     let (voice, asked_at) = match voice.split_once('@') {
         Some((voice, asked)) => (voice, START.plus(span(asked))),
         None => (voice, now),
@@ -93,7 +120,12 @@ pub fn observation(text: &str, now: At) -> Observation {
         Some((claim, after)) => (claim, Some(span(after))),
         None => (claim, None),
     };
-    let status = claim.trim_end_matches('!').split('~').next().unwrap_or_default().to_owned();
+    let status = claim
+        .trim_end_matches('!')
+        .split('~')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     Observation {
         run_id: RunId::new("r").unwrap(),
         kind: None,
@@ -121,10 +153,19 @@ fn claim(text: &str) -> Claim {
         "5xx" => Claim::Nothing,
         "alarm" => Claim::Alarm,
         ended => {
-            let (word, sufficient) = ended.strip_suffix('!').map_or((ended, false), |word| (word, true));
-            let (word, covers) = word.split_once('~').map_or((word, None), |(word, other)| (word, Some(other)));
-            let outcome = |word| Outcome::from_word(word).unwrap_or_else(|| panic!("no such claim: {word}"));
-            Claim::Ended(Ending { outcome: outcome(word), covers: covers.map(outcome), sufficient })
+            let (word, sufficient) = ended
+                .strip_suffix('!')
+                .map_or((ended, false), |word| (word, true));
+            let (word, covers) = word
+                .split_once('~')
+                .map_or((word, None), |(word, other)| (word, Some(other)));
+            let outcome =
+                |word| Outcome::from_word(word).unwrap_or_else(|| panic!("no such claim: {word}"));
+            Claim::Ended(Ending {
+                outcome: outcome(word),
+                covers: covers.map(outcome),
+                sufficient,
+            })
         }
     }
 }
@@ -141,14 +182,24 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// Nothing is known yet.
     pub fn under(policy: &'a Policy) -> Subject<'a> {
-        Subject { policy, run: None, now: START, report: 0 }
+        Subject {
+            policy,
+            run: None,
+            now: START,
+            report: 0,
+        }
     }
 
     /// Decides.
     pub fn hears(&mut self, heard: &Observation) -> (Option<Publication>, Effect) {
         self.report += 1;
-        let at =
-            Circumstances { policy: self.policy, now: self.now, report: self.report, seed: 7, since: At(i64::MIN) };
+        let at = Circumstances {
+            policy: self.policy,
+            now: self.now,
+            report: self.report,
+            seed: 7,
+            since: At(i64::MIN),
+        };
         let decision = decide(self.run.take(), heard, &at);
         self.run = decision.run;
         (decision.publish, decision.effect)
@@ -156,14 +207,20 @@ impl<'a> Subject<'a> {
 
     /// Hears `time voice:claim` steps, separated by `;`.
     pub fn lives(&mut self, story: &str) {
-        for step in story.split(';').map(str::trim).filter(|step| !step.is_empty()) {
+        for step in story
+            .split(';')
+            .map(str::trim)
+            .filter(|step| !step.is_empty())
+        {
             self.hears_step(step);
         }
     }
 
     /// Hears one `time voice:claim`.
     pub fn hears_step(&mut self, step: &str) -> (Option<Publication>, Effect) {
-        let (time, words) = step.split_once(' ').unwrap_or_else(|| panic!("no time in {step}"));
+        let (time, words) = step
+            .split_once(' ')
+            .unwrap_or_else(|| panic!("no time in {step}"));
         self.now = START.plus(span(time));
         self.hears(&observation(words, self.now))
     }

@@ -226,7 +226,10 @@ a clock stepped back holds nothing longer: an answer      | grace  | 0 client:tr
 #[test]
 fn the_decision_table() {
     let mut wrong = Vec::new();
-    let rows = TABLE.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let rows = TABLE
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     for row in rows {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let [sentence, policy, before, heard, effect, says, ask, wake] = cells[..] else {
@@ -236,20 +239,33 @@ fn the_decision_table() {
         let wanted = [effect, says, ask, wake];
         for (index, (found, wanted)) in found.cells.iter().zip(wanted).enumerate() {
             let fits = match (index, wanted) {
-                (2, "curve") => found.starts_with('+') && !found.ends_with('!') && found_span(found) <= 6 * MINUTE,
+                (2, "curve") => {
+                    found.starts_with('+')
+                        && !found.ends_with('!')
+                        && found_span(found) <= 6 * MINUTE
+                }
                 (2, "hourly") => {
-                    found.starts_with('+') && found_span(found) >= 40 * MINUTE && found_span(found) <= 2 * HOUR
+                    found.starts_with('+')
+                        && found_span(found) >= 40 * MINUTE
+                        && found_span(found) <= 2 * HOUR
                 }
                 (3, "~") => found.starts_with('+') && found_span(found) >= DAY / 2,
                 _ => found == wanted,
             };
             if !fits {
                 let column = ["effect", "published", "ask", "wake"][index];
-                wrong.push(format!("{sentence} ({policy}): {column} is {found:?}, not {wanted:?}"));
+                wrong.push(format!(
+                    "{sentence} ({policy}): {column} is {found:?}, not {wanted:?}"
+                ));
             }
         }
     }
-    assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cells are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 struct Found {
@@ -262,25 +278,53 @@ fn row_of(words: &str, before: &str, heard: &str) -> Found {
     subject.lives(before);
     let (publish, effect) = subject.hears_step(heard);
     let says = publish.map_or("-".to_owned(), |publish| said(&subject, publish));
-    let effect = if subject.run.is_none() { "no run".to_owned() } else { Effect::word(effect).to_owned() };
+    let effect = if subject.run.is_none() {
+        "no run".to_owned()
+    } else {
+        Effect::word(effect).to_owned()
+    };
     let run = subject.run.as_ref();
     let ask = run.and_then(|run| run.ask).map_or("-".to_owned(), |ask| {
-        format!("{}{}", relative(ask.at, subject.now), if ask.urgent { "!" } else { "" })
+        format!(
+            "{}{}",
+            relative(ask.at, subject.now),
+            if ask.urgent { "!" } else { "" }
+        )
     });
-    let wake = run.and_then(|run| run.wake_at).map_or("-".to_owned(), |at| relative(at, subject.now));
-    Found { cells: [effect, says, ask, wake] }
+    let wake = run
+        .and_then(|run| run.wake_at)
+        .map_or("-".to_owned(), |at| relative(at, subject.now));
+    Found {
+        cells: [effect, says, ask, wake],
+    }
 }
 
 fn said(subject: &Subject<'_>, publish: Publication) -> String {
     match (publish, subject.settled()) {
         (Publication::Status(number), None) => format!("status {number}"),
         (Publication::Completion, Some(settled)) => {
-            let unconfirmed = if settled.confirmed { "" } else { " unconfirmed" };
-            let reason = settled.belief.detail.reason.as_deref().map(|reason| format!(" {reason}")).unwrap_or_default();
-            format!("{} by {}{unconfirmed}{reason}", settled.belief.ending.outcome, settled.origin)
+            let unconfirmed = if settled.confirmed {
+                ""
+            } else {
+                " unconfirmed"
+            };
+            let reason = settled
+                .belief
+                .detail
+                .reason
+                .as_deref()
+                .map(|reason| format!(" {reason}"))
+                .unwrap_or_default();
+            format!(
+                "{} by {}{unconfirmed}{reason}",
+                settled.belief.ending.outcome, settled.origin
+            )
         }
         (Publication::Amendment { number, previous }, Some(settled)) => {
-            format!("amendment {number}: {previous} was wrong, {}", settled.belief.ending.outcome)
+            format!(
+                "amendment {number}: {previous} was wrong, {}",
+                settled.belief.ending.outcome
+            )
         }
         (publish, _) => format!("{publish:?} does not fit the phase"),
     }
@@ -300,7 +344,9 @@ fn text(span: Duration) -> String {
     let millis = span.subsec_millis();
     let unit = [(86_400, "d"), (3600, "h"), (60, "m")]
         .into_iter()
-        .find(|(seconds, _)| millis == 0 && span.as_secs() > 0 && span.as_secs().is_multiple_of(*seconds));
+        .find(|(seconds, _)| {
+            millis == 0 && span.as_secs() > 0 && span.as_secs().is_multiple_of(*seconds)
+        });
     match unit {
         Some((seconds, unit)) => format!("{}{unit}", span.as_secs() / seconds),
         None => format!("{}s", span.as_secs()),
@@ -317,7 +363,14 @@ fn authentic_webhooks_are_counted_and_hints_are_not() {
     let mut subject = Subject::under(&policy);
     subject.lives("0 signed:running; 5 secret:failed; 6 hint:failed; 9 signed:failed; 10 get:failed; 12 hint:failed");
     let last = Some(START.plus(span("9")));
-    assert_eq!(subject.run.unwrap().webhooks, Arrivals { count: 3, first: Some(START), last });
+    assert_eq!(
+        subject.run.unwrap().webhooks,
+        Arrivals {
+            count: 3,
+            first: Some(START),
+            last
+        }
+    );
 }
 
 #[test]

@@ -10,14 +10,24 @@ fn program() -> PathBuf {
 }
 
 async fn play(options: Options) -> Ledger {
-    let ledger = demo::run(Options { program: Some(program()), ..options }).await.unwrap();
+    let ledger = demo::run(Options {
+        program: Some(program()),
+        ..options
+    })
+    .await
+    .unwrap();
     assert!(ledger.ok(), "{ledger}");
     ledger
 }
 
 #[tokio::test]
 async fn honest_clouds_are_believed() {
-    let ledger = play(Options { runs: 60, rates: Rates::HONEST, ..Options::default() }).await;
+    let ledger = play(Options {
+        runs: 60,
+        rates: Rates::HONEST,
+        ..Options::default()
+    })
+    .await;
     assert_eq!((ledger.completions, ledger.unconfirmed), (60, 0));
     assert_eq!(ledger.clouds[&Count::WebhooksRefused], 0);
     assert_eq!(ledger.clouds[&Count::PollsRefused], 0);
@@ -25,14 +35,27 @@ async fn honest_clouds_are_believed() {
 
 #[tokio::test]
 async fn lying_clouds_are_not() {
-    let ledger = play(Options { runs: 150, seed: 7, ..Options::default() }).await;
+    let ledger = play(Options {
+        runs: 150,
+        seed: 7,
+        ..Options::default()
+    })
+    .await;
     assert_eq!(ledger.completions, 150);
-    assert!(ledger.clouds[&Count::WebhooksForged] > 0 && ledger.clouds[&Count::ForgedAccepted] == 0);
+    assert!(
+        ledger.clouds[&Count::WebhooksForged] > 0 && ledger.clouds[&Count::ForgedAccepted] == 0
+    );
 }
 
 #[tokio::test]
 async fn kill_9_loses_and_repeats_nothing() {
-    let ledger = play(Options { runs: 150, seed: 8, kills: 4, ..Options::default() }).await;
+    let ledger = play(Options {
+        runs: 150,
+        seed: 8,
+        kills: 4,
+        ..Options::default()
+    })
+    .await;
     assert_eq!((ledger.completions, ledger.kills), (150, 4));
 }
 
@@ -46,7 +69,10 @@ async fn a_stage_can_be_used_by_hand() {
     assert!(!stage.running());
     let ledger = demo::play(&mut stage).await.unwrap();
     assert!(ledger.ok(), "{ledger}");
-    assert!(stage.stop().await.is_some_and(|status| status.success()), "SIGTERM ends it cleanly");
+    assert!(
+        stage.stop().await.is_some_and(|status| status.success()),
+        "SIGTERM ends it cleanly"
+    );
     let Stage { place, .. } = stage;
     place.remove();
 }

@@ -27,7 +27,10 @@ impl Bug {
     fn planted(&self, text: &str) -> Result<String, String> {
         match text.matches(self.old).count() {
             1 => Ok(text.replace(self.old, self.new)),
-            count => Err(format!("“{}”: what is to be changed is {count} times in {}", self.name, self.file)),
+            count => Err(format!(
+                "“{}”: what is to be changed is {count} times in {}",
+                self.name, self.file
+            )),
         }
     }
 
@@ -36,10 +39,24 @@ impl Bug {
         let mut modules: Vec<&str> = self.test.split("::").collect();
         let function = modules.pop().expect("a test has a name");
         modules.retain(|module| *module != "tests");
-        let folder = if self.target == "lib" { root.join("src") } else { root.join("tests").join(self.target) };
-        let path = modules.iter().fold(folder.clone(), |path, module| path.join(module));
-        let main = if modules.is_empty() { path.join("main.rs") } else { path.join("mod.rs") };
-        let file = if main.exists() { main } else { path.with_extension("rs") };
+        let folder = if self.target == "lib" {
+            root.join("src")
+        } else {
+            root.join("tests").join(self.target)
+        };
+        let path = modules
+            .iter()
+            .fold(folder.clone(), |path, module| path.join(module));
+        let main = if modules.is_empty() {
+            path.join("main.rs")
+        } else {
+            path.join("mod.rs")
+        };
+        let file = if main.exists() {
+            main
+        } else {
+            path.with_extension("rs")
+        };
         (file, function)
     }
 }
@@ -53,7 +70,11 @@ fn every_bug_can_be_planted_and_its_test_is_there() {
         let (file, function) = bug.test_in(root());
         let text = fs::read_to_string(&file).unwrap_or_default();
         if !text.contains(&format!("fn {function}(")) {
-            faults.push(format!("“{}”: there is no test {function} in {}", bug.name, file.display()));
+            faults.push(format!(
+                "“{}”: there is no test {function} in {}",
+                bug.name,
+                file.display()
+            ));
         }
     }
     let names: BTreeSet<_> = BUGS.iter().map(|bug| bug.name).collect();
@@ -93,13 +114,24 @@ struct Tree {
 }
 
 /// The modules below the servers and the commands, and the tests of these alone.
-const PART: &[&str] = &["calendar", "config", "limits", "providers", "reconciler", "report", "run", "secret", "store"];
+const PART: &[&str] = &[
+    "calendar",
+    "config",
+    "limits",
+    "providers",
+    "reconciler",
+    "report",
+    "run",
+    "secret",
+    "store",
+];
 const PART_TESTS: &[&str] = &["decide", "ledger", "providers"];
 
 impl Bug {
     fn in_part(&self) -> bool {
         let module = Path::new(self.test.split("::").next().unwrap_or_default());
-        PART_TESTS.contains(&self.target) || self.target == "lib" && PART.iter().any(|part| module == Path::new(part))
+        PART_TESTS.contains(&self.target)
+            || self.target == "lib" && PART.iter().any(|part| module == Path::new(part))
     }
 }
 
@@ -107,7 +139,10 @@ impl Tree {
     /// A target folder of its own: a program with a bug in it must not be taken for ours.
     fn at(name: &str) -> Tree {
         let place = root().join("target/drill").join(name);
-        let tree = Tree { folder: place.join("tree"), built: place.join("built") };
+        let tree = Tree {
+            folder: place.join("tree"),
+            built: place.join("built"),
+        };
         let _ = fs::remove_dir_all(&tree.folder);
         tree
     }
@@ -126,24 +161,43 @@ impl Tree {
             match parts[..] {
                 ["src", module, ..] => PART.contains(&module.trim_end_matches(".rs")),
                 ["tests", test, ..] => PART_TESTS.contains(&test) || test == "vectors",
-                [first, ..] => {
-                    ["src", "tests", "docs", "systemd", "schema.sql", "Cargo.toml", "Cargo.lock"].contains(&first)
-                }
+                [first, ..] => [
+                    "src",
+                    "tests",
+                    "docs",
+                    "systemd",
+                    "schema.sql",
+                    "Cargo.toml",
+                    "Cargo.lock",
+                ]
+                .contains(&first),
                 [] => false,
             }
         });
-        let modules: Vec<_> = PART.iter().map(|module| format!("pub mod {module};")).collect();
+        let modules: Vec<_> = PART
+            .iter()
+            .map(|module| format!("pub mod {module};"))
+            .collect();
         let part = format!("//! A part of settled.\n{}\n", modules.join("\n"));
         fs::write(tree.folder.join("src/lib.rs"), part).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
-        let kept = manifest.split("\n\n").filter(|paragraph| !paragraph.starts_with("[[bench]]"));
-        fs::write(tree.folder.join("Cargo.toml"), kept.collect::<Vec<_>>().join("\n\n")).unwrap();
+        let kept = manifest
+            .split("\n\n")
+            .filter(|paragraph| !paragraph.starts_with("[[bench]]"));
+        fs::write(
+            tree.folder.join("Cargo.toml"),
+            kept.collect::<Vec<_>>().join("\n\n"),
+        )
+        .unwrap();
         tree
     }
 
     fn cargo(&self, bug: &Bug) -> Command {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(&self.folder).env("CARGO_TARGET_DIR", &self.built).args(["test", "--locked"]);
+        cargo
+            .current_dir(&self.folder)
+            .env("CARGO_TARGET_DIR", &self.built)
+            .args(["test", "--locked"]);
         match bug.target {
             "lib" => cargo.arg("--lib"),
             target => cargo.args(["--test", target]),
@@ -152,15 +206,28 @@ impl Tree {
     }
 
     fn builds(&self, bug: &Bug) {
-        let built = self.cargo(bug).args(["--no-run", "--quiet"]).output().unwrap();
-        assert!(built.status.success(), "“{}” does not compile:\n{}", bug.name, String::from_utf8_lossy(&built.stderr));
+        let built = self
+            .cargo(bug)
+            .args(["--no-run", "--quiet"])
+            .output()
+            .unwrap();
+        assert!(
+            built.status.success(),
+            "“{}” does not compile:\n{}",
+            bug.name,
+            String::from_utf8_lossy(&built.stderr)
+        );
     }
 
     /// Runs the test of a bug in what is built.
     fn runs(&self, bug: &Bug) -> (End, String) {
         let mut cargo = self.cargo(bug);
         cargo.args(["--quiet", "--", "--exact", bug.test]);
-        let mut child = cargo.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = cargo
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut out = child.stdout.take().unwrap();
         let said = std::thread::spawn(move || {
             let mut said = String::new();
@@ -176,16 +243,26 @@ impl Tree {
             std::thread::sleep(Duration::from_millis(50));
         }
         let said = said.join().unwrap();
-        assert!(said.contains("running 1 test"), "{} is not one test:\n{said}", bug.test);
+        assert!(
+            said.contains("running 1 test"),
+            "{} is not one test:\n{said}",
+            bug.test
+        );
         let passed = said.contains("test result: ok. 1 passed");
-        assert!(passed || said.contains("test result: FAILED. 0 passed; 1 failed"), "{}:\n{said}", bug.test);
+        assert!(
+            passed || said.contains("test result: FAILED. 0 passed; 1 failed"),
+            "{}:\n{said}",
+            bug.test
+        );
         (if passed { End::Passed } else { End::Failed }, said)
     }
 }
 
 /// The line in which a test says what is wrong.
 fn verdict(said: &str) -> &str {
-    let mut lines = said.lines().skip_while(|line| !line.contains("panicked at"));
+    let mut lines = said
+        .lines()
+        .skip_while(|line| !line.contains("panicked at"));
     lines.nth(1).unwrap_or_default()
 }
 
@@ -193,7 +270,10 @@ fn verdict(said: &str) -> &str {
 #[ignore = "plants every bug in a copy of the tree, which takes half an hour; run tests/drill/run"]
 fn every_bug_is_caught() {
     let only = std::env::var("SETTLED_DRILL").unwrap_or_default();
-    let bugs: Vec<&Bug> = BUGS.iter().filter(|bug| only.split('|').any(|part| bug.name.contains(part))).collect();
+    let bugs: Vec<&Bug> = BUGS
+        .iter()
+        .filter(|bug| only.split('|').any(|part| bug.name.contains(part)))
+        .collect();
     assert!(!bugs.is_empty(), "no bug is called {only:?}");
     let (whole, part) = (Tree::whole(), Tree::part());
     let tree = |bug: &Bug| if bug.in_part() { &part } else { &whole };
@@ -203,7 +283,11 @@ fn every_bug_is_caught() {
     for bug in innocent.values() {
         tree(bug).builds(bug);
         let (end, said) = tree(bug).runs(bug);
-        assert!(end == End::Passed, "{} fails without any bug and would catch nothing:\n{said}", bug.test);
+        assert!(
+            end == End::Passed,
+            "{} fails without any bug and would catch nothing:\n{said}",
+            bug.test
+        );
     }
     println!("{} tests pass without a bug", innocent.len());
 
@@ -222,8 +306,17 @@ fn every_bug_is_caught() {
         }
         match end {
             End::Passed => println!("MISSED  {}: {} {} passes", bug.name, bug.target, bug.test),
-            End::Failed => println!("caught  {}: {} {} ({})", bug.name, bug.target, bug.test, verdict(&said)),
-            End::Hung => println!("caught  {}: {} {} does not come to its end", bug.name, bug.target, bug.test),
+            End::Failed => println!(
+                "caught  {}: {} {} ({})",
+                bug.name,
+                bug.target,
+                bug.test,
+                verdict(&said)
+            ),
+            End::Hung => println!(
+                "caught  {}: {} {} does not come to its end",
+                bug.name, bug.target, bug.test
+            ),
         }
     }
     println!("{caught} bugs caught, {} missed", missed.len());

@@ -11,9 +11,17 @@ struct Consumer(Child);
 
 impl Consumer {
     fn start(home: &Home, arguments: &[&str], script: &str) -> Consumer {
-        let log = fs::OpenOptions::new().create(true).append(true).open(home.path("consume.log")).unwrap();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(home.path("consume.log"))
+            .unwrap();
         let mut command = home.settled(&["consume", "mail"]);
-        command.args(arguments).args(["--", "sh", "-c", script]).current_dir(home.path("")).stderr(log);
+        command
+            .args(arguments)
+            .args(["--", "sh", "-c", script])
+            .current_dir(home.path(""))
+            .stderr(log);
         Consumer(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
@@ -31,7 +39,11 @@ impl Drop for Consumer {
 }
 
 fn lines(path: &Path) -> Vec<String> {
-    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn until(what: &str, home: &Home, true_now: impl Fn() -> bool) {
@@ -44,7 +56,9 @@ fn until(what: &str, home: &Home, true_now: impl Fn() -> bool) {
 }
 
 fn lag(home: &Home) -> i64 {
-    home.ask("GET", "/v1/consumers/mail", "").json()["lag"].as_i64().unwrap_or(-1)
+    home.ask("GET", "/v1/consumers/mail", "").json()["lag"]
+        .as_i64()
+        .unwrap_or(-1)
 }
 
 #[test]
@@ -56,7 +70,9 @@ fn each_event_is_one_process_and_is_done_when_it_exits_with_0() {
     let script = "cat >> events; echo $SETTLED_CONSUMER $SETTLED_RUN_ID $SETTLED_OUTCOME $SETTLED_ORIGIN \
                   $SETTLED_SOURCE $SETTLED_PROVIDER $SETTLED_ATTEMPT $SETTLED_COUNT $SETTLED_CONFIRMED >> fields";
     let consumer = Consumer::start(&home, &[], script);
-    until("three are done", &home, || lines(&home.path("fields")).len() == 3 && lag(&home) == 0);
+    until("three are done", &home, || {
+        lines(&home.path("fields")).len() == 3 && lag(&home) == 0
+    });
     assert_eq!(
         lines(&home.path("fields")),
         [
@@ -67,15 +83,22 @@ fn each_event_is_one_process_and_is_done_when_it_exits_with_0() {
     );
     let fed = home.read("/v1/events");
     for (line, record) in lines(&home.path("events")).iter().zip(&fed[1..]) {
-        assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap(), *record);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(line).unwrap(),
+            *record
+        );
     }
     home.complete([4]);
-    until("a new one is done", &home, || lines(&home.path("fields")).len() == 4 && lag(&home) == 0);
+    until("a new one is done", &home, || {
+        lines(&home.path("fields")).len() == 4 && lag(&home) == 0
+    });
     consumer.stop();
     // Its position is kept: nothing is done twice.
     let consumer = Consumer::start(&home, &[], script);
     home.complete([5]);
-    until("only the new one is done", &home, || lines(&home.path("fields")).len() == 5 && lag(&home) == 0);
+    until("only the new one is done", &home, || {
+        lines(&home.path("fields")).len() == 5 && lag(&home) == 0
+    });
     consumer.stop();
 }
 
@@ -86,7 +109,9 @@ fn the_position_passes_no_event_whose_command_has_not_succeeded() {
     home.complete(1..=2);
     home.completed(2);
     let consumer = Consumer::start(&home, &[], "echo $SETTLED_ATTEMPT >> tried; test -e well");
-    until("it was tried twice", &home, || lines(&home.path("tried")).len() == 2);
+    until("it was tried twice", &home, || {
+        lines(&home.path("tried")).len() == 2
+    });
     assert_eq!(lag(&home), 2, "neither is done");
     drop(consumer);
     // Killed in the middle of it: the next one begins with the same event.
@@ -104,8 +129,13 @@ fn a_failing_event_is_tried_again_and_never_skipped() {
     home.complete(1..=3);
     let script = "echo $SETTLED_RUN_ID $SETTLED_ATTEMPT >> tried; test $SETTLED_RUN_ID != wr_2 -o $SETTLED_ATTEMPT = 3";
     let consumer = Consumer::start(&home, &["--max-backoff", "1s"], script);
-    until("all are done", &home, || lines(&home.path("tried")).len() == 5 && lag(&home) == 0);
-    assert_eq!(lines(&home.path("tried")), ["wr_1 1", "wr_2 1", "wr_2 2", "wr_2 3", "wr_3 1"]);
+    until("all are done", &home, || {
+        lines(&home.path("tried")).len() == 5 && lag(&home) == 0
+    });
+    assert_eq!(
+        lines(&home.path("tried")),
+        ["wr_1 1", "wr_2 1", "wr_2 2", "wr_2 3", "wr_3 1"]
+    );
     consumer.stop();
 }
 
@@ -120,20 +150,39 @@ fn what_keeps_failing_is_parked_listed_and_retried() {
     until("the others are done", &home, || lag(&home) == 0);
     assert_eq!(lines(&home.path("done")), ["wr_1 1", "wr_3 1"]);
     consumer.stop();
-    let listed = home.settled(&["consumers", "--json", "parked", "mail"]).output().unwrap();
+    let listed = home
+        .settled(&["consumers", "--json", "parked", "mail"])
+        .output()
+        .unwrap();
     let parked: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((&parked["attempts"], &parked["error"]), (&2.into(), &"exit status: 7".into()));
+    assert_eq!(
+        (&parked["attempts"], &parked["error"]),
+        (&2.into(), &"exit status: 7".into())
+    );
     assert_eq!(parked["event"]["id"], "sky:wr_2:completion");
     let table = home.settled(&["consumers"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&table.stdout).contains("mail"), "{table:?}");
+    assert!(
+        String::from_utf8_lossy(&table.stdout).contains("mail"),
+        "{table:?}"
+    );
 
     fs::write(home.path("mended"), "").unwrap();
     let cursor = parked["cursor"].as_str().unwrap();
-    assert!(home.settled(&["consumers", "retry", "mail", cursor]).status().unwrap().success());
+    assert!(
+        home.settled(&["consumers", "retry", "mail", cursor])
+            .status()
+            .unwrap()
+            .success()
+    );
     let consumer = Consumer::start(&home, &arguments, script);
     until("it is done", &home, || lines(&home.path("done")).len() == 3);
     assert_eq!(lines(&home.path("done"))[2], "wr_2 3");
-    let empty = || home.ask("GET", "/v1/consumers/mail/parked", "").json()["parked"].as_array().unwrap().is_empty();
+    let empty = || {
+        home.ask("GET", "/v1/consumers/mail/parked", "").json()["parked"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    };
     until("it is no longer parked", &home, empty);
     consumer.stop();
 }
@@ -144,11 +193,16 @@ fn batches_are_done_all_or_none() {
     let _daemon = home.serve();
     home.complete(1..=7);
     home.completed(7);
-    let script = "test $SETTLED_ATTEMPT = 2 || exit 1; cat >> events; echo $SETTLED_COUNT >> counts";
+    let script =
+        "test $SETTLED_ATTEMPT = 2 || exit 1; cat >> events; echo $SETTLED_COUNT >> counts";
     let consumer = Consumer::start(&home, &["--batch", "5", "--max-backoff", "1s"], script);
     until("all are done", &home, || lag(&home) == 0);
     assert_eq!(lines(&home.path("events")).len(), 7);
-    assert!(lines(&home.path("counts")).len() < 7, "{:?}", lines(&home.path("counts")));
+    assert!(
+        lines(&home.path("counts")).len() < 7,
+        "{:?}",
+        lines(&home.path("counts"))
+    );
     consumer.stop();
 }
 
@@ -184,10 +238,14 @@ fn a_command_that_hangs_is_ended_with_all_it_started() {
     home.complete([1]);
     let script = "test $SETTLED_ATTEMPT = 2 || { sleep 77 & echo $! >> pid; wait; }";
     let consumer = Consumer::start(&home, &["--timeout", "1s", "--max-backoff", "1s"], script);
-    until("the second attempt is good", &home, || home.path("pid").exists() && lag(&home) == 0);
+    until("the second attempt is good", &home, || {
+        home.path("pid").exists() && lag(&home) == 0
+    });
     let pid = lines(&home.path("pid"))[0].clone();
     let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    until("its child is gone", &home, || state().is_empty() || state().contains(") Z "));
+    until("its child is gone", &home, || {
+        state().is_empty() || state().contains(") Z ")
+    });
     consumer.stop();
 }
 
@@ -197,18 +255,33 @@ fn it_outlives_the_daemon_and_gives_way_to_another_reader() {
     let daemon = home.serve();
     home.complete([1]);
     let mut consumer = Consumer::start(&home, &[], "echo $SETTLED_RUN_ID >> done");
-    until("one is done", &home, || lag(&home) == 0 && home.path("done").exists());
+    until("one is done", &home, || {
+        lag(&home) == 0 && home.path("done").exists()
+    });
     daemon.kill();
     std::thread::sleep(Duration::from_millis(200));
     let _daemon = home.serve();
     home.complete([2]);
-    until("another is done", &home, || lines(&home.path("done")) == ["wr_1", "wr_2"] && lag(&home) == 0);
-    assert!(home.settled(&["consumers", "seek", "mail", "earliest"]).status().unwrap().success());
-    until("they are done again", &home, || lines(&home.path("done")).len() == 4 && lag(&home) == 0);
+    until("another is done", &home, || {
+        lines(&home.path("done")) == ["wr_1", "wr_2"] && lag(&home) == 0
+    });
+    assert!(
+        home.settled(&["consumers", "seek", "mail", "earliest"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    until("they are done again", &home, || {
+        lines(&home.path("done")).len() == 4 && lag(&home) == 0
+    });
 
     home.read("/v1/consumers/mail/events");
     assert_eq!(consumer.0.wait().unwrap().code(), Some(1));
-    assert!(fs::read_to_string(home.path("consume.log")).unwrap().contains("another reader has taken over"));
+    assert!(
+        fs::read_to_string(home.path("consume.log"))
+            .unwrap()
+            .contains("another reader has taken over")
+    );
 }
 
 #[test]
@@ -216,8 +289,14 @@ fn a_command_that_is_not_there_is_said_at_once() {
     let home = Home::new();
     let _daemon = home.serve();
     home.complete([1]);
-    let output = home.settled(&["consume", "mail", "--", "/no/such/command"]).output().unwrap();
+    let output = home
+        .settled(&["consume", "mail", "--", "/no/such/command"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/command cannot be run"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("/no/such/command cannot be run"),
+        "{output:?}"
+    );
     assert_eq!(lag(&home), 1);
 }

@@ -12,7 +12,12 @@ fn get(home: &Home, path: &str) -> Answer {
 
 fn track(home: &Home, run: u32) {
     let body = format!(r#"{{"source":"sky","run_id":"wr_{run}","kind":"workflow"}}"#);
-    assert_eq!(ask(&home.path("control.sock"), "POST", "/v1/runs", &body).unwrap().status, 201);
+    assert_eq!(
+        ask(&home.path("control.sock"), "POST", "/v1/runs", &body)
+            .unwrap()
+            .status,
+        201
+    );
 }
 
 #[test]
@@ -22,14 +27,21 @@ fn whoever_waits_for_a_run_is_answered_when_it_settles_or_his_time_is_up() {
     track(&home, 1);
     let began = Instant::now();
     let run = &get(&home, "/v1/runs/sky/wr_1?wait=1").json()["run"];
-    assert_eq!((&run["phase"], &run["held"]), (&"open".into(), &false.into()));
+    assert_eq!(
+        (&run["phase"], &run["held"]),
+        (&"open".into(), &false.into())
+    );
     assert!(began.elapsed() >= Duration::from_secs(1));
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"].clone());
+        let waiting =
+            scope.spawn(|| get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"].clone());
         home.complete([1]);
         assert_eq!(waiting.join().unwrap(), "settled");
     });
-    assert_eq!(get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"], "settled");
+    assert_eq!(
+        get(&home, "/v1/runs/sky/wr_1?wait=30").json()["run"]["phase"],
+        "settled"
+    );
     assert!(began.elapsed() < Duration::from_secs(25));
 }
 
@@ -38,14 +50,23 @@ fn a_run_shows_what_is_held_and_which_record_completed_it() {
     let home = Home::with("confirm = \"always\"");
     let daemon = home.serve();
     home.complete([1]);
-    until("the webhook is held for an answer", || get(&home, "/v1/runs/sky/wr_1").json()["run"]["held"] == true);
-    assert_eq!(get(&home, "/v1/runs/sky/wr_1").json()["run"]["completion"], Value::Null);
+    until("the webhook is held for an answer", || {
+        get(&home, "/v1/runs/sky/wr_1").json()["run"]["held"] == true
+    });
+    assert_eq!(
+        get(&home, "/v1/runs/sky/wr_1").json()["run"]["completion"],
+        Value::Null
+    );
     daemon.stop();
     home.configure("confirm = \"never\"");
     let _daemon = home.serve();
     home.complete([2]);
     home.completed(1);
-    let record = home.read("/v1/events?types=completion").into_iter().find(|line| line["subject"] == "wr_2").unwrap();
+    let record = home
+        .read("/v1/events?types=completion")
+        .into_iter()
+        .find(|line| line["subject"] == "wr_2")
+        .unwrap();
     let shown = get(&home, "/v1/runs/sky/wr_2").json();
     assert_eq!(shown["run"]["completion"], record["cursor"]);
     assert_eq!(shown["timeline"][0]["record"], record["cursor"]);
@@ -58,11 +79,17 @@ fn a_list_of_deliveries_says_where_it_goes_on() {
     home.complete(1..=3);
     let ids = |page: &Value| {
         let rows = page["deliveries"].as_array().unwrap();
-        rows.iter().map(|row| row["id"].as_i64().unwrap()).collect::<Vec<_>>()
+        rows.iter()
+            .map(|row| row["id"].as_i64().unwrap())
+            .collect::<Vec<_>>()
     };
     let first = get(&home, "/v1/deliveries?limit=2").json();
     assert_eq!(ids(&first), [3, 2]);
-    let rest = get(&home, &format!("/v1/deliveries?limit=2&before={}", first["next"])).json();
+    let rest = get(
+        &home,
+        &format!("/v1/deliveries?limit=2&before={}", first["next"]),
+    )
+    .json();
     assert_eq!((ids(&rest), &rest["next"]), (vec![1], &Value::Null));
 }
 
@@ -77,8 +104,15 @@ fn a_configuration_that_was_not_taken_is_in_the_status_until_one_is() {
     home.configure("rates = 1");
     signal(&daemon.child, "HUP");
     until("it is refused", || trouble().is_string());
-    let mistake = format!("OLD CONFIGURATION IN FORCE ({}:", home.path("settled.toml").display());
-    assert!(trouble().as_str().unwrap().starts_with(&mistake), "{}", trouble());
+    let mistake = format!(
+        "OLD CONFIGURATION IN FORCE ({}:",
+        home.path("settled.toml").display()
+    );
+    assert!(
+        trouble().as_str().unwrap().starts_with(&mistake),
+        "{}",
+        trouble()
+    );
     assert!(shown().contains(&mistake), "{}", shown());
     home.configure("deadline = \"1h\"");
     signal(&daemon.child, "HUP");
@@ -99,7 +133,11 @@ fn a_status_adds_up_what_is_open_and_overdue() {
         status["overdue"] == 2
     });
     let listed = get(&home, "/v1/runs?overdue=1").json();
-    let listed: Vec<&str> =
-        listed["runs"].as_array().unwrap().iter().map(|run| run["run_id"].as_str().unwrap()).collect();
+    let listed: Vec<&str> = listed["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["run_id"].as_str().unwrap())
+        .collect();
     assert_eq!(listed, runs(1..=2));
 }

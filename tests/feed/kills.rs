@@ -29,13 +29,28 @@ impl Dice {
 fn own_cursor(home: &Home, program: &std::path::Path) -> Kept {
     let mut command = Command::new(program);
     command.arg(home.feed()).arg(home.path("own.db"));
-    Kept(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    Kept(
+        command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    )
 }
 
 fn kept_cursor(home: &Home) -> Kept {
-    let mut command =
-        home.settled(&["consume", "kept", "--", "sh", "-c", "echo $SETTLED_CURSOR $SETTLED_RUN_ID >> kept"]);
-    command.current_dir(home.path("")).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut command = home.settled(&[
+        "consume",
+        "kept",
+        "--",
+        "sh",
+        "-c",
+        "echo $SETTLED_CURSOR $SETTLED_RUN_ID >> kept",
+    ]);
+    command
+        .current_dir(home.path(""))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
     Kept(command.spawn().unwrap())
 }
 
@@ -54,7 +69,9 @@ fn seq(cursor: &str) -> i64 {
 }
 
 fn acked(home: &Home) -> i64 {
-    home.ask("GET", "/v1/consumers/kept", "").json()["acked"].as_str().map_or(0, seq)
+    home.ask("GET", "/v1/consumers/kept", "").json()["acked"]
+        .as_str()
+        .map_or(0, seq)
 }
 
 /// What the judge of every layer says of the ledger, while nobody is at work on it.
@@ -73,9 +90,16 @@ fn judged(home: &Home, feed: &mut Feed, at_rest: bool) {
 
 #[test]
 fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let kills = number("SETTLED_KILLS").unwrap_or(20);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .subsec_nanos();
     let seed = number("SETTLED_SEED").unwrap_or(u64::from(now) | 1);
     println!("SETTLED_KILLS={kills} SETTLED_SEED={seed}");
     let mut dice = Dice(seed);
@@ -129,28 +153,63 @@ fn nothing_is_lost_and_nothing_is_done_twice_that_need_not_be() {
     assert_eq!(feed.len(), total, "one completion per run");
     let results = Connection::open(home.path("own.db")).unwrap();
     results.busy_timeout(Duration::from_secs(10)).unwrap();
-    let count =
-        || results.query_row("SELECT count(*) FROM results", [], |row| row.get::<_, u32>(0)).unwrap_or(0) as usize;
+    let count = || {
+        results
+            .query_row("SELECT count(*) FROM results", [], |row| {
+                row.get::<_, u32>(0)
+            })
+            .unwrap_or(0) as usize
+    };
     until("the one with its own cursor has all", || count() >= total);
-    let head = home.read("/v1/events?after=latest")[0]["cursor"].as_str().map(seq).unwrap();
-    until("the one with its cursor in the daemon has all", || acked(&home) == head);
+    let head = home.read("/v1/events?after=latest")[0]["cursor"]
+        .as_str()
+        .map(seq)
+        .unwrap();
+    until("the one with its cursor in the daemon has all", || {
+        acked(&home) == head
+    });
 
-    let mut select = results.prepare("SELECT run_id FROM results ORDER BY n").unwrap();
-    let rows: Vec<String> = select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    assert_eq!(rows, feed, "with its own cursor: every completion exactly once, in order");
+    let mut select = results
+        .prepare("SELECT run_id FROM results ORDER BY n")
+        .unwrap();
+    let rows: Vec<String> = select
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        rows, feed,
+        "with its own cursor: every completion exactly once, in order"
+    );
 
     let done = done(&home);
     let mut seen = BTreeSet::new();
-    let first: Vec<String> = done.iter().filter(|(seq, _)| seen.insert(*seq)).map(|(_, run)| run.clone()).collect();
-    assert_eq!(first, feed, "with its cursor in the daemon: none missed, in order");
+    let first: Vec<String> = done
+        .iter()
+        .filter(|(seq, _)| seen.insert(*seq))
+        .map(|(_, run)| run.clone())
+        .collect();
+    assert_eq!(
+        first, feed,
+        "with its cursor in the daemon: none missed, in order"
+    );
     for (count, acked) in fences {
         let again = done[count..].iter().find(|(seq, _)| *seq <= acked);
-        assert_eq!(again, None, "nothing acknowledged comes again (acknowledged up to {acked})");
+        assert_eq!(
+            again, None,
+            "nothing acknowledged comes again (acknowledged up to {acked})"
+        );
     }
     let repeated = done.len() - total;
-    assert!(repeated <= killed[2], "{repeated} repeated after {} kills", killed[2]);
+    assert!(
+        repeated <= killed[2],
+        "{repeated} repeated after {} kills",
+        killed[2]
+    );
     assert_eq!(subjects(&home.read("/v1/events")), feed);
-    println!("{total} completions; killed: daemon, own, kept {killed:?}; repeated by the last: {repeated}");
+    println!(
+        "{total} completions; killed: daemon, own, kept {killed:?}; repeated by the last: {repeated}"
+    );
     let (daemon, ..) = alive;
     daemon.stop();
     judged(&home, &mut said, true);

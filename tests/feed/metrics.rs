@@ -17,10 +17,19 @@ fn metrics_come_in_the_format_that_is_asked_for() {
     home.complete(1..=3);
     home.completed(3);
     let (head, text) = metrics(&home, "text/plain;version=0.0.4, */*;q=0.1");
-    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(
+        head.contains("content-type: text/plain; version=0.0.4"),
+        "{head}"
+    );
     assert!(!text.contains("# EOF"), "{text}");
-    let (head, text) = metrics(&home, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
-    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    let (head, text) = metrics(
+        &home,
+        "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+    );
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{head}"
+    );
     assert!(text.ends_with("# EOF\n"), "{text}");
     for line in [
         "settled_runs_open{source=\"sky\",provider=\"skyvern\"} 0.0",
@@ -28,6 +37,8 @@ fn metrics_come_in_the_format_that_is_asked_for() {
         "settled_consumer_lag{consumer=\"mail\"} 3.0",
         "settled_consumer_connected{consumer=\"mail\"} 0.0",
     ] {
-        until(line, || metrics(&home, "*/*").1.lines().any(|found| found == line));
+        until(line, || {
+            metrics(&home, "*/*").1.lines().any(|found| found == line)
+        });
     }
 }

@@ -22,10 +22,18 @@ impl Schema {
     /// What is wrong with a line of the feed; its type's name if nothing is.
     pub fn check(&self, line: &Value) -> Result<String, String> {
         let variants = self.0["oneOf"].as_array().unwrap();
-        let name = |variant: &Value| variant["$ref"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
-        let matching = variants
-            .iter()
-            .find(|variant| self.0["$defs"][name(variant)]["properties"]["type"]["const"] == line["type"]);
+        let name = |variant: &Value| {
+            variant["$ref"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        let matching = variants.iter().find(|variant| {
+            self.0["$defs"][name(variant)]["properties"]["type"]["const"] == line["type"]
+        });
         let variant = matching.ok_or_else(|| format!("no such type: {}", line["type"]))?;
         self.valid(variant, line, "")?;
         Ok(name(variant))
@@ -47,7 +55,9 @@ impl Schema {
                     Value::Array(types) => types.iter().any(|one| is(one.as_str().unwrap(), value)),
                     one => is(one.as_str().unwrap(), value),
                 },
-                "minimum" => value.as_f64().is_none_or(|number| number >= said.as_f64().unwrap()),
+                "minimum" => value
+                    .as_f64()
+                    .is_none_or(|number| number >= said.as_f64().unwrap()),
                 "items" => {
                     for item in value.as_array().into_iter().flatten() {
                         self.valid(said, item, &format!("{at}[]"))?;
@@ -56,7 +66,9 @@ impl Schema {
                 }
                 "properties" => {
                     for (name, value) in value.as_object().into_iter().flatten() {
-                        let schema = said.get(name).ok_or_else(|| format!("{at}.{name} is not described"))?;
+                        let schema = said
+                            .get(name)
+                            .ok_or_else(|| format!("{at}.{name} is not described"))?;
                         self.valid(schema, value, &format!("{at}.{name}"))?;
                     }
                     true
@@ -112,11 +124,26 @@ fn what_is_not_described_is_found() {
         schema.check(&line).unwrap_err()
     };
     assert_eq!(with("/data", json!({})), ".data: more is missing: {}");
-    assert_eq!(with("/data", json!({ "more": true, "color": 1 })), ".data.color is not described");
-    assert_eq!(with("/data/more", json!("yes")), ".data.more: type: \"yes\"");
-    assert_eq!(with("/specversion", json!("2")), ".specversion: const: \"2\"");
-    assert_eq!(with("/time", json!("yesterday")), ".time: format: \"yesterday\"");
-    assert_eq!(with("/type", json!("settled.feed.bye")), "no such type: \"settled.feed.bye\"");
+    assert_eq!(
+        with("/data", json!({ "more": true, "color": 1 })),
+        ".data.color is not described"
+    );
+    assert_eq!(
+        with("/data/more", json!("yes")),
+        ".data.more: type: \"yes\""
+    );
+    assert_eq!(
+        with("/specversion", json!("2")),
+        ".specversion: const: \"2\""
+    );
+    assert_eq!(
+        with("/time", json!("yesterday")),
+        ".time: format: \"yesterday\""
+    );
+    assert_eq!(
+        with("/type", json!("settled.feed.bye")),
+        "no such type: \"settled.feed.bye\""
+    );
 }
 
 #[test]
@@ -127,7 +154,9 @@ fn every_type_of_line_is_as_the_schema_says() {
     let daemon = home.serve();
     let mut seen = BTreeSet::new();
     let mut check = |line: &Value| {
-        let name = schema.check(line).unwrap_or_else(|wrong| panic!("{wrong}\nin {line}"));
+        let name = schema
+            .check(line)
+            .unwrap_or_else(|wrong| panic!("{wrong}\nin {line}"));
         seen.insert(name);
     };
     home.say(1, "running");
@@ -138,11 +167,23 @@ fn every_type_of_line_is_as_the_schema_says() {
         r#"{{"run_id":"wr_2","status":"completed","run_type":"workflow_run","outputs":"{}"}}"#,
         "x".repeat(300_000)
     ));
-    home.ask("PUT", "/v1/consumers/small", r#"{"window":1,"filter":{"types":"completion,amendment,status"}}"#);
+    home.ask(
+        "PUT",
+        "/v1/consumers/small",
+        r#"{"window":1,"filter":{"types":"completion,amendment,status"}}"#,
+    );
     home.completed(2);
     // Who knows better says otherwise.
-    ask(&home.path("control.sock"), "POST", "/v1/runs/sky/wr_1/poll", "").unwrap();
-    home.read("/v1/events?types=completion,amendment,status").iter().for_each(&mut check);
+    ask(
+        &home.path("control.sock"),
+        "POST",
+        "/v1/runs/sky/wr_1/poll",
+        "",
+    )
+    .unwrap();
+    home.read("/v1/events?types=completion,amendment,status")
+        .iter()
+        .for_each(&mut check);
 
     let follow = "/v1/consumers/small/events?follow=1&heartbeat=1";
     let mut lines = Lines::open(&home.feed(), follow).unwrap();
@@ -151,12 +192,28 @@ fn every_type_of_line_is_as_the_schema_says() {
     }
     let mut newer = Lines::open(&home.feed(), follow).unwrap();
     check(&lines.until("settled.feed.superseded"));
-    let record = newer.find(|line| line["type"].as_str().unwrap().starts_with("settled.run.")).unwrap();
+    let record = newer
+        .find(|line| line["type"].as_str().unwrap().starts_with("settled.run."))
+        .unwrap();
     check(&record);
-    home.ask("POST", &format!("/v1/consumers/small/ack?cursor={}", cursor(&record)), "");
+    home.ask(
+        "POST",
+        &format!("/v1/consumers/small/ack?cursor={}", cursor(&record)),
+        "",
+    );
     home.ask("DELETE", "/v1/consumers/small", "");
     check(&newer.until("settled.feed.error"));
     drop(daemon);
-    let all = ["amendment", "bookmark", "completion", "end", "error", "hello", "paused", "status", "superseded"];
+    let all = [
+        "amendment",
+        "bookmark",
+        "completion",
+        "end",
+        "error",
+        "hello",
+        "paused",
+        "status",
+        "superseded",
+    ];
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
 }

@@ -42,7 +42,10 @@ impl Home {
 
     /// With more lines of configuration.
     pub fn with(more: &str) -> Home {
-        let home = Home { folder: tempfile::tempdir().unwrap(), port: port() };
+        let home = Home {
+            folder: tempfile::tempdir().unwrap(),
+            port: port(),
+        };
         home.configure(more);
         home
     }
@@ -66,14 +69,20 @@ impl Home {
         let address = listener.local_addr().unwrap();
         let file = self.path("settled.toml");
         let text = fs::read_to_string(&file).unwrap();
-        fs::write(file, text.replace("http://127.0.0.1:1\"", &format!("http://{address}\""))).unwrap();
+        fs::write(
+            file,
+            text.replace("http://127.0.0.1:1\"", &format!("http://{address}\"")),
+        )
+        .unwrap();
         let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
-                let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let mut head = BufReader::new(stream.try_clone().unwrap())
+                    .lines()
+                    .map_while(Result::ok);
                 while head.next().is_some_and(|line| !line.is_empty()) {}
                 let _ = stream.write_all(answer.as_bytes());
             }
@@ -91,19 +100,45 @@ impl Home {
     /// The program with this configuration and these arguments.
     pub fn settled(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_settled"));
-        command.arg("--config").arg(self.path("settled.toml")).args(arguments).env("KEY_FOR_TESTS", KEY);
+        command
+            .arg("--config")
+            .arg(self.path("settled.toml"))
+            .args(arguments)
+            .env("KEY_FOR_TESTS", KEY);
         command
     }
 
     /// Starts the daemon and waits until it answers.
     pub fn serve(&self) -> Daemon<'_> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let child = self.settled(&["serve"]).stderr(log).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let child = self
+            .settled(&["serve"])
+            .stderr(log)
+            .stdout(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut daemon = Daemon { home: self, child };
         let began = Instant::now();
-        while ask(&self.feed(), "GET", "/healthz", "").map(|answer| answer.status).ok() != Some(200) {
-            assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon ended: {}", self.log());
-            assert!(began.elapsed() < PATIENCE, "the daemon does not answer: {}", self.log());
+        while ask(&self.feed(), "GET", "/healthz", "")
+            .map(|answer| answer.status)
+            .ok()
+            != Some(200)
+        {
+            assert!(
+                daemon.child.try_wait().unwrap().is_none(),
+                "the daemon ended: {}",
+                self.log()
+            );
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the daemon does not answer: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         daemon
@@ -127,7 +162,10 @@ impl Home {
         stream.write_all(body.as_bytes())?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
-        answer.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(|| io::Error::other("no answer"))
+        answer
+            .get(9..12)
+            .and_then(|status| status.parse().ok())
+            .ok_or_else(|| io::Error::other("no answer"))
     }
 
     /// Settles runs, as a provider that sends until it hears a 200.
@@ -138,14 +176,19 @@ impl Home {
     }
 
     pub fn say(&self, run: u32, status: &str) {
-        let body = format!(r#"{{"run_id":"wr_{run}","status":"{status}","run_type":"workflow_run"}}"#);
+        let body =
+            format!(r#"{{"run_id":"wr_{run}","status":"{status}","run_type":"workflow_run"}}"#);
         self.insist(&body);
     }
 
     pub fn insist(&self, body: &str) {
         let began = Instant::now();
         while self.post(body).ok() != Some(200) {
-            assert!(began.elapsed() < PATIENCE, "no 200 for a webhook: {}", self.log());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no 200 for a webhook: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -167,7 +210,12 @@ impl Home {
             if runs.len() >= count {
                 return runs;
             }
-            assert!(began.elapsed() < PATIENCE, "{} of {count} completions: {}", runs.len(), self.log());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{} of {count} completions: {}",
+                runs.len(),
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -196,7 +244,10 @@ impl Daemon<'_> {
     /// Resident memory, in KiB.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
@@ -213,11 +264,20 @@ pub fn example(name: &str) -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let profile = program.parent().and_then(Path::parent).unwrap();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
+    cargo
+        .args(["build", "--quiet", "--example", name, "--target-dir"])
+        .arg(profile.parent().unwrap());
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{name} cannot be built");
+    assert!(
+        cargo
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap()
+            .success(),
+        "{name} cannot be built"
+    );
     profile.join("examples").join(name)
 }
 
@@ -226,7 +286,10 @@ pub fn example(name: &str) -> PathBuf {
 pub fn installed(tool: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()));
-    assert!(found || std::env::var_os("CI").is_none(), "{tool} must be installed in CI");
+    assert!(
+        found || std::env::var_os("CI").is_none(),
+        "{tool} must be installed in CI"
+    );
     if !found {
         eprintln!("NOT TESTED: {tool} is not installed");
     }
@@ -247,8 +310,11 @@ pub struct Kept(pub Child);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let group = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let _ = group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+        let group = i32::try_from(self.0.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let _ = group
+            .map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -256,7 +322,11 @@ impl Drop for Kept {
 
 /// Sends a signal to a child of ours.
 pub fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
     assert!(sent.success());
 }
 
@@ -275,14 +345,23 @@ impl Answer {
 
     /// The code of an error.
     pub fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+        self.json()["error"]["code"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
 /// One request over a Unix socket. HTTP/1.0, so that the end of the connection is the end of the
 /// answer.
 pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Answer> {
-    exchange(socket, &format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    exchange(
+        socket,
+        &format!(
+            "{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    )
 }
 
 /// Any request over HTTP/1.0.
@@ -293,9 +372,18 @@ pub fn exchange(socket: &Path, request: &str) -> io::Result<Answer> {
     let _ = stream.write_all(request.as_bytes());
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, text) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no answer"))?;
-    let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Ok(Answer { status, head: head.to_owned(), text: text.to_owned() })
+    let (head, text) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| io::Error::other("no answer"))?;
+    let status = head
+        .get(9..12)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0);
+    Ok(Answer {
+        status,
+        head: head.to_owned(),
+        text: text.to_owned(),
+    })
 }
 
 /// A stream, line by line. A line without its end is no line.
@@ -321,7 +409,11 @@ impl Lines {
             line.clear();
             reader.read_line(&mut line)?;
         }
-        if status.contains(" 200 ") { Ok(Lines { reader }) } else { Err(io::Error::other(status)) }
+        if status.contains(" 200 ") {
+            Ok(Lines { reader })
+        } else {
+            Err(io::Error::other(status))
+        }
     }
 
     /// Closes our sending side, as `nc -N` does.
@@ -340,7 +432,8 @@ impl Lines {
 
     /// The next line of this type; those before it are passed over.
     pub fn until(&mut self, kind: &str) -> Value {
-        self.find(|line| line["type"] == kind).unwrap_or_else(|| panic!("no {kind} came"))
+        self.find(|line| line["type"] == kind)
+            .unwrap_or_else(|| panic!("no {kind} came"))
     }
 
     /// The next completion.
@@ -359,8 +452,13 @@ impl Iterator for Lines {
 
 /// The run ids of the records among these lines.
 pub fn subjects(lines: &[Value]) -> Vec<String> {
-    let runs = lines.iter().filter(|line| line["type"].as_str().is_some_and(|kind| kind.starts_with("settled.run.")));
-    runs.map(|line| line["subject"].as_str().unwrap().to_owned()).collect()
+    let runs = lines.iter().filter(|line| {
+        line["type"]
+            .as_str()
+            .is_some_and(|kind| kind.starts_with("settled.run."))
+    });
+    runs.map(|line| line["subject"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 pub fn cursor(line: &Value) -> &str {

@@ -15,16 +15,25 @@ fn sees_all(tools: &[&str], script: &str) {
     let home = Home::new();
     let _daemon = home.serve();
     let mut command = Command::new("sh");
-    command.args(["-c", script]).env("S", home.feed()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+        .args(["-c", script])
+        .env("S", home.feed())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let mut child = Kept(command.spawn().unwrap());
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     let hello = lines.find(|line| line.contains("settled.feed.hello"));
     assert!(hello.is_some(), "{script}: no hello");
     for run in 1..=8 {
         std::thread::sleep(Duration::from_millis(500));
         home.complete([run]);
         let found = lines.find(|line| line.contains("settled.run.completion"));
-        assert!(found.is_some_and(|line| line.contains(&format!("\"wr_{run}\""))), "{script}: run {run} was not seen");
+        assert!(
+            found.is_some_and(|line| line.contains(&format!("\"wr_{run}\""))),
+            "{script}: run {run} was not seen"
+        );
     }
 }
 
@@ -32,8 +41,14 @@ const REQUEST: &str = r"printf 'GET /v1/events?follow=1 HTTP/1.0\r\n\r\n'";
 
 #[test]
 fn curl() {
-    sees_all(&["curl"], "curl -sN --unix-socket $S 'http://feed/v1/events?follow=1'");
-    sees_all(&["curl"], "curl -sN --http1.0 --unix-socket $S 'http://feed/v1/events?follow=1'");
+    sees_all(
+        &["curl"],
+        "curl -sN --unix-socket $S 'http://feed/v1/events?follow=1'",
+    );
+    sees_all(
+        &["curl"],
+        "curl -sN --http1.0 --unix-socket $S 'http://feed/v1/events?follow=1'",
+    );
 }
 
 #[test]
@@ -48,12 +63,18 @@ fn nc_that_closes_its_side() {
 
 #[test]
 fn socat_with_time() {
-    sees_all(&["socat"], &format!("{REQUEST} | socat -t 86400 - UNIX-CONNECT:$S"));
+    sees_all(
+        &["socat"],
+        &format!("{REQUEST} | socat -t 86400 - UNIX-CONNECT:$S"),
+    );
 }
 
 #[test]
 fn socat_that_ignores_the_end() {
-    sees_all(&["socat"], &format!("{REQUEST} | socat STDIO,ignoreeof UNIX-CONNECT:$S"));
+    sees_all(
+        &["socat"],
+        &format!("{REQUEST} | socat STDIO,ignoreeof UNIX-CONNECT:$S"),
+    );
 }
 
 #[test]

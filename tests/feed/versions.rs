@@ -24,12 +24,19 @@ fn ledger(home: &Home, version: i64) -> Connection {
         return Connection::open(home.path("settled.db")).unwrap();
     }
     let sql = fs::read_to_string(folder(&format!("{version}.sql")));
-    let sql = sql.unwrap_or_else(|error| panic!("versions/{version}.sql, the schema of that version: {error}"));
+    let sql = sql.unwrap_or_else(|error| {
+        panic!("versions/{version}.sql, the schema of that version: {error}")
+    });
     let db = Connection::open(home.path("settled.db")).unwrap();
     db.execute_batch(&sql).unwrap();
-    db.execute("INSERT INTO meta (id, epoch, identity, created_at) VALUES (1, 'old', '', 0)", []).unwrap();
+    db.execute(
+        "INSERT INTO meta (id, epoch, identity, created_at) VALUES (1, 'old', '', 0)",
+        [],
+    )
+    .unwrap();
     db.pragma_update(None, "user_version", version).unwrap();
-    db.pragma_update(None, "application_id", 0x5e77_1ed0_i64).unwrap();
+    db.pragma_update(None, "application_id", 0x5e77_1ed0_i64)
+        .unwrap();
     db
 }
 
@@ -37,8 +44,10 @@ fn ledger(home: &Home, version: i64) -> Connection {
 fn records_of_every_version_are_served_as_they_were() {
     let schema = Schema::load();
     for version in 1..=SCHEMA_VERSION {
-        let golden = fs::read_to_string(folder(&format!("{version}.ndjson")))
-            .unwrap_or_else(|error| panic!("versions/{version}.ndjson, records of that version: {error}"));
+        let golden =
+            fs::read_to_string(folder(&format!("{version}.ndjson"))).unwrap_or_else(|error| {
+                panic!("versions/{version}.ndjson, records of that version: {error}")
+            });
         let home = Home::new();
         let db = ledger(&home, version);
         // Records outlive what is known of their runs, so none are needed.
@@ -48,14 +57,21 @@ fn records_of_every_version_are_served_as_they_were() {
         for (seq, line) in (1_i64..).zip(golden.lines()) {
             let (envelope, rest) = line.split_once(",\"cursor\":\"").unwrap();
             let (_, data) = rest.split_once("\",\"data\":").unwrap();
-            let kind = serde_json::from_str::<serde_json::Value>(line).unwrap()["type"].as_str().unwrap().to_owned();
+            let kind = serde_json::from_str::<serde_json::Value>(line).unwrap()["type"]
+                .as_str()
+                .unwrap()
+                .to_owned();
             db.execute(
                 "INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (?1, ?1, ?2, 1, 1, ?3, ?4)",
                 (seq, kind, format!("{envelope}}}"), data.strip_suffix('}').unwrap()),
             )
             .unwrap();
         }
-        db.execute("UPDATE meta SET recorded = (SELECT max(seq) FROM records)", []).unwrap();
+        db.execute(
+            "UPDATE meta SET recorded = (SELECT max(seq) FROM records)",
+            [],
+        )
+        .unwrap();
         db.execute(
             "INSERT INTO consumers (name, acked, filter, window, generation, created_at, seen_at)
              VALUES ('old', 1, '{\"types\":[\"settled.run.completion\",\"settled.run.amendment\",\"settled.run.status\"]}', 10, 1, 1, 1)",
@@ -72,13 +88,29 @@ fn records_of_every_version_are_served_as_they_were() {
         for (seq, old) in (1..).zip(golden.lines()).skip(1) {
             let new = lines.raw().unwrap();
             let value = serde_json::from_str(&new).unwrap();
-            schema.check(&value).unwrap_or_else(|wrong| panic!("version {version}, line {seq}: {wrong}\nin {new}"));
-            let cursor =
-                |line: &str| line.split_once(",\"cursor\":\"").unwrap().1.split_once('"').unwrap().0.to_owned();
-            assert_eq!(new.trim_end().replace(&cursor(&new), &cursor(old)), old, "version {version}");
+            schema
+                .check(&value)
+                .unwrap_or_else(|wrong| panic!("version {version}, line {seq}: {wrong}\nin {new}"));
+            let cursor = |line: &str| {
+                line.split_once(",\"cursor\":\"")
+                    .unwrap()
+                    .1
+                    .split_once('"')
+                    .unwrap()
+                    .0
+                    .to_owned()
+            };
+            assert_eq!(
+                new.trim_end().replace(&cursor(&new), &cursor(old)),
+                old,
+                "version {version}"
+            );
             assert!(cursor(&new).ends_with(&format!(".{seq}")));
             count += 1;
         }
-        assert!(count >= 3, "one line of each type at the least, and the first that was acknowledged");
+        assert!(
+            count >= 3,
+            "one line of each type at the least, and the first that was acknowledged"
+        );
     }
 }

@@ -15,7 +15,10 @@ use seeds::{TARGETS, target};
 use serde_json::Value;
 
 fn env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Runs a target on mutations of its seeds, a share of the rounds.
@@ -29,8 +32,16 @@ fn storm(name: &str, share: u64) {
         input.extend(mutator.mutation(&seeds));
         let began = Instant::now();
         let ran = std::panic::catch_unwind(|| (target.run)(&input));
-        assert!(ran.is_ok(), "seed {seed}, round {round}: {}", input.escape_ascii());
-        assert!(began.elapsed() < Duration::from_secs(20), "seed {seed}, round {round}: {}", input.escape_ascii());
+        assert!(
+            ran.is_ok(),
+            "seed {seed}, round {round}: {}",
+            input.escape_ascii()
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "seed {seed}, round {round}: {}",
+            input.escape_ascii()
+        );
     }
 }
 
@@ -91,17 +102,23 @@ fn no_bytes_upset_the_sockets() {
 
 /// Where the fuzzer's own inputs lie.
 fn corpus_folder(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target)
 }
 
 #[test]
 fn what_the_fuzzer_came_upon_upsets_nobody_any_more() {
     for target in TARGETS {
-        let mut files: Vec<_> = std::fs::read_dir(corpus_folder(target.name)).unwrap().flatten().collect();
+        let mut files: Vec<_> = std::fs::read_dir(corpus_folder(target.name))
+            .unwrap()
+            .flatten()
+            .collect();
         files.sort_by_key(|file| file.file_name());
         assert!(!files.is_empty(), "{} has no corpus", target.name);
         for file in files {
-            let ran = std::panic::catch_unwind(|| (target.run)(&std::fs::read(file.path()).unwrap()));
+            let ran =
+                std::panic::catch_unwind(|| (target.run)(&std::fs::read(file.path()).unwrap()));
             assert!(ran.is_ok(), "{}", file.path().display());
         }
     }
@@ -111,7 +128,9 @@ fn what_the_fuzzer_came_upon_upsets_nobody_any_more() {
 #[test]
 #[ignore = "writes into the folder that SETTLED_CORPUS names; run it after the vectors have changed"]
 fn the_corpus_is_written() {
-    let Some(folder) = std::env::var_os("SETTLED_CORPUS").map(PathBuf::from) else { return };
+    let Some(folder) = std::env::var_os("SETTLED_CORPUS").map(PathBuf::from) else {
+        return;
+    };
     for target in TARGETS {
         let folder = folder.join(target.name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -119,7 +138,10 @@ fn the_corpus_is_written() {
             let providers = if target.choices.is_empty() { 1 } else { 4 };
             for provider in 0..providers {
                 let mut input = target.choices.to_vec();
-                input.iter_mut().take(1).for_each(|choice| *choice = provider);
+                input
+                    .iter_mut()
+                    .take(1)
+                    .for_each(|choice| *choice = provider);
                 input.extend(&seed);
                 std::fs::write(folder.join(format!("{number:04}-{provider}")), input).unwrap();
             }
@@ -154,23 +176,47 @@ fn whatever_is_carried_along_can_be_read_back_however_deep_it_came() {
 /// Bodies that are cheap to send and dear to read, if anything is superlinear.
 fn greedy(bytes: usize) -> Vec<(&'static str, Vec<u8>)> {
     let list = |item: &str| {
-        format!(r#"{{"run_id":"r","id":"r","type":"crawl.page","data":[{}1]}}"#, item.repeat(bytes / item.len()))
+        format!(
+            r#"{{"run_id":"r","id":"r","type":"crawl.page","data":[{}1]}}"#,
+            item.repeat(bytes / item.len())
+        )
     };
     let keys = |count: usize| {
-        let pairs: String = (0..count).map(|n| ["\"k", &n.to_string(), "\":1,"].concat()).collect();
+        let pairs: String = (0..count)
+            .map(|n| ["\"k", &n.to_string(), "\":1,"].concat())
+            .collect();
         format!(r#"{{{pairs}"run_id":"r"}}"#)
     };
-    let text = |unit: &str| format!(r#"{{"run_id":"r","status":"{}"}}"#, unit.repeat(bytes / unit.len()));
+    let text = |unit: &str| {
+        format!(
+            r#"{{"run_id":"r","status":"{}"}}"#,
+            unit.repeat(bytes / unit.len())
+        )
+    };
     vec![
         ("numbers", list("1,").into()),
         ("strings", list("\"\",").into()),
         ("objects", list("{},").into()),
-        ("deep", ["[".repeat(bytes / 2), "]".repeat(bytes / 2)].concat().into()),
+        (
+            "deep",
+            ["[".repeat(bytes / 2), "]".repeat(bytes / 2)]
+                .concat()
+                .into(),
+        ),
         ("deep objects", r#"{"a":"#.repeat(bytes / 5).into()),
         ("many keys", keys(bytes / 12).into()),
-        ("the same key", format!("{{{}\"a\":1}}", "\"run_id\":\"r\",".repeat(bytes / 13)).into()),
-        ("one long number", format!(r#"{{"run_id":"r","n":{}}}"#, "9".repeat(bytes)).into()),
-        ("one long fraction", format!(r#"{{"run_id":"r","n":0.{}e-400}}"#, "3".repeat(bytes)).into()),
+        (
+            "the same key",
+            format!("{{{}\"a\":1}}", "\"run_id\":\"r\",".repeat(bytes / 13)).into(),
+        ),
+        (
+            "one long number",
+            format!(r#"{{"run_id":"r","n":{}}}"#, "9".repeat(bytes)).into(),
+        ),
+        (
+            "one long fraction",
+            format!(r#"{{"run_id":"r","n":0.{}e-400}}"#, "3".repeat(bytes)).into(),
+        ),
         ("escapes", text("\\u00e9").into()),
         ("surrogates", text("\\ud83d\\ude00").into()),
         ("halves of surrogates", text("\\ud83d").into()),
@@ -185,15 +231,28 @@ fn reading_takes_time_in_proportion() {
     // This much of anything costs a fraction of a second here; quadratic reading would take hours.
     for (name, body) in greedy(200_000) {
         for (choice, target) in (0..4_u8).flat_map(|choice| {
-            [targets::webhook, targets::status, targets::list, targets::retry].map(|target| (choice, target))
+            [
+                targets::webhook,
+                targets::status,
+                targets::list,
+                targets::retry,
+            ]
+            .map(|target| (choice, target))
         }) {
             let began = Instant::now();
             target(&[&[choice; 14], &body[..]].concat());
             let took = began.elapsed();
-            assert!(took < Duration::from_secs(20), "{name}, provider {choice}: {took:?}");
+            assert!(
+                took < Duration::from_secs(20),
+                "{name}, provider {choice}: {took:?}"
+            );
         }
         let began = Instant::now();
         targets::python(&body);
-        assert!(began.elapsed() < Duration::from_secs(20), "{name}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{name}: {:?}",
+            began.elapsed()
+        );
     }
 }

@@ -12,21 +12,32 @@ pub fn corpus() -> Vec<Vec<u8>> {
 /// As [`corpus`], of the n-th provider in the registry.
 pub fn corpus_of(provider: u8) -> Vec<Vec<u8>> {
     let vectors: &[&str] = match provider {
-        0 => &[include_str!("../vectors/skyvern/samples.json"), include_str!("../vectors/skyvern/states.json")],
+        0 => &[
+            include_str!("../vectors/skyvern/samples.json"),
+            include_str!("../vectors/skyvern/states.json"),
+        ],
         1 => &[include_str!("../vectors/browser-use/signatures.json")],
-        2 => &[include_str!("../vectors/smartbrowse/runs.json"), include_str!("../vectors/smartbrowse/webhooks.json")],
+        2 => &[
+            include_str!("../vectors/smartbrowse/runs.json"),
+            include_str!("../vectors/smartbrowse/webhooks.json"),
+        ],
         _ => &[include_str!("../vectors/firecrawl/samples.json")],
     };
     let mut found = Vec::new();
     for text in vectors {
-        gather(&serde_json::from_str(text).expect("vectors are JSON"), &mut found);
+        gather(
+            &serde_json::from_str(text).expect("vectors are JSON"),
+            &mut found,
+        );
     }
     found
 }
 
 fn gather(value: &Value, found: &mut Vec<Vec<u8>>) {
     match value {
-        Value::String(text) if text.starts_with(['{', '[']) => found.push(text.clone().into_bytes()),
+        Value::String(text) if text.starts_with(['{', '[']) => {
+            found.push(text.clone().into_bytes())
+        }
         Value::Array(items) => items.iter().for_each(|item| gather(item, found)),
         Value::Object(fields) => {
             if fields.values().any(Value::is_string) && fields.len() > 1 {
@@ -42,12 +53,15 @@ fn gather(value: &Value, found: &mut Vec<Vec<u8>>) {
 pub fn replaced(bodies: &[Vec<u8>], by: &Value) -> Vec<Vec<u8>> {
     let (mut seen, mut made) = (BTreeSet::new(), Vec::new());
     for body in bodies {
-        let Ok(mut value) = serde_json::from_slice::<Value>(body) else { continue };
+        let Ok(mut value) = serde_json::from_slice::<Value>(body) else {
+            continue;
+        };
         let kind: String = value["type"].as_str().unwrap_or_default().to_owned();
         let mut paths = Vec::new();
         places(&value, "", &mut paths);
-        for path in
-            paths.into_iter().filter(|path| seen.insert((kind.clone(), path.rsplit('/').next().map(str::to_owned))))
+        for path in paths
+            .into_iter()
+            .filter(|path| seen.insert((kind.clone(), path.rsplit('/').next().map(str::to_owned))))
         {
             let place = value.pointer_mut(&path).expect("it is there");
             let before = std::mem::replace(place, by.clone());
@@ -62,8 +76,13 @@ pub fn replaced(bodies: &[Vec<u8>], by: &Value) -> Vec<Vec<u8>> {
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(at.to_owned()),
-        Value::Object(fields) => fields.iter().for_each(|(key, field)| places(field, &format!("{at}/{key}"), found)),
-        Value::Array(items) => items.iter().take(1).for_each(|item| places(item, &format!("{at}/0"), found)),
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(key, field)| places(field, &format!("{at}/{key}"), found)),
+        Value::Array(items) => items
+            .iter()
+            .take(1)
+            .for_each(|item| places(item, &format!("{at}/0"), found)),
         _ => {}
     }
 }
@@ -176,23 +195,42 @@ impl Mutator {
 
     /// Puts another token where a value stands.
     fn exchange(&mut self, input: &mut Vec<u8>, at: usize) {
-        let Some(colon) = input[at..].iter().position(|byte| *byte == b':').map(|offset| at + offset + 1) else {
+        let Some(colon) = input[at..]
+            .iter()
+            .position(|byte| *byte == b':')
+            .map(|offset| at + offset + 1)
+        else {
             return;
         };
-        let end = input[colon..].iter().position(|byte| matches!(byte, b',' | b'}')).map_or(input.len(), |n| colon + n);
+        let end = input[colon..]
+            .iter()
+            .position(|byte| matches!(byte, b',' | b'}'))
+            .map_or(input.len(), |n| colon + n);
         let token = TOKENS[self.below(TOKENS.len())];
         input.splice(colon..end, token.bytes());
     }
 
     /// Wraps a value in up to 130 levels.
     fn nest(&mut self, input: &mut Vec<u8>, at: usize) {
-        let Some(colon) = input[at..].iter().position(|byte| *byte == b':').map(|offset| at + offset + 1) else {
+        let Some(colon) = input[at..]
+            .iter()
+            .position(|byte| *byte == b':')
+            .map(|offset| at + offset + 1)
+        else {
             return;
         };
-        let end = input[colon..].iter().position(|byte| matches!(byte, b',' | b'}')).map_or(input.len(), |n| colon + n);
+        let end = input[colon..]
+            .iter()
+            .position(|byte| matches!(byte, b',' | b'}'))
+            .map_or(input.len(), |n| colon + n);
         // Parsers stop at 128, so that is where it gets interesting.
         let depth = 110 + self.below(20);
-        let wrapped = [b"[".repeat(depth), input[colon..end].to_vec(), b"]".repeat(depth)].concat();
+        let wrapped = [
+            b"[".repeat(depth),
+            input[colon..end].to_vec(),
+            b"]".repeat(depth),
+        ]
+        .concat();
         input.splice(colon..end, wrapped);
     }
 }

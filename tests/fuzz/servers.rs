@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use settled::config::Source;
 use settled::api::{self, Desk};
-use settled::server::{self, Allowance, Function, Listener, Peer};
-use settled::limits;
-use settled::providers::{REGISTRY, signature};
+use settled::config::Source;
 use settled::ingest::Receiver;
-use settled::reconciler::{self, Clock, Fleet, Handle, Reconciler};
-use settled::model::{At, SourceName};
 use settled::ledger::{Reader, RingLimits, Writer};
+use settled::limits;
+use settled::model::{At, SourceName};
+use settled::providers::{REGISTRY, signature};
+use settled::reconciler::{self, Clock, Fleet, Handle, Reconciler};
+use settled::server::{self, Allowance, Function, Listener, Peer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -55,16 +55,25 @@ fn clock() -> Clock {
 fn folder() -> TempDir {
     const PREFIX: &str = "settled-fuzz-";
     let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let place = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
     for entry in std::fs::read_dir(&place).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
     let prefix = format!("{PREFIX}{}-", std::process::id());
-    tempfile::Builder::new().prefix(&prefix).tempdir_in(place).expect("a folder")
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(place)
+        .expect("a folder")
 }
 
 impl Place {
@@ -72,18 +81,26 @@ impl Place {
         let folder = folder();
         let mut writer = Writer::open(&folder.path().join("settled.db"), NOW).expect("a ledger");
         let account = |provider: &&'static dyn settled::providers::Provider| {
-            let mut source = Source::new(SourceName::new(provider.name()).expect("a name"), *provider);
+            let mut source =
+                Source::new(SourceName::new(provider.name()).expect("a name"), *provider);
             source.keyring = keyring();
             (source.name.clone(), Arc::new(source))
         };
-        let fleet = Fleet::enlist(&mut writer, &REGISTRY.iter().map(account).collect(), NOW).expect("rows");
-        let ring = RingLimits { rows_max: 100, bytes_max: 1 << 20 };
+        let fleet =
+            Fleet::enlist(&mut writer, &REGISTRY.iter().map(account).collect(), NOW).expect("rows");
+        let ring = RingLimits {
+            rows_max: 100,
+            bytes_max: 1 << 20,
+        };
         let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
         reconciler.recover(NOW, |_| ()).expect("nothing to recover");
         let reader = reconciler.reader();
         let (ledger, serve) = reconciler::channel(reconciler, clock(), 0);
         std::thread::spawn(serve);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
         let runtime = runtime.expect("a runtime");
         let (stop, stopped) = watch::channel(false);
         let fleet = watch::channel(Arc::new(fleet)).1;
@@ -104,8 +121,15 @@ impl Place {
         runtime.block_on(async {
             // A fuzzer's main function is not Rust's, so a connection that breaks would end the process.
             drop(signal(SignalKind::pipe()).expect("a handler"));
-            let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.path().join(name)).expect("a socket"));
-            let receiver = Arc::new(Receiver::new(fleet, ledger.clone(), clock(), BODY_BYTES_MAX));
+            let listen = |name: &str| {
+                Listener::Unix(UnixListener::bind(folder.path().join(name)).expect("a socket"))
+            };
+            let receiver = Arc::new(Receiver::new(
+                fleet,
+                ledger.clone(),
+                clock(),
+                BODY_BYTES_MAX,
+            ));
             let hooks = move |peer: Peer| {
                 let (receiver, peer) = (receiver.clone(), Arc::new(peer));
                 Function(move |request| {
@@ -121,10 +145,27 @@ impl Place {
                     async move { answer.await.unwrap_or_else(|never| match never {}) }
                 })
             };
-            tokio::spawn(server::serve(listen("hooks"), allowance(), hooks, stopped.clone()));
-            tokio::spawn(server::serve(listen("control"), allowance(), control, stopped));
+            tokio::spawn(server::serve(
+                listen("hooks"),
+                allowance(),
+                hooks,
+                stopped.clone(),
+            ));
+            tokio::spawn(server::serve(
+                listen("control"),
+                allowance(),
+                control,
+                stopped,
+            ));
         });
-        Place { runtime: Some(runtime), folder, ledger, reader, inputs: 0, _stop: stop }
+        Place {
+            runtime: Some(runtime),
+            folder,
+            ledger,
+            reader,
+            inputs: 0,
+            _stop: stop,
+        }
     }
 
     fn path(&self, socket: &str) -> PathBuf {
@@ -138,8 +179,15 @@ impl Place {
             self.ledger.write(|_| Ok(())).await?;
             self.ledger.write(|tx| tx.first_undigested()).await
         });
-        assert_eq!(undigested.expect("the writer lives"), None, "it is not digested");
-        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+        assert_eq!(
+            undigested.expect("the writer lives"),
+            None,
+            "it is not digested"
+        );
+        #[expect(
+            clippy::redundant_closure_for_method_calls,
+            reason = "the method alone is not general enough"
+        )]
         let aside = self.reader.read(|view| view.set_aside_count());
         assert_eq!(aside.expect("it reads"), 0, "it is set aside");
     }
@@ -155,7 +203,11 @@ impl Drop for Place {
 
 fn allowance() -> Allowance {
     let timeout = Duration::from_secs(5);
-    Allowance { connections_max: 100, header_timeout: timeout, write_timeout: timeout }
+    Allowance {
+        connections_max: 100,
+        header_timeout: timeout,
+        write_timeout: timeout,
+    }
 }
 
 /// Runs `work` at the place, a second after the input before.
@@ -175,9 +227,13 @@ fn at_the_place(work: impl FnOnce(&Place)) {
 fn talk(socket: &Path, bytes: &[u8], wait: Duration) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).expect("it listens");
     stream.set_read_timeout(Some(wait)).expect("a time limit");
-    stream.set_write_timeout(Some(Duration::from_secs(10))).expect("a time limit");
+    stream
+        .set_write_timeout(Some(Duration::from_secs(10)))
+        .expect("a time limit");
     // Whoever is shown out while still sending sees a broken pipe.
-    let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let _ = stream
+        .write_all(bytes)
+        .and_then(|()| stream.shutdown(Shutdown::Write));
     let mut answers = Vec::new();
     let _ = stream.take(1 << 20).read_to_end(&mut answers);
     answers
@@ -190,7 +246,11 @@ fn status(answers: &[u8]) -> Option<u16> {
 }
 
 fn says(request: &[u8], answers: &[u8]) -> String {
-    format!("{}\n--- was answered\n{}", request.escape_ascii(), answers.escape_ascii())
+    format!(
+        "{}\n--- was answered\n{}",
+        request.escape_ascii(),
+        answers.escape_ascii()
+    )
 }
 
 /// Any bytes on a connection of the webhook endpoint.
@@ -208,8 +268,16 @@ fn on_a_connection(socket: &str, data: &[u8], wait: Duration) {
     at_the_place(|place| {
         let answers = talk(&place.path(socket), data, wait);
         let status = status(&answers);
-        assert!(status.is_some() || answers.is_empty(), "{}", says(data, &answers));
-        assert!(status.is_none_or(|status| status < 500), "{}", says(data, &answers));
+        assert!(
+            status.is_some() || answers.is_empty(),
+            "{}",
+            says(data, &answers)
+        );
+        assert!(
+            status.is_none_or(|status| status < 500),
+            "{}",
+            says(data, &answers)
+        );
         place.check();
     });
 }
@@ -217,7 +285,10 @@ fn on_a_connection(socket: &str, data: &[u8], wait: Duration) {
 /// A delivery with all that a genuine one carries: what verifies is answered 200 and is on disk, byte
 /// for byte, whatever it says.
 pub fn delivery(data: &[u8]) {
-    let Some(([provider, slice], body)) = data.split_first_chunk::<2>().map(|(choices, body)| (*choices, body)) else {
+    let Some(([provider, slice], body)) = data
+        .split_first_chunk::<2>()
+        .map(|(choices, body)| (*choices, body))
+    else {
         return;
     };
     if body.len() > BODY_BYTES_MAX {
@@ -228,7 +299,11 @@ pub fn delivery(data: &[u8]) {
         let plain = signature::sign(SECRET, &[body]);
         let time = (TIME.load(Ordering::Relaxed) / 1_000).to_string();
         let timed = signature::sign(SECRET, &[time.as_bytes(), b".", body]);
-        let path = if provider == "smartbrowse" { format!("/{SECRET}") } else { String::new() };
+        let path = if provider == "smartbrowse" {
+            format!("/{SECRET}")
+        } else {
+            String::new()
+        };
         let mut request = format!(
             "POST /hooks/{provider}{path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
              X-Skyvern-Signature: {plain}\r\nX-Firecrawl-Signature: sha256={plain}\r\nAuthorization: {SECRET}\r\n\
@@ -245,10 +320,18 @@ pub fn delivery(data: &[u8]) {
         match status(&answers) {
             Some(200) => {
                 let text = String::from_utf8_lossy(&answers);
-                let id =
-                    text.rsplit_once("{\"stored\":").and_then(|(_, id)| id.trim_end_matches(['}', '\n']).parse().ok());
-                let kept = place.reader.read(|view| view.body(id.expect("a 200 names what it stored")));
-                assert_eq!(kept.expect("it reads").as_deref(), Some(body), "{}", says(&request, &answers));
+                let id = text
+                    .rsplit_once("{\"stored\":")
+                    .and_then(|(_, id)| id.trim_end_matches(['}', '\n']).parse().ok());
+                let kept = place
+                    .reader
+                    .read(|view| view.body(id.expect("a 200 names what it stored")));
+                assert_eq!(
+                    kept.expect("it reads").as_deref(),
+                    Some(body),
+                    "{}",
+                    says(&request, &answers)
+                );
             }
             Some(401 | 429) => assert_eq!(provider, "browser-use", "{}", says(&request, &answers)),
             _ => panic!("{}", says(&request, &answers)),

@@ -1,7 +1,7 @@
 //! Every invariant of the ledger, broken: what `check` must find and name.
 
-use settled::providers::Verdict;
 use settled::ledger::{Reader, StoreError, check, check_with_all_reports};
+use settled::providers::Verdict;
 
 use super::setting::{Ledger, answer, delivery, forged, signed, state, track};
 
@@ -28,17 +28,27 @@ fn found_after(damage: &str) -> Vec<String> {
     let sql = ledger.sql();
     sql.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; PRAGMA writable_schema = ON;")
         .unwrap();
-    sql.execute_batch(damage).unwrap_or_else(|error| panic!("{damage}: {error}"));
+    sql.execute_batch(damage)
+        .unwrap_or_else(|error| panic!("{damage}: {error}"));
     drop(sql);
     let reader = Reader::open(&ledger.path()).unwrap();
-    reader.read(check_with_all_reports).unwrap().into_iter().map(|finding| finding.what).collect()
+    reader
+        .read(check_with_all_reports)
+        .unwrap()
+        .into_iter()
+        .map(|finding| finding.what)
+        .collect()
 }
 
 #[test]
 fn a_sound_ledger_has_no_findings() {
     let ledger = a_ledger();
     assert_eq!(ledger.reader.read(check_with_all_reports).unwrap(), []);
-    assert_eq!(ledger.count("SELECT count(*) FROM records"), 4, "or there is little to check");
+    assert_eq!(
+        ledger.count("SELECT count(*) FROM records"),
+        4,
+        "or there is little to check"
+    );
 }
 
 #[test]
@@ -46,18 +56,42 @@ fn whatever_is_broken_is_named() {
     let no_trigger = "DROP TRIGGER a_completion_is_for_ever; DROP INDEX one_completion_per_run;";
     let completion = "type = 'settled.run.completion'";
     for (damage, expected) in [
-        ("UPDATE meta SET digested = 1000", "marks beyond the last report, or reports beyond the last number given"),
+        (
+            "UPDATE meta SET digested = 1000",
+            "marks beyond the last report, or reports beyond the last number given",
+        ),
         (
             "UPDATE meta SET reported = digested - 1",
             "marks beyond the last report, or reports beyond the last number given",
         ),
-        ("UPDATE meta SET recorded = recorded + 1", "ends of the feed that are not the last number given"),
-        ("UPDATE sources SET known = known + 1", "sources whose runs are counted wrong"),
-        ("UPDATE sources SET open = open + 1", "sources whose runs are counted wrong"),
-        ("UPDATE sources SET overdue = overdue + 1", "sources whose runs are counted wrong"),
-        ("UPDATE settlements SET completions = 7", "minutes whose losses are counted wrong"),
-        ("UPDATE meta SET fed_bytes = fed_bytes + 1", "sizes of the feed that are wrong"),
-        ("DELETE FROM records WHERE type = 'settled.run.status'", "gaps in the feed"),
+        (
+            "UPDATE meta SET recorded = recorded + 1",
+            "ends of the feed that are not the last number given",
+        ),
+        (
+            "UPDATE sources SET known = known + 1",
+            "sources whose runs are counted wrong",
+        ),
+        (
+            "UPDATE sources SET open = open + 1",
+            "sources whose runs are counted wrong",
+        ),
+        (
+            "UPDATE sources SET overdue = overdue + 1",
+            "sources whose runs are counted wrong",
+        ),
+        (
+            "UPDATE settlements SET completions = 7",
+            "minutes whose losses are counted wrong",
+        ),
+        (
+            "UPDATE meta SET fed_bytes = fed_bytes + 1",
+            "sizes of the feed that are wrong",
+        ),
+        (
+            "DELETE FROM records WHERE type = 'settled.run.status'",
+            "gaps in the feed",
+        ),
         (
             "DELETE FROM records WHERE type = 'settled.run.amendment'",
             "ends of the feed that are not the last number given",
@@ -89,14 +123,26 @@ fn whatever_is_broken_is_named() {
             "UPDATE reports SET ring = NULL WHERE ring = 1",
             "deliveries that nobody verified outside of the ring, or others in it",
         ),
-        ("UPDATE heard SET seq = NULL WHERE seq = 1", "records without a cause"),
-        ("UPDATE heard SET seq = 2 WHERE seq = 3", "lines in timelines that name a record of another run or none"),
-        ("DELETE FROM reports WHERE id = 6", "runs that hold an end whose report is gone"),
+        (
+            "UPDATE heard SET seq = NULL WHERE seq = 1",
+            "records without a cause",
+        ),
+        (
+            "UPDATE heard SET seq = 2 WHERE seq = 3",
+            "lines in timelines that name a record of another run or none",
+        ),
+        (
+            "DELETE FROM reports WHERE id = 6",
+            "runs that hold an end whose report is gone",
+        ),
         (
             "INSERT INTO consumers VALUES ('a', 5, '{}', 1, 0, 0, 0)",
             "consumers beyond the end of the feed, or with a number never given",
         ),
-        ("UPDATE runs SET outcome = 'failed'", "runs whose columns say something else than their state"),
+        (
+            "UPDATE runs SET outcome = 'failed'",
+            "runs whose columns say something else than their state",
+        ),
         ("UPDATE runs SET state = ''", "runs that cannot be read"),
         (
             "UPDATE runs SET wake_at = NULL",
@@ -109,7 +155,10 @@ fn whatever_is_broken_is_named() {
         ("DELETE FROM sources", "rows that refer to nothing"),
     ] {
         let found = found_after(damage);
-        assert!(found.iter().any(|what| what == expected), "{damage}\n  must show {expected:?}\n  and shows {found:?}");
+        assert!(
+            found.iter().any(|what| what == expected),
+            "{damage}\n  must show {expected:?}\n  and shows {found:?}"
+        );
     }
 }
 
@@ -127,7 +176,9 @@ fn a_page_of_other_bytes_is_found() {
     std::fs::write(&path, bytes).unwrap();
     let reader = Reader::open(&path).unwrap();
     let found = reader.read(check);
-    assert!(found.is_err() || found.is_ok_and(|found| found[0].what.contains("damages of the file")));
+    assert!(
+        found.is_err() || found.is_ok_and(|found| found[0].what.contains("damages of the file"))
+    );
 }
 
 #[test]
@@ -135,8 +186,17 @@ fn only_a_ledger_can_be_opened_for_reading_and_none_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
     let missing = Reader::open(&path).err().unwrap();
-    assert!(matches!(missing, StoreError::Sqlite(_)), "it is nobody's: {missing}");
+    assert!(
+        matches!(missing, StoreError::Sqlite(_)),
+        "it is nobody's: {missing}"
+    );
     assert!(!path.exists());
     std::fs::write(&path, b"").unwrap();
-    assert!(Reader::open(&path).err().unwrap().to_string().contains("is not a database of settled"));
+    assert!(
+        Reader::open(&path)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("is not a database of settled")
+    );
 }

@@ -1,8 +1,8 @@
 //! A ledger in which something was damaged: what can be answered is answered, and the rest is named.
 
 use rusqlite::Connection;
-use settled::model::{At, RunId, RunKey, SourceName};
 use settled::ledger::{DamagedRow, Filter, RunPage, RunQuery, StoreError, Writer, examine};
+use settled::model::{At, RunId, RunKey, SourceName};
 
 use crate::setting::{Ledger, forged, signed, track};
 
@@ -12,29 +12,55 @@ fn damaged() -> Ledger {
     for run_id in ["wr_bad", "wr_1", "wr_2"] {
         ledger.hears(track(run_id));
     }
-    let spoilt = ledger.sql().execute("UPDATE runs SET state = '{\"kind\":' WHERE run_id = 'wr_bad'", []).unwrap();
+    let spoilt = ledger
+        .sql()
+        .execute(
+            "UPDATE runs SET state = '{\"kind\":' WHERE run_id = 'wr_bad'",
+            [],
+        )
+        .unwrap();
     assert_eq!(spoilt, 1);
     ledger
 }
 
 fn bad() -> DamagedRow {
-    DamagedRow { table: "runs".to_owned(), source: Some("sky".to_owned()), name: "wr_bad".to_owned() }
+    DamagedRow {
+        table: "runs".to_owned(),
+        source: Some("sky".to_owned()),
+        name: "wr_bad".to_owned(),
+    }
 }
 
 fn names(page: &RunPage) -> Vec<&str> {
-    page.runs.iter().map(|row| row.key.run_id.as_str()).collect()
+    page.runs
+        .iter()
+        .map(|row| row.key.run_id.as_str())
+        .collect()
 }
 
 #[test]
 fn a_damaged_run_is_left_out_of_the_list_and_named() {
     let ledger = damaged();
     let list = |query: RunQuery| ledger.reader.read(|view| view.runs(&query)).unwrap();
-    let all = list(RunQuery { limit: 10, ..RunQuery::default() });
-    assert_eq!((names(&all), &all.damaged, all.next), (vec!["wr_1", "wr_2"], &vec![bad()], None));
+    let all = list(RunQuery {
+        limit: 10,
+        ..RunQuery::default()
+    });
+    assert_eq!(
+        (names(&all), &all.damaged, all.next),
+        (vec!["wr_1", "wr_2"], &vec![bad()], None)
+    );
     // A page that ends with the damaged row goes on behind it.
-    let first = list(RunQuery { limit: 1, ..RunQuery::default() });
+    let first = list(RunQuery {
+        limit: 1,
+        ..RunQuery::default()
+    });
     assert_eq!((names(&first), first.next), (vec![], Some(1)));
-    let second = list(RunQuery { limit: 1, after: 1, ..RunQuery::default() });
+    let second = list(RunQuery {
+        limit: 1,
+        after: 1,
+        ..RunQuery::default()
+    });
     assert_eq!((names(&second), second.next), (vec!["wr_1"], Some(2)));
     assert_eq!(ledger.reader.damaged(), [bad()], "it is remembered once");
 }
@@ -44,7 +70,12 @@ fn the_newest_come_first_page_by_page() {
     let mut ledger = Ledger::new();
     (1..=5).for_each(|number| drop(ledger.hears(track(&format!("wr_{number}")))));
     let list = |before| {
-        let query = RunQuery { newest: true, before, limit: 2, ..RunQuery::default() };
+        let query = RunQuery {
+            newest: true,
+            before,
+            limit: 2,
+            ..RunQuery::default()
+        };
         ledger.reader.read(|view| view.runs(&query)).unwrap()
     };
     let (first, last) = (list(None), list(Some(2)));
@@ -57,14 +88,39 @@ fn the_newest_come_first_page_by_page() {
 fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
     let ledger = damaged();
     // As due as can be, in every queue there is.
-    ledger.sql().execute("UPDATE runs SET ask_at = id, urgent_at = NULL, wake_at = id", []).unwrap();
+    ledger
+        .sql()
+        .execute(
+            "UPDATE runs SET ask_at = id, urgent_at = NULL, wake_at = id",
+            [],
+        )
+        .unwrap();
     let now = ledger.now;
     let due = ledger.reader.read(|view| view.due(1, now, now, 1)).unwrap();
-    assert_eq!(due.iter().map(|due| due.run_id.as_str()).collect::<Vec<_>>(), ["wr_1"]);
-    ledger.sql().execute("UPDATE runs SET urgent_at = ask_at, ask_at = NULL", []).unwrap();
-    let due = ledger.reader.read(|view| view.due(1, now, At(0), 2)).unwrap();
-    assert_eq!(due.iter().map(|due| due.run_id.as_str()).collect::<Vec<_>>(), ["wr_1", "wr_2"]);
-    let (alarms, _) = ledger.reader.read(|view| view.alarms(&[1], now, 1)).unwrap();
+    assert_eq!(
+        due.iter()
+            .map(|due| due.run_id.as_str())
+            .collect::<Vec<_>>(),
+        ["wr_1"]
+    );
+    ledger
+        .sql()
+        .execute("UPDATE runs SET urgent_at = ask_at, ask_at = NULL", [])
+        .unwrap();
+    let due = ledger
+        .reader
+        .read(|view| view.due(1, now, At(0), 2))
+        .unwrap();
+    assert_eq!(
+        due.iter()
+            .map(|due| due.run_id.as_str())
+            .collect::<Vec<_>>(),
+        ["wr_1", "wr_2"]
+    );
+    let (alarms, _) = ledger
+        .reader
+        .read(|view| view.alarms(&[1], now, 1))
+        .unwrap();
     assert_eq!(alarms, [(1, RunId::new("wr_1").unwrap())]);
     assert_eq!(ledger.reader.damaged(), [bad()]);
 }
@@ -72,9 +128,18 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
 #[test]
 fn a_clock_that_was_set_back_does_not_stop_the_start_over_a_damaged_run() {
     let mut bare = damaged().bare();
-    assert_eq!(bare.writer.transaction(|tx| tx.clamp_asks(At(7), At(1_000))).unwrap(), 3);
+    assert_eq!(
+        bare.writer
+            .transaction(|tx| tx.clamp_asks(At(7), At(1_000)))
+            .unwrap(),
+        3
+    );
     assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 3);
-    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE state = '{\"kind\":'"), 1, "it stays as it was found");
+    assert_eq!(
+        bare.count("SELECT count(*) FROM runs WHERE state = '{\"kind\":'"),
+        1,
+        "it stays as it was found"
+    );
 }
 
 #[test]
@@ -83,8 +148,20 @@ fn no_more_damaged_rows_are_remembered_than_a_thousand() {
     let many = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1001)
         INSERT INTO runs (source, run_id, phase, overdue, opened_at, state) SELECT 1, 'wr_' || x, 'open', 0, 1, '{' FROM n";
     ledger.sql().execute(many, []).unwrap();
-    let query = RunQuery { limit: 2_000, ..RunQuery::default() };
-    assert_eq!(ledger.reader.read(|view| view.runs(&query)).unwrap().damaged.len(), 1_001, "all are told");
+    let query = RunQuery {
+        limit: 2_000,
+        ..RunQuery::default()
+    };
+    assert_eq!(
+        ledger
+            .reader
+            .read(|view| view.runs(&query))
+            .unwrap()
+            .damaged
+            .len(),
+        1_001,
+        "all are told"
+    );
     assert_eq!(ledger.reader.damaged().len(), 1_000);
 }
 
@@ -99,9 +176,15 @@ fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
     assert_eq!(digest.effects.len(), 1);
     assert_eq!(ledger.feed().len(), 1);
     // Asked for alone, it is an error that says so.
-    let key = RunKey { source: SourceName::new("sky").unwrap(), run_id: RunId::new("wr_bad").unwrap() };
+    let key = RunKey {
+        source: SourceName::new("sky").unwrap(),
+        run_id: RunId::new("wr_bad").unwrap(),
+    };
     let error = ledger.reader.read(|view| view.run(&key)).unwrap_err();
-    assert!(matches!(&error, StoreError::Unreadable(_)) && error.to_string().contains("settled check"), "{error}");
+    assert!(
+        matches!(&error, StoreError::Unreadable(_)) && error.to_string().contains("settled check"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -110,14 +193,35 @@ fn a_damaged_consumer_leaves_the_others_their_list() {
     let path = folder.path().join("settled.db");
     let mut writer = Writer::open(&path, At(0)).unwrap();
     for name in ["a", "b"] {
-        writer.transaction(|tx| tx.create_consumer(name, 0, &Filter::default(), 0, At(0))).unwrap();
+        writer
+            .transaction(|tx| tx.create_consumer(name, 0, &Filter::default(), 0, At(0)))
+            .unwrap();
     }
-    Connection::open(&path).unwrap().execute("UPDATE consumers SET filter = '{' WHERE name = 'a'", []).unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .execute("UPDATE consumers SET filter = '{' WHERE name = 'a'", [])
+        .unwrap();
     let reader = writer.reader();
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method alone is not general enough"
+    )]
     let consumers = reader.read(|view| view.consumers()).unwrap();
-    assert_eq!(consumers.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["b"]);
-    assert_eq!(reader.damaged().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a of consumers"]);
+    assert_eq!(
+        consumers
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect::<Vec<_>>(),
+        ["b"]
+    );
+    assert_eq!(
+        reader
+            .damaged()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["a of consumers"]
+    );
 }
 
 #[test]
@@ -126,16 +230,26 @@ fn a_sound_ledger_has_no_findings_and_a_damaged_one_says_what() {
     ledger.hears(track("wr_1"));
     ledger.hears(signed("wr_2", "completed"));
     let found = |ledger: &Ledger| -> Vec<String> {
-        examine(&ledger.path()).unwrap().findings.iter().map(ToString::to_string).collect()
+        examine(&ledger.path())
+            .unwrap()
+            .findings
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     };
     assert_eq!(found(&ledger), [""; 0]);
     assert_eq!(examine(&ledger.path()).unwrap().rows["runs"], 2);
 
     let spoil = |sql: &str| ledger.sql().execute_batch(sql).unwrap();
-    spoil("UPDATE runs SET state = '{' WHERE run_id = 'wr_1'; UPDATE runs SET wake_at = NULL WHERE phase = 'open'");
+    spoil(
+        "UPDATE runs SET state = '{' WHERE run_id = 'wr_1'; UPDATE runs SET wake_at = NULL WHERE phase = 'open'",
+    );
     let told = found(&ledger);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("runs that cannot be read: 1: sky:wr_1 (a run's state: "), "{told:?}");
+    assert!(
+        told[0].starts_with("runs that cannot be read: 1: sky:wr_1 (a run's state: "),
+        "{told:?}"
+    );
     spoil(
         "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET digested = 99",
     );
@@ -168,7 +282,12 @@ fn a_file_with_overwritten_pages_is_found_damaged_whatever_cannot_be_asked_any_m
     }
     std::fs::write(&copy, &bytes).unwrap();
     let findings = examine(&copy).unwrap().findings;
-    assert!(findings.iter().any(|finding| finding.what.contains("the file")), "{findings:?}");
+    assert!(
+        findings
+            .iter()
+            .any(|finding| finding.what.contains("the file")),
+        "{findings:?}"
+    );
     // Not even a schema.
     bytes[100..4096].fill(0x5a);
     std::fs::write(&copy, &bytes).unwrap();

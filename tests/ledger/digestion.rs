@@ -1,22 +1,24 @@
 //! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
 //! stands in anybody's way.
 
+use settled::ledger::{Filter, RingLimits, StoreError, Writer};
+use settled::model::decide::Effect;
+use settled::model::observation::Observation;
+use settled::model::schedule::Policy;
+use settled::model::{At, Kind, RunId};
 use settled::providers::browser_use::BrowserUse;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{
-    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Response, Settings, Subject, Verdict,
-    Webhook,
+    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Response, Settings,
+    Subject, Verdict, Webhook,
 };
 use settled::reconciler::{Reconciler, Work};
 use settled::report::{AnswerHead, Head, Report, SweepHead};
-use settled::model::schedule::Policy;
-use settled::model::decide::Effect;
-use settled::model::observation::Observation;
-use settled::model::{At, Kind, RunId};
 use settled::secret::Keyring;
-use settled::ledger::{Filter, RingLimits, StoreError, Writer};
 
-use super::setting::{Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track};
+use super::setting::{
+    Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track,
+};
 
 /// Skyvern, read by somebody who panics at the word.
 struct Nervous;
@@ -59,7 +61,13 @@ impl Provider for Nervous {
     fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question> {
         Skyvern.list_question(page, settings)
     }
-    fn read_list(&self, page: Option<&str>, answer: &Answer, settings: &Settings, asked_at: At) -> Listing {
+    fn read_list(
+        &self,
+        page: Option<&str>,
+        answer: &Answer,
+        settings: &Settings,
+        asked_at: At,
+    ) -> Listing {
         Skyvern.read_list(page, answer, settings, asked_at)
     }
 }
@@ -67,7 +75,12 @@ impl Provider for Nervous {
 /// A ledger in which reports were promised, and whose process then ended.
 fn promised(reports: &[Report]) -> Ledger {
     let ledger = Ledger::new();
-    let Ledger { folder, reconciler, reader, now } = ledger;
+    let Ledger {
+        folder,
+        reconciler,
+        reader,
+        now,
+    } = ledger;
     drop(reconciler);
     let path = folder.path().join("settled.db");
     let mut writer = Writer::open(&path, START).unwrap();
@@ -75,16 +88,29 @@ fn promised(reports: &[Report]) -> Ledger {
         writer.transaction(|tx| tx.add_report(report)).unwrap();
     }
     let fleet = fleet(&mut writer, [source("sky", &Skyvern)]);
-    Ledger { folder, reader, reconciler: Reconciler::new(writer, fleet, ROOMY), now }
+    Ledger {
+        folder,
+        reader,
+        reconciler: Reconciler::new(writer, fleet, ROOMY),
+        now,
+    }
 }
 
 #[test]
 fn what_was_promised_and_not_digested_is_digested_at_the_next_start() {
-    let mut ledger = promised(&[signed("wr_1", "running"), signed("wr_1", "completed"), signed("wr_2", "failed")]);
+    let mut ledger = promised(&[
+        signed("wr_1", "running"),
+        signed("wr_1", "completed"),
+        signed("wr_2", "failed"),
+    ]);
     assert!(ledger.feed().is_empty());
     assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 3);
     assert_eq!(ledger.feed().len(), 3);
-    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0, "and only once");
+    assert_eq!(
+        ledger.reconciler.recover(START, |_| ()).unwrap(),
+        0,
+        "and only once"
+    );
     assert_eq!(ledger.feed().len(), 3);
 }
 
@@ -99,12 +125,22 @@ fn what_was_digested_is_not_digested_again() {
 fn a_report_that_ended_the_process_three_times_is_set_aside() {
     let mut ledger = promised(&[signed("wr_1", "completed"), signed("wr_2", "completed")]);
     // Three processes counted an attempt, and came no further.
-    ledger.sql().execute("UPDATE reports SET attempts = 3 WHERE id = 1", []).unwrap();
+    ledger
+        .sql()
+        .execute("UPDATE reports SET attempts = 3 WHERE id = 1", [])
+        .unwrap();
     assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 2);
     assert!(ledger.run("wr_1").is_none());
-    assert!(ledger.run("wr_2").unwrap().completion.is_some(), "and the next is not kept waiting");
+    assert!(
+        ledger.run("wr_2").unwrap().completion.is_some(),
+        "and the next is not kept waiting"
+    );
     assert_eq!(ledger.set_aside(), 1);
-    let (row, _) = ledger.reader.read(|view| view.delivery(1)).unwrap().unwrap();
+    let (row, _) = ledger
+        .reader
+        .read(|view| view.delivery(1))
+        .unwrap()
+        .unwrap();
     assert!(row.set_aside.unwrap().contains("three times"));
 }
 
@@ -118,25 +154,59 @@ fn an_attempt_is_counted_on_disk_before_it_is_made() {
 #[test]
 fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
     let mut ledger = Ledger::of([source("sky", &Nervous)], ROOMY);
-    let poison = delivery(Verdict::Signed, r#"{"run_id":"wr_1","status":"completed","page":"BOO!"}"#);
-    let digests =
-        ledger.reconciler.step(vec![signed("wr_0", "failed"), poison, signed("wr_2", "failed")], START).unwrap();
-    assert_eq!(digests.iter().map(|digest| digest.effects.len()).collect::<Vec<_>>(), [1, 0, 1]);
-    let (row, _) = ledger.reader.read(|view| view.delivery(digests[1].report)).unwrap().unwrap();
+    let poison = delivery(
+        Verdict::Signed,
+        r#"{"run_id":"wr_1","status":"completed","page":"BOO!"}"#,
+    );
+    let digests = ledger
+        .reconciler
+        .step(
+            vec![signed("wr_0", "failed"), poison, signed("wr_2", "failed")],
+            START,
+        )
+        .unwrap();
+    assert_eq!(
+        digests
+            .iter()
+            .map(|digest| digest.effects.len())
+            .collect::<Vec<_>>(),
+        [1, 0, 1]
+    );
+    let (row, _) = ledger
+        .reader
+        .read(|view| view.delivery(digests[1].report))
+        .unwrap()
+        .unwrap();
     assert!(row.set_aside.unwrap().contains("panicked"));
     assert!(ledger.run("wr_1").is_none());
-    assert_eq!(ledger.reconciler.recover(START, |_| ()).unwrap(), 0, "it is not tried again");
+    assert_eq!(
+        ledger.reconciler.recover(START, |_| ()).unwrap(),
+        0,
+        "it is not tried again"
+    );
     ledger.hears(signed("wr_1", "completed"));
-    assert!(ledger.run("wr_1").unwrap().completion.is_some(), "its run can still settle");
+    assert!(
+        ledger.run("wr_1").unwrap().completion.is_some(),
+        "its run can still settle"
+    );
 }
 
 #[test]
 fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
     let mut ledger = Ledger::of([source("sky", &Nervous)], ROOMY);
     let poison = delivery(Verdict::Signed, "BOO!");
-    ledger.reconciler.turn(vec![signed("wr_1", "failed"), poison], Vec::new(), START).unwrap();
-    let work: Work = Box::new(|tx| tx.create_consumer("a", 0, &Filter::default(), 0, START).map(drop));
-    let turn = ledger.reconciler.turn(vec![signed("wr_2", "failed")], vec![work], START).unwrap();
+    ledger
+        .reconciler
+        .turn(vec![signed("wr_1", "failed"), poison], Vec::new(), START)
+        .unwrap();
+    let work: Work = Box::new(|tx| {
+        tx.create_consumer("a", 0, &Filter::default(), 0, START)
+            .map(drop)
+    });
+    let turn = ledger
+        .reconciler
+        .turn(vec![signed("wr_2", "failed")], vec![work], START)
+        .unwrap();
     assert!(turn.digested.is_err() && turn.work[0].is_ok());
     assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));
     assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 1);
@@ -146,9 +216,18 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
 
 #[test]
 fn a_forged_report_that_panics_its_reader_keeps_nobody_waiting_though_the_ring_is_full() {
-    let mut ledger = Ledger::of([source("sky", &Nervous)], RingLimits { rows_max: 10, bytes_max: 40 });
+    let mut ledger = Ledger::of(
+        [source("sky", &Nervous)],
+        RingLimits {
+            rows_max: 10,
+            bytes_max: 40,
+        },
+    );
     let poison = delivery(Verdict::BadSignature, format!("BOO! {}", "x".repeat(50)));
-    let digests = ledger.reconciler.step(vec![poison, signed("wr_1", "completed")], START).unwrap();
+    let digests = ledger
+        .reconciler
+        .step(vec![poison, signed("wr_1", "completed")], START)
+        .unwrap();
     assert_eq!(digests.last().unwrap().effects.len(), 1);
     assert!(ledger.run("wr_1").unwrap().completion.is_some());
 }
@@ -156,10 +235,23 @@ fn a_forged_report_that_panics_its_reader_keeps_nobody_waiting_though_the_ring_i
 #[test]
 fn what_cannot_be_read_is_noted_and_ends_there() {
     let mut ledger = Ledger::new();
-    for body in ["", "[]", "{", "null", "\u{feff}{}", "a=b&c=d", &"[".repeat(5_000), r#"{"run_id":null}"#] {
+    for body in [
+        "",
+        "[]",
+        "{",
+        "null",
+        "\u{feff}{}",
+        "a=b&c=d",
+        &"[".repeat(5_000),
+        r#"{"run_id":null}"#,
+    ] {
         let digest = ledger.hears(delivery(Verdict::Signed, body));
         assert_eq!(digest.effects, [], "{body:.20}");
-        let (row, _) = ledger.reader.read(|view| view.delivery(digest.report)).unwrap().unwrap();
+        let (row, _) = ledger
+            .reader
+            .read(|view| view.delivery(digest.report))
+            .unwrap()
+            .unwrap();
         assert!(row.note.is_some() && row.set_aside.is_none(), "{body:.20}");
     }
     assert_eq!(ledger.count("SELECT count(*) FROM runs"), 0);
@@ -182,37 +274,78 @@ fn a_report_of_a_source_that_is_gone_is_set_aside() {
 
 #[test]
 fn the_ring_is_bounded_in_rows() {
-    let mut ledger = Ledger::of([source("sky", &Skyvern)], RingLimits { rows_max: 40, bytes_max: 1 << 30 });
+    let mut ledger = Ledger::of(
+        [source("sky", &Skyvern)],
+        RingLimits {
+            rows_max: 40,
+            bytes_max: 1 << 30,
+        },
+    );
     for number in 0..200 {
         ledger.hears(forged(&format!("wr_{number}"), "completed"));
-        assert!(ledger.count("SELECT count(*) FROM reports WHERE ring = 1") <= 42, "at {number}");
+        assert!(
+            ledger.count("SELECT count(*) FROM reports WHERE ring = 1") <= 42,
+            "at {number}"
+        );
     }
-    assert_eq!(ledger.count("SELECT max(id) FROM reports WHERE ring = 1"), 200, "the newest are kept");
+    assert_eq!(
+        ledger.count("SELECT max(id) FROM reports WHERE ring = 1"),
+        200,
+        "the newest are kept"
+    );
 }
 
 #[test]
 fn the_ring_is_bounded_in_bytes() {
-    let mut ledger = Ledger::of([source("sky", &Skyvern)], RingLimits { rows_max: 1 << 30, bytes_max: 10_000 });
+    let mut ledger = Ledger::of(
+        [source("sky", &Skyvern)],
+        RingLimits {
+            rows_max: 1 << 30,
+            bytes_max: 10_000,
+        },
+    );
     for _ in 0..50 {
         ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 900]));
-        assert!(ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000);
+        assert!(
+            ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1")
+                <= 10_000
+        );
     }
     ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 20_000]));
-    assert!(ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000);
+    assert!(
+        ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000
+    );
 }
 
 #[test]
 fn the_ring_of_one_source_leaves_the_others_and_the_authentic_alone() {
-    let mut ledger =
-        Ledger::of([source("a", &Skyvern), source("b", &Skyvern)], RingLimits { rows_max: 5, bytes_max: 1 << 20 });
-    ledger.hears(Report { source: 2, ..forged("wr_b", "failed") });
+    let mut ledger = Ledger::of(
+        [source("a", &Skyvern), source("b", &Skyvern)],
+        RingLimits {
+            rows_max: 5,
+            bytes_max: 1 << 20,
+        },
+    );
+    ledger.hears(Report {
+        source: 2,
+        ..forged("wr_b", "failed")
+    });
     ledger.hears(signed("wr_a", "failed"));
     for _ in 0..50 {
         ledger.hears(forged("wr_a", "completed"));
     }
-    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 2"), 1);
-    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring IS NULL"), 1);
-    assert_eq!(ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring = 1"), 5);
+    assert_eq!(
+        ledger.count("SELECT count(*) FROM reports WHERE source = 2"),
+        1
+    );
+    assert_eq!(
+        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring IS NULL"),
+        1
+    );
+    assert_eq!(
+        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring = 1"),
+        5
+    );
 }
 
 #[test]
@@ -220,18 +353,35 @@ fn a_forged_flood_grows_neither_the_runs_nor_the_timeline() {
     let mut ledger = Ledger::new();
     ledger.hears(track("wr_open"));
     ledger.hears(signed("wr_over", "failed"));
-    let before = (ledger.count("SELECT count(*) FROM runs"), ledger.count("SELECT count(*) FROM heard"));
+    let before = (
+        ledger.count("SELECT count(*) FROM runs"),
+        ledger.count("SELECT count(*) FROM heard"),
+    );
     let flood = |number: i64| {
         let names = ["wr_open", "wr_over", "wr_unknown"];
-        let run_id =
-            names.get(usize::try_from(number % 4).unwrap()).map_or(format!("wr_{number}"), |&name| name.to_owned());
+        let run_id = names
+            .get(usize::try_from(number % 4).unwrap())
+            .map_or(format!("wr_{number}"), |&name| name.to_owned());
         forged(&run_id, "completed")
     };
-    ledger.reconciler.step((0..400).map(flood).collect(), ledger.now).unwrap();
-    let after = (ledger.count("SELECT count(*) FROM runs"), ledger.count("SELECT count(*) FROM heard"));
-    assert_eq!(after, (before.0, before.1 + 1), "one line: that the next question was brought forward");
+    ledger
+        .reconciler
+        .step((0..400).map(flood).collect(), ledger.now)
+        .unwrap();
+    let after = (
+        ledger.count("SELECT count(*) FROM runs"),
+        ledger.count("SELECT count(*) FROM heard"),
+    );
+    assert_eq!(
+        after,
+        (before.0, before.1 + 1),
+        "one line: that the next question was brought forward"
+    );
     assert_eq!(ledger.feed().len(), 1);
-    assert_eq!(ledger.timeline("wr_open").last().unwrap().effect, Effect::Hinted.word());
+    assert_eq!(
+        ledger.timeline("wr_open").last().unwrap().effect,
+        Effect::Hinted.word()
+    );
 }
 
 // ── One transaction ─────────────────────────────────────────────────────────────────────────────
@@ -254,8 +404,14 @@ fn work_that_fails_undoes_only_itself() {
         })
         .unwrap();
     let waiting = writer.transaction(|tx| tx.undigested(10)).unwrap();
-    let bodies: Vec<_> = waiting.into_iter().map(|(_, report, _)| report.body).collect();
-    assert_eq!(bodies, [state("wr_1", "failed"), state("wr_3", "failed")].map(String::into_bytes));
+    let bodies: Vec<_> = waiting
+        .into_iter()
+        .map(|(_, report, _)| report.body)
+        .collect();
+    assert_eq!(
+        bodies,
+        [state("wr_1", "failed"), state("wr_3", "failed")].map(String::into_bytes)
+    );
 }
 
 #[test]
@@ -270,7 +426,12 @@ fn a_transaction_that_fails_leaves_nothing() {
     });
     assert!(failed.is_err());
     writer.reopen().unwrap();
-    assert!(writer.transaction(|tx| tx.undigested(10)).unwrap().is_empty());
+    assert!(
+        writer
+            .transaction(|tx| tx.undigested(10))
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -278,9 +439,14 @@ fn an_answer_without_news_keeps_no_bytes() {
     let mut ledger = Ledger::new();
     ledger.hears(track("wr_1"));
     let asked_at = ledger.now;
-    let first = ledger.hears(answer("wr_1", asked_at, &state("wr_1", "running"))).report;
-    let second = ledger.hears(answer("wr_1", asked_at, &state("wr_1", "running"))).report;
-    let bytes = |id: i64| ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {id}"));
+    let first = ledger
+        .hears(answer("wr_1", asked_at, &state("wr_1", "running")))
+        .report;
+    let second = ledger
+        .hears(answer("wr_1", asked_at, &state("wr_1", "running")))
+        .report;
+    let bytes =
+        |id: i64| ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {id}"));
     assert!(bytes(first) > 0);
     assert_eq!(bytes(second), 0);
 }
@@ -288,29 +454,66 @@ fn an_answer_without_news_keeps_no_bytes() {
 /// One page of the list of a Browser Use account that runs v4.
 fn v4_page(rows: &serde_json::Value) -> Report {
     let body = serde_json::json!({ "sessions": rows }).to_string().into();
-    let response = Response { status: 200, body, ..Response::default() };
+    let response = Response {
+        status: 200,
+        body,
+        ..Response::default()
+    };
     let (answer, body) = AnswerHead::split("/api/v4/sessions".to_owned(), Answer::Http(response));
-    let head = SweepHead { page: None, asked_at: START, answer };
-    Report { source: 1, at: START, head: Head::Sweep(head), body }
+    let head = SweepHead {
+        page: None,
+        asked_at: START,
+        answer,
+    };
+    Report {
+        source: 1,
+        at: START,
+        head: Head::Sweep(head),
+        body,
+    }
 }
 
 #[test]
 fn a_run_that_began_and_ended_between_two_sweeps_is_found_and_history_is_left_alone() {
     let mut account = source("sky", &BrowserUse);
-    account.settings = Settings { api: Some("v4".to_owned()) };
+    account.settings = Settings {
+        api: Some("v4".to_owned()),
+    };
     let mut ledger = Ledger::of([account], ROOMY);
     let row = |run: &str, at: At| serde_json::json!({"sessionId": run, "latestRunId": run, "status": "completed", "updatedAt": at.rfc3339()});
-    let page = serde_json::json!([row("history", At(START.0 - 1000)), row("missed", At(START.0 + 1000))]);
+    let page = serde_json::json!([
+        row("history", At(START.0 - 1000)),
+        row("missed", At(START.0 + 1000))
+    ]);
     let sweep = ledger.hears(v4_page(&page));
-    assert!(ledger.run("history").is_none(), "what was over before we came is nobody's business");
+    assert!(
+        ledger.run("history").is_none(),
+        "what was over before we came is nobody's business"
+    );
     let missed = ledger.run("missed").expect("it is watched");
-    assert!(missed.run.ask.is_some_and(|ask| ask.urgent), "and asked about, since a list is no verdict");
+    assert!(
+        missed.run.ask.is_some_and(|ask| ask.urgent),
+        "and asked about, since a list is no verdict"
+    );
     assert_eq!(sweep.effects.len(), 1);
 
     let asked_at = ledger.now;
-    ledger.hears(answer("missed", asked_at, r#"{"id": "missed", "status": "completed"}"#));
+    ledger.hears(answer(
+        "missed",
+        asked_at,
+        r#"{"id": "missed", "status": "completed"}"#,
+    ));
     assert_eq!(ledger.feed().len(), 1);
     let again = ledger.hears(v4_page(&page)).report;
-    assert_eq!(ledger.timeline("missed").len(), 2, "the sweep that found it and the answer; no line a round");
-    assert_eq!(ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {again}")), 0);
+    assert_eq!(
+        ledger.timeline("missed").len(),
+        2,
+        "the sweep that found it and the answer; no line a round"
+    );
+    assert_eq!(
+        ledger.count(&format!(
+            "SELECT length(body) FROM reports WHERE id = {again}"
+        )),
+        0
+    );
 }

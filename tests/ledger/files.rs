@@ -18,7 +18,10 @@ fn a_ledger_keeps_its_epoch_when_it_is_opened_again() {
     let path = folder.path().join("settled.db");
     let writer = open(&path).unwrap();
     let first = writer.epoch().to_owned();
-    assert!(first.len() == 8 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
+    assert!(
+        first.len() == 8 && first.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{first}"
+    );
     assert_eq!(writer.reader().epoch(), first);
     drop(writer);
     assert_eq!(open(&path).unwrap().epoch(), first);
@@ -30,8 +33,13 @@ fn several_may_look_at_a_ledger_at_once() {
     let mut ledger = Ledger::new();
     ledger.hears(signed("wr_1", "completed"));
     let reader = Reader::open(&ledger.path()).unwrap();
-    let [outer, inner] = reader.read(|view| Ok([view.bounds()?, reader.read(|view| view.bounds())?])).unwrap();
-    assert_eq!((outer, inner), (bounds(&ledger.reader), bounds(&ledger.reader)));
+    let [outer, inner] = reader
+        .read(|view| Ok([view.bounds()?, reader.read(|view| view.bounds())?]))
+        .unwrap();
+    assert_eq!(
+        (outer, inner),
+        (bounds(&ledger.reader), bounds(&ledger.reader))
+    );
 }
 
 #[test]
@@ -66,7 +74,10 @@ fn a_second_writer_is_locked_out_until_the_first_is_gone() {
     let first = open(&path).unwrap();
     let refused = open(&path).err().unwrap();
     assert!(matches!(refused, StoreError::InUse(_)));
-    assert!(refused.to_string().starts_with("another settled is using "), "{refused}");
+    assert!(
+        refused.to_string().starts_with("another settled is using "),
+        "{refused}"
+    );
     drop(first);
     open(&path).unwrap();
 }
@@ -76,17 +87,26 @@ fn a_newer_schema_is_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("settled.db");
     drop(open(&path).unwrap());
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .pragma_update(None, "user_version", SCHEMA_VERSION + 1)
+        .unwrap();
     let refused = open(&path).err().unwrap();
     assert!(matches!(refused, StoreError::Newer { found, .. } if found == SCHEMA_VERSION + 1));
-    assert!(refused.to_string().contains("run the newer settled"), "{refused}");
+    assert!(
+        refused.to_string().contains("run the newer settled"),
+        "{refused}"
+    );
 }
 
 #[test]
 fn another_programs_database_is_refused_and_left_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("theirs.db");
-    Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)").unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)")
+        .unwrap();
     let before = fs::read(&path).unwrap();
     assert!(matches!(open(&path).err().unwrap(), StoreError::Foreign(_)));
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -103,7 +123,10 @@ fn a_database_is_ours_by_its_mark_and_an_empty_one_may_become_ours() {
         ("PRAGMA page_size = 4096", true),
     ] {
         let _ = fs::remove_file(&path);
-        Connection::open(&path).unwrap().execute_batch(mark).unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(mark)
+            .unwrap();
         let opened = open(&path);
         assert_eq!(opened.is_ok(), ours, "{mark}: {:?}", opened.err());
     }
@@ -131,13 +154,21 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_was() {
 
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
-    let refused = open(Path::new("/dev/null/settled/settled.db")).err().unwrap();
-    assert!(refused.to_string().contains("/dev/null/settled/settled.db"), "{refused}");
+    let refused = open(Path::new("/dev/null/settled/settled.db"))
+        .err()
+        .unwrap();
+    assert!(
+        refused.to_string().contains("/dev/null/settled/settled.db"),
+        "{refused}"
+    );
 }
 
 #[test]
 fn the_journal_is_a_write_ahead_log() {
     let ledger = Ledger::new();
-    let mode: String = ledger.sql().query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    let mode: String = ledger
+        .sql()
+        .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(mode, "wal");
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use settled::reconciler::{Handle, Refusal, channel};
 use settled::ledger::Filter;
+use settled::reconciler::{Handle, Refusal, channel};
 
 use super::setting::{Ledger, START, signed};
 
@@ -16,19 +16,30 @@ const NO_COMMIT: &str = "
 const COMMIT_AGAIN: &str = "DROP TRIGGER no_report; DROP TRIGGER no_consumer; DROP TABLE nowhere;";
 
 async fn make_consumer(handle: &Handle) -> Result<bool, Refusal> {
-    handle.write(|tx| Ok(tx.create_consumer("c", 0, &Filter::default(), 1, START)?.1)).await
+    handle
+        .write(|tx| Ok(tx.create_consumer("c", 0, &Filter::default(), 1, START)?.1))
+        .await
 }
 
 #[test]
 fn a_commit_that_fails_is_acknowledged_to_nobody() {
     let ledger = Ledger::new();
     let (sql, reader) = (ledger.sql(), ledger.reader.clone());
-    let Ledger { folder, reconciler, .. } = ledger;
+    let Ledger {
+        folder, reconciler, ..
+    } = ledger;
     let (handle, serve) = channel(reconciler, Arc::new(|| START), 0);
     let writer = std::thread::spawn(serve);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let count =
-        |table: &str| -> i64 { sql.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap() };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let count = |table: &str| -> i64 {
+        sql.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+            row.get(0)
+        })
+        .unwrap()
+    };
     runtime.block_on(async {
         sql.execute_batch(NO_COMMIT).unwrap();
         let stored = handle.record(signed("wr_1", "completed")).await;
@@ -37,11 +48,21 @@ fn a_commit_that_fails_is_acknowledged_to_nobody() {
         assert!(matches!(digested, Err(Refusal::Store(_))), "{digested:?}");
         let written = make_consumer(&handle).await;
         assert!(matches!(written, Err(Refusal::Store(_))), "{written:?}");
-        assert_eq!((count("reports"), count("consumers"), *handle.head().borrow()), (0, 0, 0));
+        assert_eq!(
+            (
+                count("reports"),
+                count("consumers"),
+                *handle.head().borrow()
+            ),
+            (0, 0, 0)
+        );
 
         sql.execute_batch(COMMIT_AGAIN).unwrap();
         let id = handle.record(signed("wr_1", "completed")).await.unwrap();
-        assert!(reader.read(|view| view.body(id)).unwrap().is_some(), "it is there as soon as it is promised");
+        assert!(
+            reader.read(|view| view.body(id)).unwrap().is_some(),
+            "it is there as soon as it is promised"
+        );
         assert!(make_consumer(&handle).await.unwrap());
         assert_eq!(count("consumers"), 1);
         handle.digest(signed("wr_2", "completed")).await.unwrap();

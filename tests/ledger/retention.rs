@@ -1,9 +1,9 @@
 //! What may go from the ledger, and that what is left is still a sound one.
 
-use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
-use settled::providers::Verdict;
-use settled::model::At;
 use settled::ledger::{Filter, Removable, TrimLimits, Trimmed, check};
+use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
+use settled::model::At;
+use settled::providers::Verdict;
 
 use super::setting::{Bare, Ledger, START, bounds, delivery, forged, signed};
 
@@ -20,13 +20,24 @@ impl Kept {
     }
 
     fn consumer(&mut self, name: &str, acked: i64) {
-        self.0.writer.transaction(|tx| tx.create_consumer(name, acked, &Filter::default(), 0, START)).unwrap();
+        self.0
+            .writer
+            .transaction(|tx| tx.create_consumer(name, acked, &Filter::default(), 0, START))
+            .unwrap();
     }
 
     /// Trims, and looks at what is left.
     fn trim(&mut self, before: At, bytes_max: i64, rows_max: u32) -> Trimmed {
-        let limits = TrimLimits { before, bytes_max, rows_max };
-        let trimmed = self.0.writer.transaction(|tx| tx.trim_records(&limits)).unwrap();
+        let limits = TrimLimits {
+            before,
+            bytes_max,
+            rows_max,
+        };
+        let trimmed = self
+            .0
+            .writer
+            .transaction(|tx| tx.trim_records(&limits))
+            .unwrap();
         assert_eq!(self.0.reader.read(check).unwrap(), []);
         trimmed
     }
@@ -36,7 +47,10 @@ impl Kept {
     }
 
     fn removable(&self, position: i64, before: At, bodies: bool) -> Removable {
-        self.0.reader.read(|view| view.removable(position, before, bodies)).unwrap()
+        self.0
+            .reader
+            .read(|view| view.removable(position, before, bodies))
+            .unwrap()
     }
 }
 
@@ -46,15 +60,25 @@ fn at(seq: i64) -> At {
 }
 
 fn gone(rows: usize) -> Trimmed {
-    Trimmed { rows, ..Trimmed::default() }
+    Trimmed {
+        rows,
+        ..Trimmed::default()
+    }
 }
 
 #[test]
 fn age_takes_what_is_older_and_nothing_else() {
     let mut kept = Kept::feed();
-    assert_eq!(kept.trim(at(1), i64::MAX, 10), gone(0), "of that very moment is not older");
+    assert_eq!(
+        kept.trim(at(1), i64::MAX, 10),
+        gone(0),
+        "of that very moment is not older"
+    );
     assert_eq!(kept.trim(at(3), i64::MAX, 10), gone(2));
-    assert_eq!((kept.trimmed(), kept.0.count("SELECT min(seq) FROM records")), (2, 3));
+    assert_eq!(
+        (kept.trimmed(), kept.0.count("SELECT min(seq) FROM records")),
+        (2, 3)
+    );
     assert_eq!(kept.trim(at(3), i64::MAX, 10), gone(0));
 }
 
@@ -69,11 +93,22 @@ fn age_waits_for_the_slowest_who_is_named() {
         holding: holding.iter().map(|name| (*name).to_owned()).collect(),
         ..Trimmed::default()
     };
-    assert_eq!(kept.trim(at(2), i64::MAX, 10), gone(1), "it has acknowledged the first");
+    assert_eq!(
+        kept.trim(at(2), i64::MAX, 10),
+        gone(1),
+        "it has acknowledged the first"
+    );
     assert_eq!(kept.trim(at(4), i64::MAX, 10), held(0, &["slower"]));
-    kept.0.writer.transaction(|tx| tx.ack("slower", 2, None, START)).unwrap();
+    kept.0
+        .writer
+        .transaction(|tx| tx.ack("slower", 2, None, START))
+        .unwrap();
     assert_eq!(kept.trim(at(4), i64::MAX, 10), held(1, &["slow", "slower"]));
-    assert_eq!(kept.trim(at(3), i64::MAX, 10), gone(0), "nobody keeps what is young");
+    assert_eq!(
+        kept.trim(at(3), i64::MAX, 10),
+        gone(0),
+        "nobody keeps what is young"
+    );
     assert_eq!(kept.trimmed(), 2);
 }
 
@@ -83,21 +118,37 @@ fn size_waits_for_nobody_and_says_whom_it_overran() {
     kept.consumer("quick", 4);
     kept.consumer("level", 2);
     kept.consumer("slow", 1);
-    let left = kept.0.count("SELECT sum(octet_length(envelope) + octet_length(data)) FROM records WHERE seq >= 3");
+    let left = kept.0.count(
+        "SELECT sum(octet_length(envelope) + octet_length(data)) FROM records WHERE seq >= 3",
+    );
     let overrun = |rows: usize, names: &[&str]| Trimmed {
         overrun: names.iter().map(|name| (*name).to_owned()).collect(),
         ..gone(rows)
     };
-    assert_eq!(kept.trim(at(0), left, 10), overrun(2, &["slow"]), "no more than it takes");
+    assert_eq!(
+        kept.trim(at(0), left, 10),
+        overrun(2, &["slow"]),
+        "no more than it takes"
+    );
     assert_eq!(kept.trim(at(0), left, 10), gone(0));
-    assert_eq!(kept.trim(at(0), left - 1, 10), overrun(1, &["level"]), "who had been overrun is not told again");
+    assert_eq!(
+        kept.trim(at(0), left - 1, 10),
+        overrun(1, &["level"]),
+        "who had been overrun is not told again"
+    );
     assert_eq!(kept.trimmed(), 3);
 }
 
 #[test]
 fn no_more_goes_at_once_than_may() {
     let mut kept = Kept::feed();
-    assert_eq!(kept.trim(at(9), i64::MAX, 3), Trimmed { more: true, ..gone(3) });
+    assert_eq!(
+        kept.trim(at(9), i64::MAX, 3),
+        Trimmed {
+            more: true,
+            ..gone(3)
+        }
+    );
     assert_eq!(kept.trim(at(9), i64::MAX, 3), gone(1));
     assert_eq!(kept.trim(at(9), i64::MAX, 3), gone(0));
     assert_eq!((kept.trimmed(), bounds(&kept.0.reader).head), (4, 4));
@@ -116,14 +167,36 @@ fn a_page_of_reports_that_may_go_ends_by_rows_and_by_bytes() {
     }
     let kept = Kept(ledger.bare());
     let first = kept.removable(0, At::NEVER, false);
-    assert_eq!((first.ids.len(), first.position, first.end), (many - 1, UPKEEP_ROWS, false));
+    assert_eq!(
+        (first.ids.len(), first.position, first.end),
+        (many - 1, UPKEEP_ROWS, false)
+    );
     let second = kept.removable(first.position, At::NEVER, false);
-    assert_eq!((second.ids.len(), second.end), (5, false), "the rest of the small ones, and 8 MiB");
+    assert_eq!(
+        (second.ids.len(), second.end),
+        (5, false),
+        "the rest of the small ones, and 8 MiB"
+    );
     let third = kept.removable(second.position, At::NEVER, false);
     assert_eq!((third.ids.len(), third.end), (1, true));
     let fourth = kept.removable(third.position, At::NEVER, false);
-    assert_eq!(fourth, Removable { ids: vec![], position: third.position, end: true });
-    assert_eq!(kept.removable(0, START, false), Removable { ids: vec![], position: 0, end: true }, "nothing is older");
+    assert_eq!(
+        fourth,
+        Removable {
+            ids: vec![],
+            position: third.position,
+            end: true
+        }
+    );
+    assert_eq!(
+        kept.removable(0, START, false),
+        Removable {
+            ids: vec![],
+            position: 0,
+            end: true
+        },
+        "nothing is older"
+    );
     assert_eq!(kept.removable(3, At(START.0 + 1), true).ids[0], 4);
 }
 
@@ -137,20 +210,50 @@ fn what_is_removed_is_counted_and_its_pages_can_be_given_back() {
         ledger.hears(delivery(Verdict::Signed, vec![b'x'; 400_000]));
     }
     let mut kept = Kept(ledger.bare());
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method alone is not general enough"
+    )]
     let sizes = |kept: &Kept| kept.0.reader.read(|view| view.sizes()).unwrap();
-    let (pages, free) = ("SELECT * FROM pragma_page_count", "SELECT * FROM pragma_freelist_count");
-    let stored = |kept: &Kept| (4096 * (kept.0.count(pages) - kept.0.count(free)), 4096 * kept.0.count(free));
+    let (pages, free) = (
+        "SELECT * FROM pragma_page_count",
+        "SELECT * FROM pragma_freelist_count",
+    );
+    let stored = |kept: &Kept| {
+        (
+            4096 * (kept.0.count(pages) - kept.0.count(free)),
+            4096 * kept.0.count(free),
+        )
+    };
     let (full, none) = sizes(&kept);
     assert_eq!((full, none), stored(&kept));
     assert!(full > 1_200_000, "{full}");
-    assert_eq!(kept.0.writer.transaction(|tx| tx.drop_bodies(&[4, 5, 99])).unwrap(), 2);
-    assert_eq!(kept.0.count("SELECT count(*) FROM reports WHERE length(body) = 0"), 2);
-    assert_eq!(kept.0.writer.transaction(|tx| tx.remove_reports(&[1, 2, 3, 99])).unwrap(), 3);
+    assert_eq!(
+        kept.0
+            .writer
+            .transaction(|tx| tx.drop_bodies(&[4, 5, 99]))
+            .unwrap(),
+        2
+    );
+    assert_eq!(
+        kept.0
+            .count("SELECT count(*) FROM reports WHERE length(body) = 0"),
+        2
+    );
+    assert_eq!(
+        kept.0
+            .writer
+            .transaction(|tx| tx.remove_reports(&[1, 2, 3, 99]))
+            .unwrap(),
+        3
+    );
     assert_eq!(kept.0.count("SELECT count(*) FROM reports"), 3);
     let (used, free) = sizes(&kept);
     assert_eq!((used, free), stored(&kept));
-    assert!(free > 800_000 && used < full - 800_000, "{used} used, {free} free");
+    assert!(
+        free > 800_000 && used < full - 800_000,
+        "{used} used, {free} free"
+    );
     kept.0.writer.transaction(|tx| tx.shrink(100)).unwrap();
     assert_eq!(sizes(&kept), (used, free - 100 * 4096));
 }

@@ -7,19 +7,24 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use settled::config::Source;
+use settled::ledger::{
+    FeedBounds, Filter, HeardRow, Reader, RingLimits, RunRow, StoredRecord, Writer,
+};
+use settled::model::record::Cursor;
+use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{Answer, Provider, Response, Verdict};
 use settled::reconciler::{Digest, Fleet, Reconciler};
 use settled::report::{AnswerHead, Head, PollHead, Report, TrackHead, WebhookHead};
-use settled::model::record::Cursor;
-use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::secret::{Key, Secret, SecretLabel};
-use settled::ledger::{FeedBounds, Filter, HeardRow, Reader, RingLimits, RunRow, StoredRecord, Writer};
 use tempfile::TempDir;
 
 pub const API_KEY: &str = "sk-0123456789abcdef";
 pub const START: At = At(1_700_000_000_000);
-pub const ROOMY: RingLimits = RingLimits { rows_max: 1_000, bytes_max: 1 << 20 };
+pub const ROOMY: RingLimits = RingLimits {
+    rows_max: 1_000,
+    bytes_max: 1 << 20,
+};
 
 /// A ledger with a reconciler over it.
 pub struct Ledger {
@@ -49,13 +54,18 @@ impl Bare {
 
 /// A source of the name, that asks with [`API_KEY`].
 pub fn source(name: &str, provider: &'static dyn Provider) -> Source {
-    let key = Key { label: SecretLabel("api_key".to_owned()), secret: Secret::new(API_KEY) };
+    let key = Key {
+        label: SecretLabel("api_key".to_owned()),
+        secret: Secret::new(API_KEY),
+    };
     Source::new(SourceName::new(name).unwrap(), provider).with_keys(Some(key), [])
 }
 
 /// The rows and the reconciler's view of these sources.
 pub fn fleet(writer: &mut Writer, sources: impl IntoIterator<Item = Source>) -> Fleet {
-    let sources = sources.into_iter().map(|source| (source.name.clone(), Arc::new(source)));
+    let sources = sources
+        .into_iter()
+        .map(|source| (source.name.clone(), Arc::new(source)));
     Fleet::enlist(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
 }
 
@@ -73,13 +83,30 @@ impl Ledger {
         let reader = writer.reader();
         let mut reconciler = Reconciler::new(writer, fleet, ring);
         assert_eq!(reconciler.recover(START, |_| ()).unwrap(), 0);
-        Ledger { folder, reader, reconciler, now: START }
+        Ledger {
+            folder,
+            reader,
+            reconciler,
+            now: START,
+        }
     }
 
     pub fn bare(self) -> Bare {
-        let (path, Ledger { folder, reader, reconciler, .. }) = (self.path(), self);
+        let (
+            path,
+            Ledger {
+                folder,
+                reader,
+                reconciler,
+                ..
+            },
+        ) = (self.path(), self);
         drop(reconciler);
-        Bare { folder, reader, writer: Writer::open(&path, START).unwrap() }
+        Bare {
+            folder,
+            reader,
+            writer: Writer::open(&path, START).unwrap(),
+        }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -98,21 +125,35 @@ impl Ledger {
     /// Hears one report, a second after the one before.
     pub fn hears(&mut self, report: Report) -> Digest {
         self.now = self.now.plus(Duration::from_secs(1));
-        let report = Report { at: self.now, ..report };
-        self.reconciler.step(vec![report], self.now).unwrap().remove(0)
+        let report = Report {
+            at: self.now,
+            ..report
+        };
+        self.reconciler
+            .step(vec![report], self.now)
+            .unwrap()
+            .remove(0)
     }
 
     /// Every record there is.
     pub fn feed(&self) -> Vec<StoredRecord> {
-        self.filtered(&Filter { types: Vec::new(), ..Filter::default() })
+        self.filtered(&Filter {
+            types: Vec::new(),
+            ..Filter::default()
+        })
     }
 
     pub fn filtered(&self, filter: &Filter) -> Vec<StoredRecord> {
-        self.reader.read(|view| Ok(view.records(0, i64::MAX, filter, 1_000, i64::MAX)?.0)).unwrap()
+        self.reader
+            .read(|view| Ok(view.records(0, i64::MAX, filter, 1_000, i64::MAX)?.0))
+            .unwrap()
     }
 
     pub fn run(&self, run_id: &str) -> Option<RunRow> {
-        let key = RunKey { source: SourceName::new("sky").unwrap(), run_id: RunId::new(run_id).unwrap() };
+        let key = RunKey {
+            source: SourceName::new("sky").unwrap(),
+            run_id: RunId::new(run_id).unwrap(),
+        };
         self.reader.read(|view| view.run(&key)).unwrap()
     }
 
@@ -122,7 +163,10 @@ impl Ledger {
     }
 
     /// How many reports are set aside.
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method alone is not general enough"
+    )]
     pub fn set_aside(&self) -> i64 {
         self.reader.read(|view| view.set_aside_count()).unwrap()
     }
@@ -133,7 +177,10 @@ impl Ledger {
 }
 
 /// Where the feed begins and ends.
-#[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method alone is not general enough"
+)]
 pub fn bounds(reader: &Reader) -> FeedBounds {
     reader.read(|view| view.bounds()).unwrap()
 }
@@ -153,12 +200,19 @@ pub fn delivery(verdict: Verdict, body: impl Into<Vec<u8>>) -> Report {
         truncated: false,
         peer: None,
     };
-    Report { source: 1, at: START, head: Head::Webhook(head), body: body.into() }
+    Report {
+        source: 1,
+        at: START,
+        head: Head::Webhook(head),
+        body: body.into(),
+    }
 }
 
 /// What Skyvern tells of a run.
 pub fn state(run_id: &str, status: &str) -> String {
-    format!(r#"{{"run_id": "{run_id}", "status": "{status}", "workflow_permanent_id": "wpid_{run_id}"}}"#)
+    format!(
+        r#"{{"run_id": "{run_id}", "status": "{status}", "workflow_permanent_id": "wpid_{run_id}"}}"#
+    )
 }
 
 pub fn signed(run_id: &str, status: &str) -> Report {
@@ -171,16 +225,41 @@ pub fn forged(run_id: &str, status: &str) -> Report {
 
 /// An answer to a question about a run.
 pub fn answer(run_id: &str, asked_at: At, body: &str) -> Report {
-    let response = Response { status: 200, body: body.into(), ..Response::default() };
+    let response = Response {
+        status: 200,
+        body: body.into(),
+        ..Response::default()
+    };
     let (answer, body) = AnswerHead::split("/v1/runs/x".to_owned(), Answer::Http(response));
     let run_id = RunId::new(run_id).unwrap();
-    let head =
-        PollHead { run_id, kind: Kind::Workflow, guessed: false, group_id: None, asked_at, answers: vec![answer] };
-    Report { source: 1, at: START, head: Head::Poll(head), body }
+    let head = PollHead {
+        run_id,
+        kind: Kind::Workflow,
+        guessed: false,
+        group_id: None,
+        asked_at,
+        answers: vec![answer],
+    };
+    Report {
+        source: 1,
+        at: START,
+        head: Head::Poll(head),
+        body,
+    }
 }
 
 pub fn track(run_id: &str) -> Report {
     let run_id = RunId::new(run_id).unwrap();
-    let head = TrackHead { run_id, kind: Some(Kind::Workflow), group_id: None, metadata: None };
-    Report { source: 1, at: START, head: Head::Track(head), body: Vec::new() }
+    let head = TrackHead {
+        run_id,
+        kind: Some(Kind::Workflow),
+        group_id: None,
+        metadata: None,
+    };
+    Report {
+        source: 1,
+        at: START,
+        head: Head::Track(head),
+        body: Vec::new(),
+    }
 }

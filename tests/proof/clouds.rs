@@ -11,10 +11,10 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use settled::config::Source;
 use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
 use settled::demo::plan;
+use settled::model::{At, SourceName};
 use settled::providers::{self, Answer, Delivery, Method, Question, Response};
 use settled::reconciler::Member;
 use settled::report::{Head, Report, WebhookHead};
-use settled::model::{At, SourceName};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 /// When every world begins: a Saturday morning.
@@ -42,25 +42,46 @@ pub fn account(source: plan::Source, keys: &Keys) -> Source {
         plan::Cloud::Skyvern | plan::Cloud::SmartBrowse => None,
     };
     let api_key = key("api_key", &keys.api_key(source));
-    made = made.with_keys(Some(api_key), hooks.map(|hooks| key("webhook_secrets[0]", hooks)));
+    made = made.with_keys(
+        Some(api_key),
+        hooks.map(|hooks| key("webhook_secrets[0]", hooks)),
+    );
     if source == plan::Source::Recipes {
         made.keyring.path_tokens = vec![key("path_token", &keys.smartbrowse_path)];
-        let values = vec![key("require_headers.Authorization", &keys.smartbrowse_header)];
-        made.keyring.headers = vec![RequiredHeader { name: "authorization".to_owned(), values }];
+        let values = vec![key(
+            "require_headers.Authorization",
+            &keys.smartbrowse_header,
+        )];
+        made.keyring.headers = vec![RequiredHeader {
+            name: "authorization".to_owned(),
+            values,
+        }];
     }
     made
 }
 
 /// A secret with its name.
 pub fn key(label: &str, value: &str) -> Key {
-    Key { label: SecretLabel(label.to_owned()), secret: Secret::new(value) }
+    Key {
+        label: SecretLabel(label.to_owned()),
+        secret: Secret::new(value),
+    }
 }
 
 /// Asks a cloud, with the account's key; also gives how long it takes to answer.
-pub fn ask(world: &World, cloud: plan::Cloud, member: &Member, question: &Question) -> (Answer, Duration) {
+pub fn ask(
+    world: &World,
+    cloud: plan::Cloud,
+    member: &Member,
+    question: &Question,
+) -> (Answer, Duration) {
     let ask = request(member, question);
     let service = service(cloud);
-    let reply = if service.authorized(&ask, &world.keys) { service.answer(world, &ask) } else { service.refusal(&ask) };
+    let reply = if service.authorized(&ask, &world.keys) {
+        service.answer(world, &ask)
+    } else {
+        service.refusal(&ask)
+    };
     answer(reply, question)
 }
 
@@ -76,24 +97,53 @@ fn request(member: &Member, question: &Question) -> Ask {
         let value = HeaderValue::from_str(&format!("{prefix}{}", key.expose())).unwrap();
         headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
     }
-    Ask::new(method, &question.path, headers, question.body.clone().unwrap_or_default().into())
+    Ask::new(
+        method,
+        &question.path,
+        headers,
+        question.body.clone().unwrap_or_default().into(),
+    )
 }
 
 /// The reply as our client reads it.
 pub fn answer(reply: Reply, question: &Question) -> (Answer, Duration) {
     let usual = Duration::from_millis(120);
     match reply.manner {
-        Manner::CutOff => (Answer::Failed { what: "the connection was closed".to_owned() }, usual),
-        Manner::Slow(span) if span > question.timeout => {
-            (Answer::Failed { what: "no answer in time".to_owned() }, question.timeout)
-        }
+        Manner::CutOff => (
+            Answer::Failed {
+                what: "the connection was closed".to_owned(),
+            },
+            usual,
+        ),
+        Manner::Slow(span) if span > question.timeout => (
+            Answer::Failed {
+                what: "no answer in time".to_owned(),
+            },
+            question.timeout,
+        ),
         manner => {
-            let headers = reply.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            let headers = reply
+                .headers
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect();
             let mut body = reply.body.to_vec();
             let truncated = body.len() > question.bytes_max;
             body.truncate(question.bytes_max);
-            let late = if let Manner::Slow(span) = manner { span } else { Duration::ZERO };
-            (Answer::Http(Response { status: reply.status, headers, body, truncated }), usual + late)
+            let late = if let Manner::Slow(span) = manner {
+                span
+            } else {
+                Duration::ZERO
+            };
+            (
+                Answer::Http(Response {
+                    status: reply.status,
+                    headers,
+                    body,
+                    truncated,
+                }),
+                usual + late,
+            )
         }
     }
 }
@@ -101,8 +151,12 @@ pub fn answer(reply: Reply, question: &Question) -> (Answer, Duration) {
 /// A letter as the receiver reports it.
 pub fn receive(member: &Member, letter: Letter, now: At) -> Report {
     let path_token = letter.path_token.as_deref().map(TokenDigest::of);
-    let delivery =
-        Delivery { headers: &letter.headers, body: &letter.body, truncated: false, path_token: path_token.as_ref() };
+    let delivery = Delivery {
+        headers: &letter.headers,
+        body: &letter.body,
+        truncated: false,
+        path_token: path_token.as_ref(),
+    };
     let source = &member.source;
     let proof = source.provider.verify(&delivery, &source.keyring, now);
     let head = WebhookHead {
@@ -113,5 +167,10 @@ pub fn receive(member: &Member, letter: Letter, now: At) -> Report {
         truncated: false,
         peer: None,
     };
-    Report { source: member.id, at: now, head: Head::Webhook(head), body: letter.body }
+    Report {
+        source: member.id,
+        at: now,
+        head: Head::Webhook(head),
+        body: letter.body,
+    }
 }

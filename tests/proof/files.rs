@@ -10,7 +10,11 @@ use tempfile::TempDir;
 /// survive a power cut.
 pub fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { TempDir::new_in(memory).unwrap() } else { TempDir::new().unwrap() }
+    if memory.is_dir() {
+        TempDir::new_in(memory).unwrap()
+    } else {
+        TempDir::new().unwrap()
+    }
 }
 
 /// A ledger's files as they are at one moment, without what a clean end would still do to them.
@@ -28,7 +32,11 @@ impl Remains {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => panic!("{error}"),
         };
-        Remains { store: store.to_owned(), bytes: fs::read(store).unwrap(), log }
+        Remains {
+            store: store.to_owned(),
+            bytes: fs::read(store).unwrap(),
+            log,
+        }
     }
 
     /// Puts them back where they were, into the same files, after whoever used them is gone.

@@ -9,10 +9,10 @@ use settled::demo::clouds::{Item, World};
 use settled::demo::dice::Dice;
 use settled::demo::plan::{self, Answers, Forgery, Form, Life, Mail, Plan, Poison, State};
 use settled::demo::stories;
+use settled::model::{At, RunId};
 use settled::providers::{Answer, Delivery, Response, Subject};
 use settled::reconciler::Member;
 use settled::report::{AnswerHead, Head, PollHead, Report, SweepHead, TrackHead};
-use settled::model::{At, RunId};
 
 use crate::clouds::{self, BEGIN};
 use crate::readers::{Deed, deed, limits};
@@ -34,7 +34,11 @@ pub enum Op {
     /// The file is restored from a copy, under another name.
     Restore,
     /// An account's webhook secret is another one; `both`: the old one is still taken.
-    Rotate { account: usize, wrong: bool, both: bool },
+    Rotate {
+        account: usize,
+        wrong: bool,
+        both: bool,
+    },
     /// Unverified deliveries of an account are verified again.
     Reverify { account: usize },
     /// A named consumer does something.
@@ -147,26 +151,42 @@ pub fn op() -> impl Strategy<Value = Op> {
 
 /// The words an account's runs can be in, or be said to be in; the last is one nobody knows.
 fn words(life: &Life) -> Vec<State> {
-    let judged = |word| [Some(true), Some(false), None].map(|success| State::over(word).judged(success));
+    let judged =
+        |word| [Some(true), Some(false), None].map(|success| State::over(word).judged(success));
     let open = |words: &[&'static str]| words.iter().copied().map(State::open).collect::<Vec<_>>();
     let over = |words: &[&'static str]| words.iter().copied().map(State::over).collect::<Vec<_>>();
     let known = match life.source {
         plan::Source::Skyvern => {
             let ends = over(&["completed", "failed", "terminated", "timed_out", "canceled"]);
-            [open(&["queued", "running", "paused"]), ends, vec![State::over("failed").pending()]].concat()
+            [
+                open(&["queued", "running", "paused"]),
+                ends,
+                vec![State::over("failed").pending()],
+            ]
+            .concat()
         }
-        plan::Source::Tasks => {
-            [open(&["created", "started"]), over(&["failed", "stopped"]), judged("finished").to_vec()].concat()
-        }
-        plan::Source::Sessions => {
-            [open(&["created", "idle", "running"]), over(&["timed_out", "error"]), judged("stopped").to_vec()].concat()
-        }
-        plan::Source::Runs | plan::Source::Recipes => {
-            [open(&["queued", "running"]), over(&["completed", "failed", "cancelled"])].concat()
-        }
-        plan::Source::Jobs => {
-            [open(&["started", "page", "scraping", "processing"]), over(&["completed", "failed", "cancelled"])].concat()
-        }
+        plan::Source::Tasks => [
+            open(&["created", "started"]),
+            over(&["failed", "stopped"]),
+            judged("finished").to_vec(),
+        ]
+        .concat(),
+        plan::Source::Sessions => [
+            open(&["created", "idle", "running"]),
+            over(&["timed_out", "error"]),
+            judged("stopped").to_vec(),
+        ]
+        .concat(),
+        plan::Source::Runs | plan::Source::Recipes => [
+            open(&["queued", "running"]),
+            over(&["completed", "failed", "cancelled"]),
+        ]
+        .concat(),
+        plan::Source::Jobs => [
+            open(&["started", "page", "scraping", "processing"]),
+            over(&["completed", "failed", "cancelled"]),
+        ]
+        .concat(),
     };
     [known, open(&["hibernating"])].concat()
 }
@@ -183,83 +203,172 @@ pub struct Scribe {
 impl Scribe {
     pub fn new() -> Scribe {
         let mut dice = Dice::new(SEED, 0);
-        let lives = plan::Source::ALL.iter().flat_map(|source| [*source; RUNS_EACH]);
-        let lives =
-            lives.map(|source| Life { answers: Answers::default(), ..stories::live(source, &mut dice) }).collect();
-        Scribe { lives, members: Vec::new(), now: BEGIN, letters: Vec::new() }
+        let lives = plan::Source::ALL
+            .iter()
+            .flat_map(|source| [*source; RUNS_EACH]);
+        let lives = lives
+            .map(|source| Life {
+                answers: Answers::default(),
+                ..stories::live(source, &mut dice)
+            })
+            .collect();
+        Scribe {
+            lives,
+            members: Vec::new(),
+            now: BEGIN,
+            letters: Vec::new(),
+        }
     }
 
     /// The account of this row.
     pub fn member(&self, id: i64) -> Arc<Member> {
-        self.members.iter().find(|member| member.id == id).unwrap().clone()
+        self.members
+            .iter()
+            .find(|member| member.id == id)
+            .unwrap()
+            .clone()
     }
 
     /// Whether there is such a run.
     pub fn exists(&self, source: &str, id: &str) -> bool {
-        self.lives.iter().any(|life| life.source.word() == source && life.id == id)
+        self.lives
+            .iter()
+            .any(|life| life.source.word() == source && life.id == id)
     }
 
     /// Reports as they would come in.
     pub fn write(&mut self, said: &[Said]) -> Vec<Report> {
         let reports: Vec<Report> = said.iter().filter_map(|said| self.report(said)).collect();
-        self.letters.extend(reports.iter().filter(|report| report.head.webhook().is_some()).cloned());
+        self.letters.extend(
+            reports
+                .iter()
+                .filter(|report| report.head.webhook().is_some())
+                .cloned(),
+        );
         reports
     }
 
     fn report(&self, said: &Said) -> Option<Report> {
         match said {
-            Said::Letter { run, word, form, late } => {
+            Said::Letter {
+                run,
+                word,
+                form,
+                late,
+            } => {
                 let life = &self.lives[*run];
-                let mail = Mail { form: FORMS[*form], ..Mail::new(Duration::ZERO, *word.get(&words(life))) };
+                let mail = Mail {
+                    form: FORMS[*form],
+                    ..Mail::new(Duration::ZERO, *word.get(&words(life)))
+                };
                 let written_at = At(self.now.0 - late * 1000);
                 let world = self.world(vec![life.clone()]);
-                let letter = world.letter(&Item { life, number: 0, mail: &mail, written_at, attempt: 0 });
-                Some(clouds::receive(&self.account(life.source), letter, self.now))
+                let letter = world.letter(&Item {
+                    life,
+                    number: 0,
+                    mail: &mail,
+                    written_at,
+                    attempt: 0,
+                });
+                Some(clouds::receive(
+                    &self.account(life.source),
+                    letter,
+                    self.now,
+                ))
             }
             Said::Again(index) => {
-                let mut again = (!self.letters.is_empty()).then(|| index.get(&self.letters))?.clone();
+                let mut again = (!self.letters.is_empty())
+                    .then(|| index.get(&self.letters))?
+                    .clone();
                 again.at = self.now;
                 let member = self.member(again.source);
                 verifies(&member, &mut again);
                 Some(again)
             }
-            Said::Answer { run, word, how, late } => Some(self.answer(&self.lives[*run], *word, *how, *late)),
+            Said::Answer {
+                run,
+                word,
+                how,
+                late,
+            } => Some(self.answer(&self.lives[*run], *word, *how, *late)),
             Said::List { account, word } => self.list(plan::Source::ALL[*account], *word),
             Said::Track { run, kind } => {
                 let life = &self.lives[*run];
                 let run_id = RunId::new(&life.id).unwrap();
                 let kind = kind.then_some(life.kind);
-                let head = Head::Track(TrackHead { run_id, kind, group_id: None, metadata: None });
-                Some(Report { source: self.account(life.source).id, at: self.now, head, body: Vec::new() })
+                let head = Head::Track(TrackHead {
+                    run_id,
+                    kind,
+                    group_id: None,
+                    metadata: None,
+                });
+                Some(Report {
+                    source: self.account(life.source).id,
+                    at: self.now,
+                    head,
+                    body: Vec::new(),
+                })
             }
             Said::Alarm { run } => {
                 let life = &self.lives[*run];
-                let head = Head::Clock { run_id: RunId::new(&life.id).unwrap() };
-                Some(Report { source: self.account(life.source).id, at: self.now, head, body: Vec::new() })
+                let head = Head::Clock {
+                    run_id: RunId::new(&life.id).unwrap(),
+                };
+                Some(Report {
+                    source: self.account(life.source).id,
+                    at: self.now,
+                    head,
+                    body: Vec::new(),
+                })
             }
         }
     }
 
     pub fn account(&self, source: plan::Source) -> Arc<Member> {
-        self.members.iter().find(|member| member.source.name.as_str() == source.word()).unwrap().clone()
+        self.members
+            .iter()
+            .find(|member| member.source.name.as_str() == source.word())
+            .unwrap()
+            .clone()
     }
 
     /// A world with these runs and nothing else, an hour after they began.
     pub fn world(&self, runs: Vec<Life>) -> World {
-        let world =
-            World::new(Plan { seed: SEED, runs, ghosts: Vec::new(), throttles: Vec::new(), kills: Vec::new() }, "");
+        let world = World::new(
+            Plan {
+                seed: SEED,
+                runs,
+                ghosts: Vec::new(),
+                throttles: Vec::new(),
+                kills: Vec::new(),
+            },
+            "",
+        );
         let hour = Duration::from_secs(3600);
         world.turn_to(At(self.now.0 - 3_600_000), hour);
         world
     }
 
     fn answer(&self, life: &Life, word: Index, how: How, late: i64) -> Report {
-        let known = matches!(how, How::Properly | How::Status(_) | How::Garbage | How::Nothing);
-        let lives = if known { vec![in_state(life, *word.get(&words(life)))] } else { Vec::new() };
+        let known = matches!(
+            how,
+            How::Properly | How::Status(_) | How::Garbage | How::Nothing
+        );
+        let lives = if known {
+            vec![in_state(life, *word.get(&words(life)))]
+        } else {
+            Vec::new()
+        };
         let world = self.world(lives);
         let member = self.account(life.source);
         let (run_id, settings) = (RunId::new(&life.id).unwrap(), &member.source.settings);
-        let subject = Subject { run_id: &run_id, kind: life.kind, guessed: false, group_id: None, settings };
+        let subject = Subject {
+            run_id: &run_id,
+            kind: life.kind,
+            guessed: false,
+            group_id: None,
+            settings,
+        };
         let (mut paths, mut answers) = (Vec::new(), Vec::new());
         let mut question = Some(member.source.provider.status_question(&subject));
         while let Some(next) = question.take() {
@@ -268,50 +377,95 @@ impl Scribe {
             answers.push(match how {
                 How::Status(status) if first => http(status, "{}"),
                 How::Garbage if first => http(200, "<html>{\"status\":"),
-                How::Nothing if first => Answer::Failed { what: "refused".to_owned() },
+                How::Nothing if first => Answer::Failed {
+                    what: "refused".to_owned(),
+                },
                 How::MissingWithWrongKey if !first => http(401, "{}"),
                 _ => proper,
             });
             paths.push(next.path);
             question = member.source.provider.follow_up(&subject, &answers);
         }
-        let (answers, bodies): (Vec<_>, Vec<_>) =
-            paths.into_iter().zip(answers).map(|(path, answer)| AnswerHead::split(path, answer)).unzip();
+        let (answers, bodies): (Vec<_>, Vec<_>) = paths
+            .into_iter()
+            .zip(answers)
+            .map(|(path, answer)| AnswerHead::split(path, answer))
+            .unzip();
         let asked_at = At(self.now.0 - late * 1000);
-        let head = Head::Poll(PollHead { run_id, kind: life.kind, guessed: false, group_id: None, asked_at, answers });
-        Report { source: member.id, at: self.now, head, body: bodies.concat() }
+        let head = Head::Poll(PollHead {
+            run_id,
+            kind: life.kind,
+            guessed: false,
+            group_id: None,
+            asked_at,
+            answers,
+        });
+        Report {
+            source: member.id,
+            at: self.now,
+            head,
+            body: bodies.concat(),
+        }
     }
 
     fn list(&self, source: plan::Source, word: Index) -> Option<Report> {
         let lives = self.lives.iter().filter(|life| life.source == source);
-        let world = self.world(lives.map(|life| in_state(life, *word.get(&words(life)))).collect());
+        let world = self.world(
+            lives
+                .map(|life| in_state(life, *word.get(&words(life))))
+                .collect(),
+        );
         let member = self.account(source);
-        let question = member.source.provider.list_question(None, &member.source.settings)?;
+        let question = member
+            .source
+            .provider
+            .list_question(None, &member.source.settings)?;
         let (answer, _) = clouds::ask(&world, source.cloud(), &member, &question);
         let (answer, body) = AnswerHead::split(question.path, answer);
-        let head = Head::Sweep(SweepHead { page: None, asked_at: self.now, answer });
-        Some(Report { source: member.id, at: self.now, head, body })
+        let head = Head::Sweep(SweepHead {
+            page: None,
+            asked_at: self.now,
+            answer,
+        });
+        Some(Report {
+            source: member.id,
+            at: self.now,
+            head,
+            body,
+        })
     }
 }
 
 /// Verifies a delivery with the secrets its account has now.
 pub fn verifies(member: &Member, report: &mut Report) -> bool {
-    let Head::Webhook(head) = &mut report.head else { return false };
+    let Head::Webhook(head) = &mut report.head else {
+        return false;
+    };
     let delivery = Delivery {
         headers: &head.headers,
         body: &report.body,
         truncated: head.truncated,
         path_token: head.path_token.as_ref(),
     };
-    let proof = member.source.provider.verify(&delivery, &member.source.keyring, report.at);
+    let proof = member
+        .source
+        .provider
+        .verify(&delivery, &member.source.keyring, report.at);
     (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
     head.verdict.authentic()
 }
 
 fn in_state(life: &Life, state: State) -> Life {
-    Life { states: vec![(Duration::ZERO, state)], ..life.clone() }
+    Life {
+        states: vec![(Duration::ZERO, state)],
+        ..life.clone()
+    }
 }
 
 fn http(status: u16, body: &str) -> Answer {
-    Answer::Http(Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+    Answer::Http(Response {
+        status,
+        body: body.as_bytes().to_vec(),
+        ..Response::default()
+    })
 }

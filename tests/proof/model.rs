@@ -16,13 +16,15 @@ use rusqlite::{Connection, OpenFlags};
 use settled::config::Source;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
-use settled::providers::Reading;
-use settled::reconciler::{Fleet, Member, Reconciler, Work};
-use settled::report::{Head, Report};
+use settled::ledger::{
+    Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer,
+};
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
 use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
-use settled::ledger::{Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer};
+use settled::providers::Reading;
+use settled::reconciler::{Fleet, Member, Reconciler, Work};
+use settled::report::{Head, Report};
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
@@ -31,7 +33,10 @@ use crate::files::{Remains, folder};
 use crate::history::{Op, RUNS_EACH, SEED, Said, Scribe, op, verifies};
 use crate::readers::{Published, Readers};
 
-const RING: RingLimits = RingLimits { rows_max: 10, bytes_max: 1 << 20 };
+const RING: RingLimits = RingLimits {
+    rows_max: 10,
+    bytes_max: 1 << 20,
+};
 
 // ── The reference ───────────────────────────────────────────────────────────────────────────────
 
@@ -54,8 +59,13 @@ impl Reference {
         for (number, report) in (first..).zip(reports) {
             match &report.head {
                 Head::Webhook(head) if head.verdict.authentic() => {
-                    let (verdict, body) = (head.verdict.word().to_owned(), check::digest(&report.body));
-                    self.acked.push(Acked { report: i64::try_from(number).unwrap() + 1, verdict, body });
+                    let (verdict, body) =
+                        (head.verdict.word().to_owned(), check::digest(&report.body));
+                    self.acked.push(Acked {
+                        report: i64::try_from(number).unwrap() + 1,
+                        verdict,
+                        body,
+                    });
                 }
                 Head::Webhook(_) => self.ring.push(number),
                 _ => {}
@@ -67,13 +77,23 @@ impl Reference {
 
     /// Of an account that just got one, only the newest unverified deliveries stay.
     fn trim(&mut self, report: &Report) {
-        if report.head.webhook().is_none_or(|head| head.verdict.authentic()) {
+        if report
+            .head
+            .webhook()
+            .is_none_or(|head| head.verdict.authentic())
+        {
             return;
         }
         let source = report.source;
-        let mine: Vec<usize> =
-            self.ring.iter().copied().filter(|number| self.reports[*number].source == source).collect();
-        let keep = mine.len().saturating_sub(usize::try_from(RING.rows_max).unwrap());
+        let mine: Vec<usize> = self
+            .ring
+            .iter()
+            .copied()
+            .filter(|number| self.reports[*number].source == source)
+            .collect();
+        let keep = mine
+            .len()
+            .saturating_sub(usize::try_from(RING.rows_max).unwrap());
         self.ring.retain(|number| !mine[..keep].contains(number));
     }
 
@@ -81,7 +101,9 @@ impl Reference {
     fn digest(&mut self, member: &Member, number: usize, now: At) {
         let report = self.reports[number].clone();
         let source = &member.source;
-        let (Reading::Said(heard) | Reading::Counted(heard, _)) = report.read(source.provider, &source.settings) else {
+        let (Reading::Said(heard) | Reading::Counted(heard, _)) =
+            report.read(source.provider, &source.settings)
+        else {
             return;
         };
         let mut news = false;
@@ -91,8 +113,17 @@ impl Reference {
             let policy = source.policy(known.as_ref().and_then(|run| run.kind).or(heard.kind));
             let seed = schedule::seed(source.name.as_str(), heard.run_id.as_str());
             let id = i64::try_from(number).unwrap() + 1;
-            let decision =
-                decide(known, &heard, &Circumstances { policy: &policy, now, report: id, seed, since: At(0) });
+            let decision = decide(
+                known,
+                &heard,
+                &Circumstances {
+                    policy: &policy,
+                    now,
+                    report: id,
+                    seed,
+                    since: At(0),
+                },
+            );
             let Some(run) = decision.run else { continue };
             news |= decision.effect != Effect::Unchanged;
             if let Some(publication) = decision.publish {
@@ -106,22 +137,46 @@ impl Reference {
         }
     }
 
-    fn record(&self, member: &Member, run_id: &RunId, run: &Run, publication: Publication, now: At) -> Published {
-        let key = RunKey { source: member.source.name.clone(), run_id: run_id.clone() };
-        let about = About { provider: member.source.provider.name(), key: &key };
+    fn record(
+        &self,
+        member: &Member,
+        run_id: &RunId,
+        run: &Run,
+        publication: Publication,
+        now: At,
+    ) -> Published {
+        let key = RunKey {
+            source: member.source.name.clone(),
+            run_id: run_id.clone(),
+        };
+        let about = About {
+            provider: member.source.provider.name(),
+            key: &key,
+        };
         let spoken_by = match &run.phase {
-            Phase::Settled(settled) if settled.belief.trust > Trust::Hint => Some(settled.belief.report),
+            Phase::Settled(settled) if settled.belief.trust > Trust::Hint => {
+                Some(settled.belief.report)
+            }
             _ => None,
         };
-        let body = spoken_by.map(|report| self.reports[usize::try_from(report).unwrap() - 1].payload());
-        let json = body.filter(|body| body.len() <= PAYLOAD_BYTES_MAX).and_then(payload_text);
+        let body =
+            spoken_by.map(|report| self.reports[usize::try_from(report).unwrap() - 1].payload());
+        let json = body
+            .filter(|body| body.len() <= PAYLOAD_BYTES_MAX)
+            .and_then(payload_text);
         let payload = match (&json, spoken_by) {
             (Some(json), _) => Payload::Inline(json),
-            (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => Payload::Ref(report),
+            (None, Some(report)) if body.is_some_and(|body| !body.is_empty()) => {
+                Payload::Ref(report)
+            }
             _ => Payload::Absent,
         };
         let draft = draft(about, run, publication, payload, now);
-        Published { envelope: draft.envelope, data: draft.data, at: now }
+        Published {
+            envelope: draft.envelope,
+            data: draft.data,
+            at: now,
+        }
     }
 
     /// Retention takes these reports, or their bodies.
@@ -131,14 +186,18 @@ impl Reference {
             self.reports[usize::try_from(*id).unwrap() - 1].body.clear();
         }
         self.acked.retain(|acked| !ids.contains(&acked.report));
-        self.ring.retain(|number| bodies || !ids.contains(&(i64::try_from(*number).unwrap() + 1)));
+        self.ring
+            .retain(|number| bodies || !ids.contains(&(i64::try_from(*number).unwrap() + 1)));
     }
 
     /// Whether an open run holds what this report said against it.
     fn holds(&self, id: i64) -> bool {
         self.runs.values().any(|run| match &run.phase {
             Phase::Open(open) => {
-                let claimed = open.claim.as_ref().is_some_and(|claim| claim.voice.report == id);
+                let claimed = open
+                    .claim
+                    .as_ref()
+                    .is_some_and(|claim| claim.voice.report == id);
                 claimed || open.seen.as_ref().is_some_and(|seen| seen.report == id)
             }
             Phase::Settled(_) => false,
@@ -201,7 +260,11 @@ impl Pair {
         let fleet = Fleet::enlist(&mut writer, &self.accounts, self.scribe.now).unwrap();
         self.scribe.members = fleet.members().cloned().collect();
         let mut reconciler = Reconciler::new(writer, fleet, RING);
-        assert_eq!(reconciler.recover(self.scribe.now, |_| ()).unwrap(), owed, "undigested reports");
+        assert_eq!(
+            reconciler.recover(self.scribe.now, |_| ()).unwrap(),
+            owed,
+            "undigested reports"
+        );
         self.reconciler = Some(reconciler);
     }
 
@@ -209,16 +272,28 @@ impl Pair {
         match op {
             Op::Reach(said) => {
                 let reports = self.scribe.write(said);
-                self.reconciler.as_mut().unwrap().step(reports.clone(), self.scribe.now).unwrap();
+                self.reconciler
+                    .as_mut()
+                    .unwrap()
+                    .step(reports.clone(), self.scribe.now)
+                    .unwrap();
                 self.take_in(&reports, true);
             }
             Op::Wait(seconds) => self.scribe.now = At(self.scribe.now.0 + seconds * 1000 + 1),
             Op::Die(said) => self.die(said),
             Op::Restore => self.restore(),
-            Op::Rotate { account, wrong, both } => self.rotate(*account, *wrong, *both),
+            Op::Rotate {
+                account,
+                wrong,
+                both,
+            } => self.rotate(*account, *wrong, *both),
             Op::Reverify { account } => {
                 let member = self.scribe.members[*account].clone();
-                self.reconciler.as_mut().unwrap().reverify(member.id, self.scribe.now, |_| ()).unwrap();
+                self.reconciler
+                    .as_mut()
+                    .unwrap()
+                    .reverify(member.id, self.scribe.now, |_| ())
+                    .unwrap();
                 self.reference.reverify(&member, self.scribe.now);
             }
             Op::Consume(deed) => {
@@ -226,7 +301,11 @@ impl Pair {
                 self.write(move |readers, tx| readers.act(&deed, tx, now));
             }
             Op::Trim(age, bytes_max, rows_max) => {
-                let limits = TrimLimits { before: self.ago(*age), bytes_max: *bytes_max, rows_max: *rows_max };
+                let limits = TrimLimits {
+                    before: self.ago(*age),
+                    bytes_max: *bytes_max,
+                    rows_max: *rows_max,
+                };
                 self.write(move |readers, tx| readers.trim(&limits, tx));
             }
             Op::Forget { age, bodies } => self.forget(self.ago(*age), *bodies),
@@ -249,7 +328,12 @@ impl Pair {
             give.send(readers).unwrap();
             Ok(())
         });
-        let turn = self.reconciler.as_mut().unwrap().turn(Vec::new(), vec![work], self.scribe.now).unwrap();
+        let turn = self
+            .reconciler
+            .as_mut()
+            .unwrap()
+            .turn(Vec::new(), vec![work], self.scribe.now)
+            .unwrap();
         assert!(turn.work[0].is_ok(), "{:?}", turn.work);
         self.reference.readers = take.recv().unwrap();
     }
@@ -257,23 +341,43 @@ impl Pair {
     /// What is taken is old, and nobody needs it: no open run, and no record that refers to it.
     fn forget(&mut self, before: At, bodies: bool) {
         let reader = self.reader.as_ref().unwrap();
-        let ids = reader.read(|view| view.removable(0, before, bodies)).unwrap().ids;
+        let ids = reader
+            .read(|view| view.removable(0, before, bodies))
+            .unwrap()
+            .ids;
         let lines = self.reference.readers.lines(&self.epoch).concat();
         for id in &ids {
-            assert!(self.reference.reports[usize::try_from(*id).unwrap() - 1].at < before, "{id} is not old");
+            assert!(
+                self.reference.reports[usize::try_from(*id).unwrap() - 1].at < before,
+                "{id} is not old"
+            );
             assert!(!self.reference.holds(*id), "{id} is held");
-            assert!(!lines.contains(&format!("\"/v1/deliveries/{id}/body\"")), "{id} is referred to");
+            assert!(
+                !lines.contains(&format!("\"/v1/deliveries/{id}/body\"")),
+                "{id} is referred to"
+            );
         }
         self.reference.forget(&ids, bodies);
-        self.write(move |_, tx| if bodies { tx.drop_bodies(&ids) } else { tx.remove_reports(&ids) }.map(drop));
+        self.write(move |_, tx| {
+            if bodies {
+                tx.drop_bodies(&ids)
+            } else {
+                tx.remove_reports(&ids)
+            }
+            .map(drop)
+        });
     }
 
     fn take_in(&mut self, reports: &[Report], trimmed: bool) {
         let first = self.reference.promise(reports);
-        reports.iter().filter(|_| trimmed).for_each(|report| self.reference.trim(report));
+        reports
+            .iter()
+            .filter(|_| trimmed)
+            .for_each(|report| self.reference.trim(report));
         for (number, report) in reports.iter().enumerate() {
             let member = self.scribe.member(report.source);
-            self.reference.digest(&member, first + number, self.scribe.now);
+            self.reference
+                .digest(&member, first + number, self.scribe.now);
         }
     }
 
@@ -303,10 +407,17 @@ impl Pair {
         (self.reconciler, self.reader) = (None, None);
         remains.lay_out();
         self.restored += 1;
-        let elsewhere = self.folder.path().join(format!("restored-{}.db", self.restored));
+        let elsewhere = self
+            .folder
+            .path()
+            .join(format!("restored-{}.db", self.restored));
         std::fs::copy(&self.store, &elsewhere).unwrap();
         if crate::files::log(&self.store).exists() {
-            std::fs::copy(crate::files::log(&self.store), crate::files::log(&elsewhere)).unwrap();
+            std::fs::copy(
+                crate::files::log(&self.store),
+                crate::files::log(&elsewhere),
+            )
+            .unwrap();
         }
         self.store = elsewhere;
         let epoch = self.epoch.clone();
@@ -339,7 +450,8 @@ impl Pair {
 
     /// The ledger is what the reference says.
     fn agree(&self) {
-        let writer = Connection::open_with_flags(&self.store, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let writer =
+            Connection::open_with_flags(&self.store, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let ring: Vec<usize> = writer
             .prepare("SELECT id FROM reports WHERE ring = 1 ORDER BY id")
             .unwrap()
@@ -352,15 +464,28 @@ impl Pair {
         let (rows, records) = reader
             .read(|view| {
                 let types = RecordType::ALL.to_vec();
-                let all = Filter { types, ..Filter::default() };
-                let rows = view.runs(&RunQuery { limit: 1000, ..RunQuery::default() })?.runs;
+                let all = Filter {
+                    types,
+                    ..Filter::default()
+                };
+                let rows = view
+                    .runs(&RunQuery {
+                        limit: 1000,
+                        ..RunQuery::default()
+                    })?
+                    .runs;
                 Ok((rows, view.records(0, i64::MAX, &all, 10_000, i64::MAX)?.0))
             })
             .unwrap();
         let runs: BTreeMap<(i64, RunId), Run> = rows
             .into_iter()
             .map(|row| {
-                let source = self.scribe.members.iter().find(|member| member.source.name == row.key.source).unwrap();
+                let source = self
+                    .scribe
+                    .members
+                    .iter()
+                    .find(|member| member.source.name == row.key.source)
+                    .unwrap();
                 ((source.id, row.key.run_id), row.run)
             })
             .collect();
@@ -389,8 +514,15 @@ impl Pair {
 }
 
 fn cases() -> ProptestConfig {
-    let cases = std::env::var("SETTLED_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(48);
-    ProptestConfig { cases, max_shrink_iters: 4_000, ..ProptestConfig::default() }
+    let cases = std::env::var("SETTLED_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(48);
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 4_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -413,7 +545,10 @@ proptest! {
 /// A word that nobody knows is a status, and a reason to ask: two things said of one run.
 #[test]
 fn a_report_that_speaks_of_a_run_twice_stays_the_cause_of_its_record() {
-    let tasks = plan::Source::ALL.iter().position(|source| *source == plan::Source::Tasks).unwrap();
+    let tasks = plan::Source::ALL
+        .iter()
+        .position(|source| *source == plan::Source::Tasks)
+        .unwrap();
     let mut pair = Pair::new();
     let life = &pair.scribe.lives[tasks * RUNS_EACH];
     let mail = Mail::new(Duration::ZERO, State::open("hibernating"));
@@ -425,7 +560,11 @@ fn a_report_that_speaks_of_a_run_twice_stays_the_cause_of_its_record() {
         attempt: 0,
     });
     let report = clouds::receive(&pair.scribe.account(life.source), letter, pair.scribe.now);
-    pair.reconciler.as_mut().unwrap().step(vec![report.clone()], pair.scribe.now).unwrap();
+    pair.reconciler
+        .as_mut()
+        .unwrap()
+        .step(vec![report.clone()], pair.scribe.now)
+        .unwrap();
     pair.take_in(&[report], true);
     pair.hold();
 }

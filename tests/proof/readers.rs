@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use settled::ledger::{
+    Consumer, Filter, Moved, ParkedRow, Parking, Reader, Transaction, TrimLimits, Trimmed,
+};
 use settled::model::At;
 use settled::model::record::line;
-use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking, Reader, Transaction, TrimLimits, Trimmed};
 
 /// So few events may be parked here.
 const PARKED_MAX: i64 = 2;
@@ -60,12 +62,18 @@ pub fn deed() -> impl Strategy<Value = Deed> {
         1 => Just(Retry), 1 => Just(Drop), 1 => Just(Seek), 1 => Just(Delete),
     ];
     let whom = prop_oneof![2 => Just(Whom::Anybody), 3 => Just(Whom::Reader), 1 => Just(Whom::FormerReader)];
-    (prop::sample::select(NAMES.to_vec()), what, any::<Index>(), whom).prop_map(|(name, what, seq, as_whom)| Deed {
-        name,
+    (
+        prop::sample::select(NAMES.to_vec()),
         what,
-        seq,
-        as_whom,
-    })
+        any::<Index>(),
+        whom,
+    )
+        .prop_map(|(name, what, seq, as_whom)| Deed {
+            name,
+            what,
+            seq,
+            as_whom,
+        })
 }
 
 /// How far the feed may be trimmed.
@@ -115,22 +123,39 @@ impl Readers {
     // ── What they do, there and here ────────────────────────────────────────────────────────────
 
     /// Does it in the ledger and here, and compares what they were told.
-    pub fn act(&mut self, deed: &Deed, tx: &mut Transaction<'_>, now: At) -> settled::ledger::Result<()> {
+    pub fn act(
+        &mut self,
+        deed: &Deed,
+        tx: &mut Transaction<'_>,
+        now: At,
+    ) -> settled::ledger::Result<()> {
         let Deed { name, what, .. } = deed;
         // One too many, so that nobody acknowledges what is not there.
         let seq = i64::try_from(deed.seq.index(self.feed.len() + 2)).unwrap();
-        let known = self.consumers.get(*name).map(|(consumer, _)| consumer.generation);
+        let known = self
+            .consumers
+            .get(*name)
+            .map(|(consumer, _)| consumer.generation);
         let generation = match deed.as_whom {
             Whom::Anybody => None,
             Whom::Reader => known,
             Whom::FormerReader => Some(known.unwrap_or_default() - 1),
         };
         let error = format!("{seq} failed at {}", now.0);
-        let parking = Parking { name: (*name).to_owned(), seq, generation, attempts: 3, error };
+        let parking = Parking {
+            name: (*name).to_owned(),
+            seq,
+            generation,
+            attempts: 3,
+            error,
+        };
         let one = (seq % 2 == 0).then_some(seq);
         let position = seq.min(self.head());
         let told = match what {
-            What::Create => Told::Is(Some(tx.create_consumer(name, position, &Filter::default(), 5, now)?.0)),
+            What::Create => Told::Is(Some(
+                tx.create_consumer(name, position, &Filter::default(), 5, now)?
+                    .0,
+            )),
             What::Open => Told::Is(tx.open_consumer(name, now)?),
             What::Ack => Told::Moved(tx.ack(name, seq, generation, now)?),
             What::Park => Told::Moved(tx.park(&parking, PARKED_MAX, now)?),
@@ -144,7 +169,11 @@ impl Readers {
             What::Open => Told::Is(self.seized(name, None, now)),
             What::Ack => Told::Moved(self.ack(name, seq, generation, now)),
             What::Park => Told::Moved(self.park(&parking, now)),
-            What::Retry => Told::Count(self.parked(name, one).map(|parked| parked.retry = true).count()),
+            What::Retry => Told::Count(
+                self.parked(name, one)
+                    .map(|parked| parked.retry = true)
+                    .count(),
+            ),
             What::Drop => Told::Count(self.drop_parked(name, one)),
             What::Seek => Told::Is(self.seized(name, Some(position), now)),
             What::Delete => Told::Gone(self.delete(name)),
@@ -157,8 +186,17 @@ impl Readers {
         if !self.consumers.contains_key(name) {
             let (generation, filter) = (self.next_generation(), Filter::default());
             let name = name.to_owned();
-            let made = Consumer { name, acked, filter, window: 5, generation, created_at: now, seen_at: now };
-            self.consumers.insert(made.name.clone(), (made, BTreeMap::new()));
+            let made = Consumer {
+                name,
+                acked,
+                filter,
+                window: 5,
+                generation,
+                created_at: now,
+                seen_at: now,
+            };
+            self.consumers
+                .insert(made.name.clone(), (made, BTreeMap::new()));
         }
         self.consumers[name].0.clone()
     }
@@ -167,7 +205,8 @@ impl Readers {
     fn seized(&mut self, name: &str, to: Option<i64>, now: At) -> Option<Consumer> {
         let generation = self.next_generation();
         let (consumer, _) = self.consumers.get_mut(name)?;
-        (consumer.generation, consumer.seen_at, consumer.acked) = (generation, now, to.unwrap_or(consumer.acked));
+        (consumer.generation, consumer.seen_at, consumer.acked) =
+            (generation, now, to.unwrap_or(consumer.acked));
         Some(consumer.clone())
     }
 
@@ -181,20 +220,32 @@ impl Readers {
             Some(_) if seq > head => Moved::Beyond(head),
             Some((consumer, _)) => {
                 (consumer.acked, consumer.seen_at) = (consumer.acked.max(seq), now);
-                Moved::Done { acked: consumer.acked, head }
+                Moved::Done {
+                    acked: consumer.acked,
+                    head,
+                }
             }
         }
     }
 
     fn park(&mut self, parking: &Parking, now: At) -> Moved {
-        let Parking { name, seq, generation, attempts, error } = parking;
+        let Parking {
+            name,
+            seq,
+            generation,
+            attempts,
+            error,
+        } = parking;
         let moved = self.ack(name, 0, *generation, now);
         if !matches!(moved, Moved::Done { .. }) {
             return moved;
         }
         let there = *seq > self.trimmed && *seq <= self.head();
         let (_, parked) = &self.consumers[name];
-        let (known, full) = (parked.contains_key(seq), parked.len() >= usize::try_from(PARKED_MAX).unwrap());
+        let (known, full) = (
+            parked.contains_key(seq),
+            parked.len() >= usize::try_from(PARKED_MAX).unwrap(),
+        );
         match (known, full, there) {
             (false, true, _) => return Moved::Full,
             (false, false, false) => return Moved::Absent,
@@ -202,18 +253,35 @@ impl Readers {
         }
         // Its line is looked up when it is compared: the epoch in it may be another by then.
         let (seq, attempts, error) = (*seq, *attempts, error.clone());
-        let row = ParkedRow { seq, line: String::new(), attempts, error, at: now, retry: false };
+        let row = ParkedRow {
+            seq,
+            line: String::new(),
+            attempts,
+            error,
+            at: now,
+            retry: false,
+        };
         self.consumers.get_mut(name).unwrap().1.insert(seq, row);
-        if known { moved } else { self.ack(name, seq, *generation, now) }
+        if known {
+            moved
+        } else {
+            self.ack(name, seq, *generation, now)
+        }
     }
 
     fn parked(&mut self, name: &str, one: Option<i64>) -> impl Iterator<Item = &mut ParkedRow> {
-        let parked = self.consumers.get_mut(name).into_iter().flat_map(|(_, parked)| parked.values_mut());
+        let parked = self
+            .consumers
+            .get_mut(name)
+            .into_iter()
+            .flat_map(|(_, parked)| parked.values_mut());
         parked.filter(move |row| one.is_none_or(|one| row.seq == one))
     }
 
     fn drop_parked(&mut self, name: &str, one: Option<i64>) -> usize {
-        let Some((_, parked)) = self.consumers.get_mut(name) else { return 0 };
+        let Some((_, parked)) = self.consumers.get_mut(name) else {
+            return 0;
+        };
         let before = parked.len();
         parked.retain(|seq, _| one.is_some_and(|one| *seq != one));
         before - parked.len()
@@ -227,12 +295,23 @@ impl Readers {
     // ── What retention takes ────────────────────────────────────────────────────────────────────
 
     /// Trims the feed there and here, and compares what went.
-    pub fn trim(&mut self, limits: &TrimLimits, tx: &mut Transaction<'_>) -> settled::ledger::Result<()> {
+    pub fn trim(
+        &mut self,
+        limits: &TrimLimits,
+        tx: &mut Transaction<'_>,
+    ) -> settled::ledger::Result<()> {
         let trimmed = tx.trim_records(limits)?;
         let begin = self.trimmed;
         let acked = |consumer: &Consumer| consumer.acked;
-        let slowest = self.consumers.values().map(|(consumer, _)| acked(consumer)).min().unwrap_or(i64::MAX);
-        let mut bytes: i64 = (begin + 1..=self.head()).map(|seq| self.record(seq).bytes()).sum();
+        let slowest = self
+            .consumers
+            .values()
+            .map(|(consumer, _)| acked(consumer))
+            .min()
+            .unwrap_or(i64::MAX);
+        let mut bytes: i64 = (begin + 1..=self.head())
+            .map(|seq| self.record(seq).bytes())
+            .sum();
         let mut held = false;
         while self.trimmed < self.head() && self.trimmed - begin < i64::from(limits.rows_max) {
             let next = self.record(self.trimmed + 1);
@@ -245,7 +324,10 @@ impl Readers {
             self.trimmed += 1;
         }
         let named = |wanted: &dyn Fn(i64) -> bool| -> Vec<String> {
-            let wanted = self.consumers.values().filter(|(consumer, _)| wanted(consumer.acked));
+            let wanted = self
+                .consumers
+                .values()
+                .filter(|(consumer, _)| wanted(consumer.acked));
             wanted.map(|(consumer, _)| consumer.name.clone()).collect()
         };
         let rows = usize::try_from(self.trimmed - begin).unwrap();
@@ -263,7 +345,9 @@ impl Readers {
 
     /// The lines of the feed, as they must be.
     pub fn lines(&self, epoch: &str) -> Vec<String> {
-        (self.trimmed + 1..=self.head()).map(|seq| self.line(epoch, seq)).collect()
+        (self.trimmed + 1..=self.head())
+            .map(|seq| self.line(epoch, seq))
+            .collect()
     }
 
     fn line(&self, epoch: &str, seq: i64) -> String {
@@ -283,7 +367,10 @@ impl Readers {
             })
             .unwrap();
         assert_eq!((bounds.trimmed, bounds.head), (self.trimmed, self.head()));
-        let parked = |row: &ParkedRow| ParkedRow { line: self.line(epoch, row.seq), ..row.clone() };
+        let parked = |row: &ParkedRow| ParkedRow {
+            line: self.line(epoch, row.seq),
+            ..row.clone()
+        };
         let expected: Vec<(Vec<ParkedRow>, Consumer)> = self
             .consumers
             .values()

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use settled::providers::browser_use::BrowserUse;
-use settled::providers::signature::sign;
-use settled::providers::{
-    Answer, Delivery, Headers, Hearing, Proof, Provider, Question, Reading, Response, Settings, Subject, Verdict,
-    Webhook, named, python_json,
-};
 use settled::model::decide::{Circumstances, Effect, Phase, decide};
 use settled::model::observation::{Claim, Observation, Rank};
 use settled::model::{At, Kind, Outcome, RunId, Trust, Via};
+use settled::providers::browser_use::BrowserUse;
+use settled::providers::signature::sign;
+use settled::providers::{
+    Answer, Delivery, Headers, Hearing, Proof, Provider, Question, Reading, Response, Settings,
+    Subject, Verdict, Webhook, named, python_json,
+};
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
 const TASK: &str = "5b73fb3f-a3cb-4912-be40-17ce9e9e1a45";
@@ -41,13 +41,27 @@ fn vectors() -> Vec<Vector> {
 }
 
 fn keyring(secrets: &[&str]) -> Keyring {
-    let key = |(n, secret): (usize, &&str)| Key { label: SecretLabel(format!("s{n}")), secret: Secret::new(secret) };
-    Keyring { signing: secrets.iter().enumerate().map(key).collect(), ..Keyring::default() }
+    let key = |(n, secret): (usize, &&str)| Key {
+        label: SecretLabel(format!("s{n}")),
+        secret: Secret::new(secret),
+    };
+    Keyring {
+        signing: secrets.iter().enumerate().map(key).collect(),
+        ..Keyring::default()
+    }
 }
 
 fn prove(headers: &[(&str, &str)], body: &[u8], secrets: &[&str]) -> Proof {
-    let headers: Headers = headers.iter().map(|(k, v)| (k.to_lowercase(), (*v).to_owned())).collect();
-    let delivery = Delivery { headers: &headers, body, truncated: false, path_token: None };
+    let headers: Headers = headers
+        .iter()
+        .map(|(k, v)| (k.to_lowercase(), (*v).to_owned()))
+        .collect();
+    let delivery = Delivery {
+        headers: &headers,
+        body,
+        truncated: false,
+        path_token: None,
+    };
     BrowserUse.verify(&delivery, &keyring(secrets), NOW)
 }
 
@@ -75,24 +89,53 @@ fn every_signature_vector_is_judged_as_it_says_at_its_own_now() {
     let vectors = vectors();
     assert!(vectors.len() >= 54);
     for vector in vectors {
-        let headers: Headers = vector.headers.iter().map(|(k, v)| (k.to_lowercase(), v.clone())).collect();
+        let headers: Headers = vector
+            .headers
+            .iter()
+            .map(|(k, v)| (k.to_lowercase(), v.clone()))
+            .collect();
         let body = vector.raw_body.as_bytes();
-        let delivery = Delivery { headers: &headers, body, truncated: false, path_token: None };
-        let proof = BrowserUse.verify(&delivery, &keyring(&[&vector.secret]), At(vector.now * 1000));
-        assert_eq!(proof.verdict(), expected(&vector), "{} {:?}", vector.name, vector.tags);
-        assert_eq!(proof.secret().is_some(), matches!(proof.verdict(), Verdict::Signed | Verdict::Stale));
+        let delivery = Delivery {
+            headers: &headers,
+            body,
+            truncated: false,
+            path_token: None,
+        };
+        let proof = BrowserUse.verify(
+            &delivery,
+            &keyring(&[&vector.secret]),
+            At(vector.now * 1000),
+        );
+        assert_eq!(
+            proof.verdict(),
+            expected(&vector),
+            "{} {:?}",
+            vector.name,
+            vector.tags
+        );
+        assert_eq!(
+            proof.secret().is_some(),
+            matches!(proof.verdict(), Verdict::Signed | Verdict::Stale)
+        );
     }
 }
 
 #[test]
 fn the_canonical_text_of_every_valid_vector_is_what_python_signed() {
-    let b = vectors().into_iter().filter(|v| v.valid && v.name.starts_with("B/") && !v.name.contains("surrogate"));
+    let b = vectors()
+        .into_iter()
+        .filter(|v| v.valid && v.name.starts_with("B/") && !v.name.contains("surrogate"));
     let mut checked = 0;
     for vector in b {
         let message = vector.signed_message.unwrap();
         let (_, text) = message.split_once('.').unwrap();
         let document = python_json::parse(vector.raw_body.as_bytes()).unwrap();
-        assert_eq!(document.canonical().as_deref(), Some(text), "{}", vector.name);
+        assert_eq!(
+            document.canonical().as_deref(),
+            Some(text),
+            "{}",
+            vector.name
+        );
         checked += 1;
     }
     assert!(checked >= 20, "{checked}");
@@ -104,11 +147,17 @@ fn event(kind: &str, payload: Value) -> String {
 }
 
 fn finished_task() -> String {
-    event("agent.task.status_update", json!({"task_id": TASK, "session_id": SESSION, "status": "finished"}))
+    event(
+        "agent.task.status_update",
+        json!({"task_id": TASK, "session_id": SESSION, "status": "finished"}),
+    )
 }
 
 fn signed_b(body: &str, time: &str, secret: &str) -> String {
-    let canonical = python_json::parse(body.as_bytes()).unwrap().canonical().unwrap();
+    let canonical = python_json::parse(body.as_bytes())
+        .unwrap()
+        .canonical()
+        .unwrap();
     sign(secret, &[time.as_bytes(), b".", canonical.as_bytes()])
 }
 
@@ -117,8 +166,16 @@ fn a_time_stamp_counts_for_300_seconds_either_way_and_not_a_moment_longer() {
     let body = finished_task();
     let sent: i64 = NOW.0 / 1000;
     let (time, signature) = (sent.to_string(), signed_b(&body, &sent.to_string(), "k"));
-    let headers = [("x-browser-use-timestamp".to_owned(), time), ("x-browser-use-signature".to_owned(), signature)];
-    let delivery = Delivery { headers: &headers, body: body.as_bytes(), truncated: false, path_token: None };
+    let headers = [
+        ("x-browser-use-timestamp".to_owned(), time),
+        ("x-browser-use-signature".to_owned(), signature),
+    ];
+    let delivery = Delivery {
+        headers: &headers,
+        body: body.as_bytes(),
+        truncated: false,
+        path_token: None,
+    };
     for (millis, verdict) in [
         (299_000, Verdict::Signed),
         (299_999, Verdict::Signed),
@@ -128,7 +185,12 @@ fn a_time_stamp_counts_for_300_seconds_either_way_and_not_a_moment_longer() {
     ] {
         for now in [sent * 1000 + millis, sent * 1000 - millis] {
             let proof = BrowserUse.verify(&delivery, &keyring(&["k"]), At(now));
-            assert_eq!(proof.verdict(), verdict, "{} ms after it was sent", now - sent * 1000);
+            assert_eq!(
+                proof.verdict(),
+                verdict,
+                "{} ms after it was sent",
+                now - sent * 1000
+            );
         }
     }
 }
@@ -136,30 +198,67 @@ fn a_time_stamp_counts_for_300_seconds_either_way_and_not_a_moment_longer() {
 #[test]
 fn when_both_signatures_come_only_the_timestamped_one_decides() {
     let body = finished_task();
-    let (a, b) = (sign("k", &[body.as_bytes()]), signed_b(&body, "1789560000", "k"));
+    let (a, b) = (
+        sign("k", &[body.as_bytes()]),
+        signed_b(&body, "1789560000", "k"),
+    );
     let time = ("X-Browser-Use-Timestamp", "1789560000");
-    let both =
-        |a: &str, b: &str| verdict(&[("X-Webhook-Signature", a), ("X-Browser-Use-Signature", b), time], &body, &["k"]);
+    let both = |a: &str, b: &str| {
+        verdict(
+            &[
+                ("X-Webhook-Signature", a),
+                ("X-Browser-Use-Signature", b),
+                time,
+            ],
+            &body,
+            &["k"],
+        )
+    };
     assert_eq!(both(&a, &b), Verdict::Signed);
     assert_eq!(both("nonsense", &b), Verdict::Signed);
     assert_eq!(both(&a, &"0".repeat(64)), Verdict::BadSignature);
-    assert_eq!(both(&a, ""), Verdict::BadSignature, "an empty one is no way around it either");
+    assert_eq!(
+        both(&a, ""),
+        Verdict::BadSignature,
+        "an empty one is no way around it either"
+    );
 }
 
 #[test]
 fn an_untimed_signature_is_worth_nothing_more_than_a_hint_for_a_session() {
-    let judged = |body: &str| verdict(&[("X-Webhook-Signature", &sign("k", &[body.as_bytes()]))], body, &["k"]);
+    let judged = |body: &str| {
+        verdict(
+            &[("X-Webhook-Signature", &sign("k", &[body.as_bytes()]))],
+            body,
+            &["k"],
+        )
+    };
     let task = "agent.task.status_update";
     assert_eq!(judged(&finished_task()), Verdict::Signed);
     assert_eq!(
-        judged(&event(task, json!({"taskId": TASK, "sessionId": SESSION, "status": "stopped"}))),
+        judged(&event(
+            task,
+            json!({"taskId": TASK, "sessionId": SESSION, "status": "stopped"})
+        )),
         Verdict::Signed
     );
-    assert_eq!(judged(&event("session.status.update", json!({"run_id": "r", "status": "completed"}))), Verdict::Signed);
+    assert_eq!(
+        judged(&event(
+            "session.status.update",
+            json!({"run_id": "r", "status": "completed"})
+        )),
+        Verdict::Signed
+    );
     for session in [
         event(task, json!({"session_id": SESSION, "status": "stopped"})),
-        event(task, json!({"task_id": TASK, "session_id": SESSION, "status": "idle"})),
-        event("session.status.update", json!({"session_id": SESSION, "task_id": TASK, "status": "stopped"})),
+        event(
+            task,
+            json!({"task_id": TASK, "session_id": SESSION, "status": "idle"}),
+        ),
+        event(
+            "session.status.update",
+            json!({"session_id": SESSION, "task_id": TASK, "status": "stopped"}),
+        ),
     ] {
         assert_eq!(judged(&session), Verdict::Untimed, "{session}");
         assert!(Verdict::Untimed.authentic() && Verdict::Untimed.trust() == Trust::Hint);
@@ -172,23 +271,50 @@ fn the_raw_body_after_the_time_is_the_second_form_tried_and_authenticates_everyt
         r#"{{ "type":"agent.task.status_update","payload":{{"task_id":"{TASK}","status":"finished","x":"\ud83d"}}}}"#
     );
     let signature = sign("k", &[b"1789560000.", body.as_bytes()]);
-    let headers = [("X-Browser-Use-Signature", signature.as_str()), ("X-Browser-Use-Timestamp", "1789560000")];
+    let headers = [
+        ("X-Browser-Use-Signature", signature.as_str()),
+        ("X-Browser-Use-Timestamp", "1789560000"),
+    ];
     assert_eq!(verdict(&headers, &body, &["k"]), Verdict::Signed);
 }
 
 #[test]
 fn a_time_that_is_not_one_to_twelve_digits_proves_nothing() {
     let body = finished_task();
-    for (time, good) in [("0001789560000", false), ("001789560000", true), ("1789560000", true)].into_iter().chain(
-        ["", "+1789560000", "1789560000.0", "2026-09-16T12:00:00Z", "-1", "1789560000 "].map(|time| (time, false)),
+    for (time, good) in [
+        ("0001789560000", false),
+        ("001789560000", true),
+        ("1789560000", true),
+    ]
+    .into_iter()
+    .chain(
+        [
+            "",
+            "+1789560000",
+            "1789560000.0",
+            "2026-09-16T12:00:00Z",
+            "-1",
+            "1789560000 ",
+        ]
+        .map(|time| (time, false)),
     ) {
         let signature = signed_b(&body, time, "k");
-        let headers = [("X-Browser-Use-Signature", signature.as_str()), ("X-Browser-Use-Timestamp", time)];
-        let expected = if good { Verdict::Signed } else { Verdict::BadSignature };
+        let headers = [
+            ("X-Browser-Use-Signature", signature.as_str()),
+            ("X-Browser-Use-Timestamp", time),
+        ];
+        let expected = if good {
+            Verdict::Signed
+        } else {
+            Verdict::BadSignature
+        };
         assert_eq!(verdict(&headers, &body, &["k"]), expected, "{time:?}");
     }
     let signature = signed_b(&body, "", "k");
-    assert_eq!(verdict(&[("X-Browser-Use-Signature", &signature)], &body, &["k"]), Verdict::BadSignature);
+    assert_eq!(
+        verdict(&[("X-Browser-Use-Signature", &signature)], &body, &["k"]),
+        Verdict::BadSignature
+    );
 }
 
 #[test]
@@ -197,31 +323,49 @@ fn an_untimed_body_cut_at_a_point_cannot_pose_as_a_timestamped_one() {
     let body = r#"{"payload":{"task_id":"t","status":"finished"}}"#;
     let whole = format!("{{\"x\":1.{body}");
     let signature = sign("k", &[whole.as_bytes()]);
-    let headers = [("X-Browser-Use-Signature", signature.as_str()), ("X-Browser-Use-Timestamp", "{\"x\":1")];
+    let headers = [
+        ("X-Browser-Use-Signature", signature.as_str()),
+        ("X-Browser-Use-Timestamp", "{\"x\":1"),
+    ];
     assert_eq!(verdict(&headers, body, &["k"]), Verdict::BadSignature);
 }
 
 #[test]
 fn the_signed_text_of_a_timestamped_delivery_is_no_body_for_an_untimed_one() {
-    let canonical = python_json::parse(finished_task().as_bytes()).unwrap().canonical().unwrap();
+    let canonical = python_json::parse(finished_task().as_bytes())
+        .unwrap()
+        .canonical()
+        .unwrap();
     let body = format!("1789560000.{canonical}");
     let signature = sign("k", &[body.as_bytes()]);
-    assert_eq!(verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]), Verdict::BadSignature);
+    assert_eq!(
+        verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]),
+        Verdict::BadSignature
+    );
 }
 
 #[test]
 fn upper_case_signatures_are_refused() {
     let body = finished_task();
     let signature = sign("k", &[body.as_bytes()]).to_uppercase();
-    assert_eq!(verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]), Verdict::BadSignature);
+    assert_eq!(
+        verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]),
+        Verdict::BadSignature
+    );
 }
 
 #[test]
 fn the_secret_that_matched_is_named() {
     let body = finished_task();
-    let (a, b) = (sign("old", &[body.as_bytes()]), signed_b(&body, "1789560000", "old"));
+    let (a, b) = (
+        sign("old", &[body.as_bytes()]),
+        signed_b(&body, "1789560000", "old"),
+    );
     let time = ("X-Browser-Use-Timestamp", "1789560000");
-    for headers in [&[("X-Webhook-Signature", a.as_str())][..], &[("X-Browser-Use-Signature", b.as_str()), time]] {
+    for headers in [
+        &[("X-Webhook-Signature", a.as_str())][..],
+        &[("X-Browser-Use-Signature", b.as_str()), time],
+    ] {
         let proof = prove(headers, body.as_bytes(), &["new", "old"]);
         assert_eq!(proof.secret().map(|label| label.0.as_str()), Some("s1"));
     }
@@ -229,11 +373,24 @@ fn the_secret_that_matched_is_named() {
 
 #[test]
 fn a_ping_is_a_ping_before_there_is_a_secret_and_when_its_signature_is_wrong() {
-    for ping in [r#"{"type":"test","timestamp":"2024-03-21T12:00:00Z","payload":{"test":"ok"}}"#, r#"{"test":"ok"}"#] {
+    for ping in [
+        r#"{"type":"test","timestamp":"2024-03-21T12:00:00Z","payload":{"test":"ok"}}"#,
+        r#"{"test":"ok"}"#,
+    ] {
         assert_eq!(verdict(&[], ping, &[]), Verdict::Ping);
         assert_eq!(verdict(&[], ping, &["k"]), Verdict::Ping);
-        assert_eq!(verdict(&[("X-Browser-Use-Signature", "bad")], ping, &["k"]), Verdict::Ping);
-        assert_eq!(verdict(&[("X-Webhook-Signature", &sign("k", &[ping.as_bytes()]))], ping, &["k"]), Verdict::Signed);
+        assert_eq!(
+            verdict(&[("X-Browser-Use-Signature", "bad")], ping, &["k"]),
+            Verdict::Ping
+        );
+        assert_eq!(
+            verdict(
+                &[("X-Webhook-Signature", &sign("k", &[ping.as_bytes()]))],
+                ping,
+                &["k"]
+            ),
+            Verdict::Signed
+        );
         for trust in Trust::ALL {
             assert_eq!(read(ping, *trust, "v2"), Reading::Ping);
         }
@@ -251,31 +408,61 @@ fn without_a_secret_nothing_but_a_ping_is_taken() {
 fn a_body_that_was_cut_off_proves_nothing_and_hints_at_what_it_names() {
     let body = finished_task();
     let head = &body.as_bytes()[..body.len() - 3];
-    let delivery = Delivery { headers: &Headers::new(), body: head, truncated: true, path_token: None };
-    assert_eq!(BrowserUse.verify(&delivery, &keyring(&["k"]), NOW).verdict(), Verdict::Truncated);
+    let delivery = Delivery {
+        headers: &Headers::new(),
+        body: head,
+        truncated: true,
+        path_token: None,
+    };
+    assert_eq!(
+        BrowserUse
+            .verify(&delivery, &keyring(&["k"]), NOW)
+            .verdict(),
+        Verdict::Truncated
+    );
     let settings = Settings::default();
-    let cut = |body| Webhook { body, truncated: true, ..webhook(b"", Trust::Hint, &settings) };
+    let cut = |body| Webhook {
+        body,
+        truncated: true,
+        ..webhook(b"", Trust::Hint, &settings)
+    };
     let said = said(BrowserUse.read_webhook(&cut(head)));
-    assert_eq!(said.iter().map(|seen| seen.run_id.as_str()).collect::<Vec<_>>(), [TASK, SESSION]);
+    assert_eq!(
+        said.iter()
+            .map(|seen| seen.run_id.as_str())
+            .collect::<Vec<_>>(),
+        [TASK, SESSION]
+    );
     assert!(said.iter().all(|seen| seen.trust == Trust::Hint));
-    assert!(matches!(BrowserUse.read_webhook(&cut(b"{\"type\":\"ag\xff")), Reading::Unreadable(_)));
+    assert!(matches!(
+        BrowserUse.read_webhook(&cut(b"{\"type\":\"ag\xff")),
+        Reading::Unreadable(_)
+    ));
 }
 
 #[test]
 fn a_body_too_large_to_be_genuine_is_not_parsed() {
-    let payload = json!({"task_id": TASK, "status": "finished", "metadata": {"x": "y".repeat(1 << 20)}});
+    let payload =
+        json!({"task_id": TASK, "status": "finished", "metadata": {"x": "y".repeat(1 << 20)}});
     let body = event("agent.task.status_update", payload);
     let signature = sign("k", &[body.as_bytes()]);
-    assert_eq!(verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]), Verdict::BadSignature);
+    assert_eq!(
+        verdict(&[("X-Webhook-Signature", &signature)], &body, &["k"]),
+        Verdict::BadSignature
+    );
     // The key of the metadata sorts first and pushes the id out of the head that is looked at.
-    assert!(matches!(read(&body, Trust::Hint, "v2"), Reading::Unreadable(_)));
+    assert!(matches!(
+        read(&body, Trust::Hint, "v2"),
+        Reading::Unreadable(_)
+    ));
 }
 
 #[test]
 #[ignore = "needs python3; run with --ignored"]
 fn canonical_text_is_cpythons_over_many_generated_documents() {
-    let documents: Vec<String> =
-        (1..=20_000_u64).map(|seed| Generator(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).document()).collect();
+    let documents: Vec<String> = (1..=20_000_u64)
+        .map(|seed| Generator(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).document())
+        .collect();
     let program = "import sys, json
 for line in sys.stdin.buffer.read().split(b'\\n')[:-1]:
     try: print(json.dumps(json.loads(line.decode('utf-8')), sort_keys=True, separators=(',', ':')))
@@ -293,14 +480,15 @@ for line in sys.stdin.buffer.read().split(b'\\n')[:-1]:
     writer.join().unwrap().unwrap();
     let (mut accepted, mut lone) = (0, 0);
     for (document, theirs) in documents.iter().zip(output.lines()) {
-        let ours = match python_json::parse(document.as_bytes()).map(|document| document.canonical()) {
-            Ok(Some(text)) => text,
-            Ok(None) => {
-                lone += 1; // what was inserted broke a surrogate pair: ours has no text, on purpose
-                continue;
-            }
-            Err(_) => "!".to_owned(),
-        };
+        let ours =
+            match python_json::parse(document.as_bytes()).map(|document| document.canonical()) {
+                Ok(Some(text)) => text,
+                Ok(None) => {
+                    lone += 1; // what was inserted broke a surrogate pair: ours has no text, on purpose
+                    continue;
+                }
+                Err(_) => "!".to_owned(),
+            };
         assert_eq!(ours, theirs, "{document}");
         accepted += usize::from(theirs != "!");
     }
@@ -324,7 +512,11 @@ impl Generator {
         if self.next(10) == 0 {
             let at = usize::try_from(self.next(text.len() as u64)).unwrap();
             if text.is_char_boundary(at) {
-                text.insert_str(at, ["\"", "}", "0", ".", "e", "\\", " ", ","][usize::try_from(self.next(8)).unwrap()]);
+                text.insert_str(
+                    at,
+                    ["\"", "}", "0", ".", "e", "\\", " ", ","]
+                        [usize::try_from(self.next(8)).unwrap()],
+                );
             }
         }
         text
@@ -337,7 +529,10 @@ impl Generator {
             2 => self.float(),
             3 | 4 => self.string(),
             5 => format!("[{}]", self.many(|g| g.value(depth - 1))),
-            _ => format!("{{{}}}", self.many(|g| format!("{}: {}", g.string(), g.value(depth - 1)))),
+            _ => format!(
+                "{{{}}}",
+                self.many(|g| format!("{}: {}", g.string(), g.value(depth - 1)))
+            ),
         }
     }
 
@@ -364,13 +559,20 @@ impl Generator {
                 self.next(1 << 53),
                 ["25", "75", "125", "375", "5"][usize::try_from(self.next(5)).unwrap()]
             ),
-            5 => format!("{:e}", 2_f64.powi(i32::try_from(self.next(2000)).unwrap() - 1000)),
+            5 => format!(
+                "{:e}",
+                2_f64.powi(i32::try_from(self.next(2000)).unwrap() - 1000)
+            ),
             0 => format!("{}.{}", self.integer(), self.next(1_000_000)),
             1 => format!("{}E+{}", self.integer(), self.next(320)),
             2 => format!("{}.{}e-{}", self.integer(), self.next(1000), self.next(340)),
             _ => {
                 let float = f64::from_bits(self.next(u64::MAX));
-                if float.is_finite() { format!("{float:?}").replace('e', "e0") } else { "1e400".to_owned() }
+                if float.is_finite() {
+                    format!("{float:?}").replace('e', "e0")
+                } else {
+                    "1e400".to_owned()
+                }
             }
         }
     }
@@ -394,7 +596,9 @@ impl Generator {
             "\\\"",
             "\\u0000",
         ];
-        let pieces: String = (0..self.next(6)).map(|_| PIECES[usize::try_from(self.next(16)).unwrap()]).collect();
+        let pieces: String = (0..self.next(6))
+            .map(|_| PIECES[usize::try_from(self.next(16)).unwrap()])
+            .collect();
         format!("\"{pieces}\"")
     }
 }
@@ -402,11 +606,20 @@ impl Generator {
 // ── Webhooks ────────────────────────────────────────────────────────────────────────────────────
 
 fn settings(api: &str) -> Settings {
-    Settings { api: Some(api.to_owned()) }
+    Settings {
+        api: Some(api.to_owned()),
+    }
 }
 
 fn webhook<'a>(body: &'a [u8], trust: Trust, settings: &'a Settings) -> Webhook<'a> {
-    Webhook { body, truncated: false, trust, via: Via::Webhook, received_at: NOW, settings }
+    Webhook {
+        body,
+        truncated: false,
+        trust,
+        via: Via::Webhook,
+        received_at: NOW,
+        settings,
+    }
 }
 
 fn read(body: &str, trust: Trust, api: &str) -> Reading {
@@ -424,14 +637,29 @@ fn said(reading: Reading) -> Vec<Observation> {
 fn told(body: &str, api: &str) -> (String, Option<Kind>, Claim, Vec<String>) {
     let said = said(read(body, Trust::Signed, api));
     let (first, rest) = said.split_first().unwrap();
-    assert_eq!((first.trust, first.via, first.asked_at), (Trust::Signed, Via::Webhook, NOW));
-    assert!(rest.iter().all(|other| other.trust == Trust::Hint && matches!(other.claim, Claim::Listed { .. })));
+    assert_eq!(
+        (first.trust, first.via, first.asked_at),
+        (Trust::Signed, Via::Webhook, NOW)
+    );
+    assert!(
+        rest.iter()
+            .all(|other| other.trust == Trust::Hint && matches!(other.claim, Claim::Listed { .. }))
+    );
     let rest = rest.iter().map(|other| other.run_id.to_string()).collect();
-    (first.run_id.to_string(), first.kind, first.claim.clone(), rest)
+    (
+        first.run_id.to_string(),
+        first.kind,
+        first.claim.clone(),
+        rest,
+    )
 }
 
 fn outcome(claim: &Claim) -> Option<Outcome> {
-    if let Claim::Ended(ending) = claim { Some(ending.outcome) } else { None }
+    if let Claim::Ended(ending) = claim {
+        Some(ending.outcome)
+    } else {
+        None
+    }
 }
 
 #[test]
@@ -439,7 +667,10 @@ fn every_generation_of_bodies_names_the_task() {
     for body in [
         json!({"session_id": SESSION, "task_id": TASK, "status": "finished"}).to_string(),
         finished_task(),
-        event("agent.task.status_update", json!({"taskId": TASK, "status": "finished", "sessionId": SESSION})),
+        event(
+            "agent.task.status_update",
+            json!({"taskId": TASK, "status": "finished", "sessionId": SESSION}),
+        ),
         event(
             "agent.task.status_update",
             json!({"task_id": TASK, "session_id": SESSION, "status": "finished", "metadata": {}}),
@@ -450,7 +681,11 @@ fn every_generation_of_bodies_names_the_task() {
         ),
     ] {
         let (id, kind, claim, hinted) = told(&body, "v2");
-        assert_eq!((id.as_str(), kind, outcome(&claim)), (TASK, Some(Kind::Task), Some(Outcome::Succeeded)), "{body}");
+        assert_eq!(
+            (id.as_str(), kind, outcome(&claim)),
+            (TASK, Some(Kind::Task), Some(Outcome::Succeeded)),
+            "{body}"
+        );
         assert_eq!(hinted, [SESSION]);
     }
 }
@@ -459,7 +694,10 @@ fn every_generation_of_bodies_names_the_task() {
 fn an_event_that_names_only_a_session_is_about_the_session() {
     for kind in ["session.status.update", "agent.task.status_update"] {
         for id in ["session_id", "sessionId"] {
-            let (id, kind, claim, hinted) = told(&event(kind, json!({id: SESSION, "status": "stopped"})), "v2");
+            let (id, kind, claim, hinted) = told(
+                &event(kind, json!({id: SESSION, "status": "stopped"})),
+                "v2",
+            );
             assert_eq!((id.as_str(), kind), (SESSION, Some(Kind::Session)));
             assert_eq!(outcome(&claim), Some(Outcome::Indeterminate));
             assert!(hinted.is_empty());
@@ -469,8 +707,18 @@ fn an_event_that_names_only_a_session_is_about_the_session() {
 
 #[test]
 fn a_run_goes_before_a_task_before_a_session_unless_the_session_is_the_unit_of_work() {
-    let all = |kind| event(kind, json!({"run_id": "r", "task_id": "t", "session_id": "s", "status": "running"}));
-    let two = |kind| event(kind, json!({"task_id": "t", "session_id": "s", "status": "running"}));
+    let all = |kind| {
+        event(
+            kind,
+            json!({"run_id": "r", "task_id": "t", "session_id": "s", "status": "running"}),
+        )
+    };
+    let two = |kind| {
+        event(
+            kind,
+            json!({"task_id": "t", "session_id": "s", "status": "running"}),
+        )
+    };
     let chosen = |body: &str, api| told(body, api).0;
     assert_eq!(told(&all("agent.task.status_update"), "v2").3, ["t", "s"]);
     for api in ["v2", "v3", "v4"] {
@@ -483,13 +731,28 @@ fn a_run_goes_before_a_task_before_a_session_unless_the_session_is_the_unit_of_w
 
 #[test]
 fn two_spellings_of_an_id_that_differ_are_malformed() {
-    for (snake, camel) in [("task_id", "taskId"), ("session_id", "sessionId"), ("run_id", "runId")] {
-        let body = event("agent.task.status_update", json!({snake: "a", camel: "b", "status": "finished"}));
-        let Reading::Unreadable(why) = read(&body, Trust::Signed, "v2") else { panic!("{body}") };
+    for (snake, camel) in [
+        ("task_id", "taskId"),
+        ("session_id", "sessionId"),
+        ("run_id", "runId"),
+    ] {
+        let body = event(
+            "agent.task.status_update",
+            json!({snake: "a", camel: "b", "status": "finished"}),
+        );
+        let Reading::Unreadable(why) = read(&body, Trust::Signed, "v2") else {
+            panic!("{body}")
+        };
         assert!(why.starts_with("malformed"), "{why}");
     }
-    let spaced = event("agent.task.status_update", json!({"task_id": "a b", "status": "finished"}));
-    assert!(matches!(read(&spaced, Trust::Signed, "v2"), Reading::Unreadable(_)));
+    let spaced = event(
+        "agent.task.status_update",
+        json!({"task_id": "a b", "status": "finished"}),
+    );
+    assert!(matches!(
+        read(&spaced, Trust::Signed, "v2"),
+        Reading::Unreadable(_)
+    ));
 }
 
 #[test]
@@ -505,38 +768,74 @@ fn each_status_word_means_what_the_table_says_and_no_ending_settles_alone() {
         ("paused", (None, Some(Rank::Started)), None),
         ("finished", over(Outcome::Succeeded), Some("unreported")),
         ("completed", over(Outcome::Succeeded), Some("unreported")),
-        ("stopped", over(Outcome::Indeterminate), Some("stopped_unconfirmed")),
+        (
+            "stopped",
+            over(Outcome::Indeterminate),
+            Some("stopped_unconfirmed"),
+        ),
         ("failed", over(Outcome::Failed), None),
         ("error", over(Outcome::Failed), Some("infrastructure_error")),
         ("timed_out", over(Outcome::TimedOut), None),
         ("cancelled", over(Outcome::Cancelled), None),
-        ("hibernating", (None, Some(Rank::Waiting)), Some("unknown_status")),
+        (
+            "hibernating",
+            (None, Some(Rank::Waiting)),
+            Some("unknown_status"),
+        ),
     ] {
-        let body = event("agent.task.status_update", json!({"task_id": TASK, "status": word}));
+        let body = event(
+            "agent.task.status_update",
+            json!({"task_id": TASK, "status": word}),
+        );
         let said = said(read(&body, Trust::Signed, "v2"));
         let first = &said[0];
         match &first.claim {
-            Claim::Ended(ending) => assert_eq!((Some(ending.outcome), ending.sufficient), (ended, false), "{word}"),
+            Claim::Ended(ending) => assert_eq!(
+                (Some(ending.outcome), ending.sufficient),
+                (ended, false),
+                "{word}"
+            ),
             claim => assert_eq!(Some(claim), open.map(Claim::Open).as_ref(), "{word}"),
         }
-        assert_eq!((first.detail.provider_status.as_deref(), first.detail.reason.as_deref()), (Some(word), reason));
+        assert_eq!(
+            (
+                first.detail.provider_status.as_deref(),
+                first.detail.reason.as_deref()
+            ),
+            (Some(word), reason)
+        );
     }
 }
 
 #[test]
 fn an_unknown_word_leaves_the_run_open_and_brings_its_poll_forward() {
-    let body = event("agent.task.status_update", json!({"task_id": TASK, "status": "hibernating"}));
+    let body = event(
+        "agent.task.status_update",
+        json!({"task_id": TASK, "status": "hibernating"}),
+    );
     let (id, _, claim, hinted) = told(&body, "v2");
-    assert_eq!((id.as_str(), claim, hinted), (TASK, Claim::Open(Rank::Waiting), vec![TASK.to_owned()]));
+    assert_eq!(
+        (id.as_str(), claim, hinted),
+        (TASK, Claim::Open(Rank::Waiting), vec![TASK.to_owned()])
+    );
 }
 
 #[test]
 fn an_idle_webhook_asks_at_once_and_never_settles() {
-    let body = event("session.status.update", json!({"session_id": SESSION, "status": "idle"}));
+    let body = event(
+        "session.status.update",
+        json!({"session_id": SESSION, "status": "idle"}),
+    );
     let said = said(read(&body, Trust::Signed, "v3"));
     assert_eq!(said[0].claim, Claim::Listed { over: true });
     let policy = BrowserUse.policy(Some(Kind::Session));
-    let at = Circumstances { policy: &policy, now: NOW, report: 1, seed: 1, since: At(0) };
+    let at = Circumstances {
+        policy: &policy,
+        now: NOW,
+        report: 1,
+        seed: 1,
+        since: At(0),
+    };
     let heard = decide(None, &said[0], &at);
     let run = heard.run.unwrap();
     assert_eq!((heard.publish, heard.effect), (None, Effect::Opened));
@@ -555,33 +854,61 @@ fn metadata_and_the_time_are_kept() {
             "payload": {"task_id": TASK, "status": "started", "metadata": {"team": "ops", "n": [1]}}});
         let said = said(read(&body.to_string(), Trust::Signed, "v2"));
         assert_eq!(said[0].detail.provider_time, Some(At(at)), "{time}");
-        assert_eq!(said[0].detail.metadata.clone().map(Value::Object), Some(json!({"team": "ops", "n": [1]})));
+        assert_eq!(
+            said[0].detail.metadata.clone().map(Value::Object),
+            Some(json!({"team": "ops", "n": [1]}))
+        );
     }
     for none in [json!(null), json!({}), json!("text")] {
-        let body = event("agent.task.status_update", json!({"task_id": TASK, "status": "started", "metadata": none}));
-        assert_eq!(said(read(&body, Trust::Signed, "v2"))[0].detail.metadata, None);
+        let body = event(
+            "agent.task.status_update",
+            json!({"task_id": TASK, "status": "started", "metadata": none}),
+        );
+        assert_eq!(
+            said(read(&body, Trust::Signed, "v2"))[0].detail.metadata,
+            None
+        );
     }
 }
 
 #[test]
 fn events_of_other_types_are_hints_at_most() {
     for body in [
-        event("browser.session.closed", json!({"session_id": SESSION, "status": "stopped"})),
-        event("agent.task.status_update", json!({"task_id": TASK, "status": null})),
+        event(
+            "browser.session.closed",
+            json!({"session_id": SESSION, "status": "stopped"}),
+        ),
+        event(
+            "agent.task.status_update",
+            json!({"task_id": TASK, "status": null}),
+        ),
         event("agent.task.status_update", json!({"task_id": TASK})),
     ] {
         let said = said(read(&body, Trust::Signed, "v2"));
         assert!(said.len() == 1 && said[0].trust == Trust::Hint, "{body}");
     }
     let about_nothing = event("account.billing", json!({"credits": 3}));
-    assert_eq!(read(&about_nothing, Trust::Signed, "v2"), Reading::Said(Vec::new()));
-    let (id, ..) = told(&event("agent.run.status_update", json!({"run_id": "r", "status": "running"})), "v4");
+    assert_eq!(
+        read(&about_nothing, Trust::Signed, "v2"),
+        Reading::Said(Vec::new())
+    );
+    let (id, ..) = told(
+        &event(
+            "agent.run.status_update",
+            json!({"run_id": "r", "status": "running"}),
+        ),
+        "v4",
+    );
     assert_eq!(id, "r");
 }
 
 #[test]
 fn a_hint_stays_a_hint() {
-    assert!(said(read(&finished_task(), Trust::Hint, "v2")).iter().all(|said| said.trust == Trust::Hint));
+    assert!(
+        said(read(&finished_task(), Trust::Hint, "v2"))
+            .iter()
+            .all(|said| said.trust == Trust::Hint)
+    );
 }
 
 #[test]
@@ -589,14 +916,22 @@ fn of_duplicate_keys_the_value_that_was_signed_is_the_one_that_is_read() {
     let body = format!(
         r#"{{"type":"agent.task.status_update","payload":{{"task_id":"forged","task_id":"{TASK}","status":"stopped","status":"finished"}}}}"#
     );
-    let honest =
-        format!(r#"{{"type":"agent.task.status_update","payload":{{"task_id":"{TASK}","status":"finished"}}}}"#);
+    let honest = format!(
+        r#"{{"type":"agent.task.status_update","payload":{{"task_id":"{TASK}","status":"finished"}}}}"#
+    );
     let signature = signed_b(&honest, "1789560000", "k");
-    let headers = [("X-Browser-Use-Signature", signature.as_str()), ("X-Browser-Use-Timestamp", "1789560000")];
+    let headers = [
+        ("X-Browser-Use-Signature", signature.as_str()),
+        ("X-Browser-Use-Timestamp", "1789560000"),
+    ];
     assert_eq!(verdict(&headers, &body, &["k"]), Verdict::Signed);
     assert_eq!(told(&body, "v2"), told(&honest, "v2"));
     let serde: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(serde, serde_json::from_str::<Value>(&honest).unwrap(), "serde_json, too, lets the last one win");
+    assert_eq!(
+        serde,
+        serde_json::from_str::<Value>(&honest).unwrap(),
+        "serde_json, too, lets the last one win"
+    );
 }
 
 #[test]
@@ -604,15 +939,38 @@ fn poison_is_unreadable_and_harms_nobody() {
     let deep = format!(r#"{{"payload":{}1{}}}"#, "[".repeat(200), "]".repeat(200));
     let nul = r#"{"payload":{"task_id":"a\u0000b","status":"finished"}}"#;
     let nulls = r#"{"type":null,"timestamp":null,"payload":{"task_id":null,"session_id":null,"status":null}}"#;
-    for body in ["", "[]", "null", "3", "a=b&c=d", "\u{feff}{}", "{", &deep, nul, nulls, "{}", r#"{"payload":null}"#] {
-        assert!(matches!(read(body, Trust::Signed, "v2"), Reading::Unreadable(_)), "{body:?}");
+    for body in [
+        "",
+        "[]",
+        "null",
+        "3",
+        "a=b&c=d",
+        "\u{feff}{}",
+        "{",
+        &deep,
+        nul,
+        nulls,
+        "{}",
+        r#"{"payload":null}"#,
+    ] {
+        assert!(
+            matches!(read(body, Trust::Signed, "v2"), Reading::Unreadable(_)),
+            "{body:?}"
+        );
         assert!(!verdict(&[("X-Webhook-Signature", "00")], body, &["k"]).authentic());
     }
     let settings = Settings::default();
     let not_text = BrowserUse.read_webhook(&webhook(b"{\"a\":\"\xff\"}", Trust::Hint, &settings));
     assert!(matches!(not_text, Reading::Unreadable(why) if !why.contains('\u{fffd}')));
-    for odd in ["1e999", "99999999999999999999", "\"\\ud83d\"", "\"\\u0000\""] {
-        let body = format!(r#"{{"payload":{{"task_id":"{TASK}","status":"finished","metadata":{{"x":{odd}}}}}}}"#);
+    for odd in [
+        "1e999",
+        "99999999999999999999",
+        "\"\\ud83d\"",
+        "\"\\u0000\"",
+    ] {
+        let body = format!(
+            r#"{{"payload":{{"task_id":"{TASK}","status":"finished","metadata":{{"x":{odd}}}}}}}"#
+        );
         assert_eq!(told(&body, "v2").0, TASK, "{odd}");
     }
 }
@@ -624,7 +982,11 @@ fn ok(body: &Value) -> Answer {
 }
 
 fn http(status: u16, body: &str) -> Answer {
-    Answer::Http(Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+    Answer::Http(Response {
+        status,
+        body: body.as_bytes().to_vec(),
+        ..Response::default()
+    })
 }
 
 struct Asked {
@@ -635,24 +997,42 @@ struct Asked {
 
 impl Asked {
     fn about(run_id: &str, kind: Kind) -> Asked {
-        Asked { run_id: RunId::new(run_id).unwrap(), kind, settings: Settings::default() }
+        Asked {
+            run_id: RunId::new(run_id).unwrap(),
+            kind,
+            settings: Settings::default(),
+        }
     }
 
     fn subject(&self) -> Subject<'_> {
-        Subject { guessed: false, run_id: &self.run_id, kind: self.kind, group_id: None, settings: &self.settings }
+        Subject {
+            guessed: false,
+            run_id: &self.run_id,
+            kind: self.kind,
+            group_id: None,
+            settings: &self.settings,
+        }
     }
 
     fn reads(&self, answers: &[Answer]) -> Observation {
         let seen = BrowserUse.read_status(&self.subject(), answers, NOW);
-        assert_eq!((&seen.run_id, seen.trust, seen.via), (&self.run_id, Trust::Authoritative, Via::Poll));
+        assert_eq!(
+            (&seen.run_id, seen.trust, seen.via),
+            (&self.run_id, Trust::Authoritative, Via::Poll)
+        );
         seen
     }
 
     /// The paths that are asked for, when these are the answers.
     fn asks(&self, answers: &[Answer]) -> Vec<String> {
         let first = BrowserUse.status_question(&self.subject());
-        let later = (1..=answers.len()).map_while(|n| BrowserUse.follow_up(&self.subject(), &answers[..n]));
-        [first].into_iter().chain(later).map(|Question { path, .. }| path).collect()
+        let later =
+            (1..=answers.len()).map_while(|n| BrowserUse.follow_up(&self.subject(), &answers[..n]));
+        [first]
+            .into_iter()
+            .chain(later)
+            .map(|Question { path, .. }| path)
+            .collect()
     }
 }
 
@@ -679,9 +1059,15 @@ fn each_kind_is_asked_about_at_its_own_generation_whatever_the_source_says() {
         assert_eq!(Asked::about(id, kind).asks(&[]), [path]);
     }
     let kind = |id, api| BrowserUse.kind_of(&RunId::new(id).unwrap(), &settings(api));
-    assert_eq!((kind("x", "v2"), kind("x", "v3"), kind("x", "v4")), (Kind::Task, Kind::Session, Kind::Agent));
     assert_eq!(
-        (kind("x#1", "v2"), BrowserUse.kind_of(&RunId::new("x").unwrap(), &Settings::default())),
+        (kind("x", "v2"), kind("x", "v3"), kind("x", "v4")),
+        (Kind::Task, Kind::Session, Kind::Agent)
+    );
+    assert_eq!(
+        (
+            kind("x#1", "v2"),
+            BrowserUse.kind_of(&RunId::new("x").unwrap(), &Settings::default())
+        ),
         (Kind::Session, Kind::Task)
     );
 }
@@ -699,12 +1085,15 @@ fn a_task_ends_by_its_status_and_its_success_flag() {
         ("failed", json!(true), ("failed", "")),
         ("stopped", json!(true), ("succeeded", "")),
         ("stopped", json!(false), ("failed", "")),
-        ("stopped", json!(null), ("cancelled", "stopped_cause_unknown")),
+        (
+            "stopped",
+            json!(null),
+            ("cancelled", "stopped_cause_unknown"),
+        ),
         ("completed", json!(true), ("waiting", "unknown_status")),
     ] {
         for key in ["isSuccess", "is_success"] {
-            let view =
-                json!({"id": TASK, "status": status, "output": "x", key: success, "finishedAt": "2026-09-16T11:59:00"});
+            let view = json!({"id": TASK, "status": status, "output": "x", key: success, "finishedAt": "2026-09-16T11:59:00"});
             let seen = Asked::about(TASK, Kind::Task).reads(&[ok(&view)]);
             let (claim, reason) = meaning(&seen);
             assert_eq!((claim.as_str(), reason), expected, "{status} {success}");
@@ -718,16 +1107,22 @@ fn a_task_ends_by_its_status_and_its_success_flag() {
 fn a_finished_task_is_looked_at_whole_once() {
     let task = Asked::about(TASK, Kind::Task);
     let status = |word| ok(&json!({"id": TASK, "status": word, "isSuccess": null}));
-    for (word, more) in
-        [("created", false), ("started", false), ("finished", true), ("failed", true), ("stopped", true)]
-    {
+    for (word, more) in [
+        ("created", false),
+        ("started", false),
+        ("finished", true),
+        ("failed", true),
+        ("stopped", true),
+    ] {
         let paths = task.asks(&[status(word), http(500, "")]);
         assert_eq!(paths.len(), if more { 2 } else { 1 }, "{word}");
         assert!(!more || paths[1] == format!("/api/v2/tasks/{TASK}"));
     }
     let full = |verdict: Value, success: Value| {
-        ok(&json!({"id": TASK, "status": "started", "sessionId": SESSION, "createdAt": "2026-09-16T11:00:00",
-            "metadata": {"team": "ops"}, "judgeVerdict": verdict, "isSuccess": success}))
+        ok(
+            &json!({"id": TASK, "status": "started", "sessionId": SESSION, "createdAt": "2026-09-16T11:00:00",
+            "metadata": {"team": "ops"}, "judgeVerdict": verdict, "isSuccess": success}),
+        )
     };
     for (verdict, success, expected) in [
         (json!(true), json!(null), ("succeeded", "judged")),
@@ -741,16 +1136,35 @@ fn a_finished_task_is_looked_at_whole_once() {
         let seen = task.reads(&[status("finished"), full(verdict, success)]);
         let (claim, reason) = meaning(&seen);
         assert_eq!((claim.as_str(), reason), expected);
-        assert_eq!(seen.detail.opened_at, Some(At(1_789_556_400_000)), "naive times are UTC");
-        assert_eq!(seen.detail.metadata.map(Value::Object), Some(json!({"team": "ops"})));
+        assert_eq!(
+            seen.detail.opened_at,
+            Some(At(1_789_556_400_000)),
+            "naive times are UTC"
+        );
+        assert_eq!(
+            seen.detail.metadata.map(Value::Object),
+            Some(json!({"team": "ops"}))
+        );
     }
 }
 
 #[test]
 fn what_the_fuller_view_would_have_added_is_not_waited_for() {
     let status = ok(&json!({"id": TASK, "status": "finished", "isSuccess": true}));
-    let cut = Answer::Http(Response { status: 200, body: b"{\"id\"".to_vec(), truncated: true, ..Response::default() });
-    for full in [http(404, "{}"), http(500, ""), cut, Answer::Failed { what: "timeout".to_owned() }] {
+    let cut = Answer::Http(Response {
+        status: 200,
+        body: b"{\"id\"".to_vec(),
+        truncated: true,
+        ..Response::default()
+    });
+    for full in [
+        http(404, "{}"),
+        http(500, ""),
+        cut,
+        Answer::Failed {
+            what: "timeout".to_owned(),
+        },
+    ] {
         let seen = Asked::about(TASK, Kind::Task).reads(&[status.clone(), full]);
         assert_eq!(outcome(&seen.claim), Some(Outcome::Succeeded));
     }
@@ -769,7 +1183,10 @@ fn a_v4_run_ends_by_its_status_and_the_summary_tells_its_error() {
         ("finished", ("waiting", "unknown_status")),
     ] {
         let answers = [ok(&json!({"status": status}))];
-        let (seen, over) = (run.reads(&answers), outcome(&run.reads(&answers).claim).is_some());
+        let (seen, over) = (
+            run.reads(&answers),
+            outcome(&run.reads(&answers).claim).is_some(),
+        );
         let (claim, reason) = meaning(&seen);
         assert_eq!((claim.as_str(), reason), expected);
         assert_eq!(run.asks(&answers).len(), if over { 2 } else { 1 });
@@ -777,7 +1194,10 @@ fn a_v4_run_ends_by_its_status_and_the_summary_tells_its_error() {
     let summary = json!({"id": "r", "status": "failed", "error": "boom", "createdAt": "2026-09-16T11:00:00Z",
         "updatedAt": "2026-09-16T11:30:00Z", "totalInputTokens": 7, "total_output_tokens": 8});
     let seen = run.reads(&[ok(&json!({"status": "failed"})), ok(&summary)]);
-    assert_eq!(run.asks(&[ok(&json!({"status": "failed"}))])[1], "/api/v4/runs/r");
+    assert_eq!(
+        run.asks(&[ok(&json!({"status": "failed"}))])[1],
+        "/api/v4/runs/r"
+    );
     assert_eq!(seen.detail.error.as_deref(), Some("boom"));
     assert_eq!(
         (seen.detail.opened_at, seen.detail.provider_time),
@@ -786,7 +1206,10 @@ fn a_v4_run_ends_by_its_status_and_the_summary_tells_its_error() {
     let counted = json!({"totalInputTokens": 7, "totalOutputTokens": 8});
     assert_eq!(seen.detail.counters.map(Value::Object), Some(counted));
     assert_eq!(
-        outcome(&run.reads(&[ok(&json!({"status": "completed"})), http(403, "{}")]).claim),
+        outcome(
+            &run.reads(&[ok(&json!({"status": "completed"})), http(403, "{}")])
+                .claim
+        ),
         Some(Outcome::Succeeded)
     );
 }
@@ -795,21 +1218,63 @@ fn a_v4_run_ends_by_its_status_and_the_summary_tells_its_error() {
 fn a_session_ends_by_its_status_its_flag_and_evidence_of_work() {
     for (view, expected) in [
         (json!({"status": "created"}), ("waiting", "")),
-        (json!({"status": "running", "isTaskSuccessful": true}), ("started", "")),
-        (json!({"status": "idle", "output": null, "isTaskSuccessful": null, "stepCount": 0}), ("waiting", "")),
-        (json!({"status": "idle", "lastStepSummary": ""}), ("waiting", "")),
-        (json!({"status": "idle", "isTaskSuccessful": true}), ("succeeded", "")),
-        (json!({"status": "idle", "isTaskSuccessful": false}), ("failed", "")),
-        (json!({"status": "idle", "output": {"text": "done"}}), ("succeeded", "unreported")),
-        (json!({"status": "idle", "stepCount": 3}), ("succeeded", "unreported")),
-        (json!({"status": "idle", "step_count": 3, "is_task_successful": false}), ("failed", "")),
-        (json!({"status": "idle", "lastStepSummary": "Clicking"}), ("succeeded", "unreported")),
-        (json!({"status": "stopped", "isTaskSuccessful": true}), ("succeeded", "")),
-        (json!({"status": "stopped", "isTaskSuccessful": false, "output": "x"}), ("failed", "")),
-        (json!({"status": "stopped", "output": "x"}), ("succeeded", "unreported")),
-        (json!({"status": "stopped", "stepCount": 9}), ("cancelled", "stopped_cause_unknown")),
+        (
+            json!({"status": "running", "isTaskSuccessful": true}),
+            ("started", ""),
+        ),
+        (
+            json!({"status": "idle", "output": null, "isTaskSuccessful": null, "stepCount": 0}),
+            ("waiting", ""),
+        ),
+        (
+            json!({"status": "idle", "lastStepSummary": ""}),
+            ("waiting", ""),
+        ),
+        (
+            json!({"status": "idle", "isTaskSuccessful": true}),
+            ("succeeded", ""),
+        ),
+        (
+            json!({"status": "idle", "isTaskSuccessful": false}),
+            ("failed", ""),
+        ),
+        (
+            json!({"status": "idle", "output": {"text": "done"}}),
+            ("succeeded", "unreported"),
+        ),
+        (
+            json!({"status": "idle", "stepCount": 3}),
+            ("succeeded", "unreported"),
+        ),
+        (
+            json!({"status": "idle", "step_count": 3, "is_task_successful": false}),
+            ("failed", ""),
+        ),
+        (
+            json!({"status": "idle", "lastStepSummary": "Clicking"}),
+            ("succeeded", "unreported"),
+        ),
+        (
+            json!({"status": "stopped", "isTaskSuccessful": true}),
+            ("succeeded", ""),
+        ),
+        (
+            json!({"status": "stopped", "isTaskSuccessful": false, "output": "x"}),
+            ("failed", ""),
+        ),
+        (
+            json!({"status": "stopped", "output": "x"}),
+            ("succeeded", "unreported"),
+        ),
+        (
+            json!({"status": "stopped", "stepCount": 9}),
+            ("cancelled", "stopped_cause_unknown"),
+        ),
         (json!({"status": "timed_out"}), ("timed_out", "")),
-        (json!({"status": "error"}), ("failed", "infrastructure_error")),
+        (
+            json!({"status": "error"}),
+            ("failed", "infrastructure_error"),
+        ),
         (json!({"status": "melting"}), ("waiting", "unknown_status")),
     ] {
         let session = Asked::about(SESSION, Kind::Session);
@@ -842,36 +1307,95 @@ fn a_turn_ends_only_when_the_messages_show_that_it_has() {
         (1, idle(json!(true)), "u..c", ("succeeded", "")),
         (1, idle(json!(false)), "u..", ("failed", "")),
         (1, json!({"status": "idle"}), "u", ("waiting", "")),
-        (1, json!({"status": "idle"}), "", ("waiting", "turn_not_seen")),
+        (
+            1,
+            json!({"status": "idle"}),
+            "",
+            ("waiting", "turn_not_seen"),
+        ),
         (2, idle(json!(true)), "u.c", ("waiting", "turn_not_seen")),
         (2, idle(json!(true)), "u.cu", ("waiting", "")),
         (2, idle(json!(false)), "u.cu.c", ("failed", "")),
         (2, idle(json!(null)), "u.cu.c", ("succeeded", "unreported")),
         (1, idle(json!(false)), "u.cu.c", ("succeeded", "unreported")),
-        (1, idle(json!(false)), "u.u.c", ("indeterminate", "turn_superseded")),
+        (
+            1,
+            idle(json!(false)),
+            "u.u.c",
+            ("indeterminate", "turn_superseded"),
+        ),
         (2, over("stopped", json!(true)), "u.cu.c", ("succeeded", "")),
-        (2, over("stopped", json!(true)), "u.cu.", ("indeterminate", "turn_outcome_unknown")),
-        (2, over("stopped", json!(null)), "u.cu.", ("cancelled", "stopped_cause_unknown")),
-        (2, over("stopped", json!(null)), "u.c", ("waiting", "turn_not_seen")),
-        (1, over("stopped", json!(null)), "u.", ("cancelled", "stopped_cause_unknown")),
-        (2, over("timed_out", json!(true)), "u.cu.", ("timed_out", "")),
-        (2, over("timed_out", json!(true)), "u.cu.c", ("succeeded", "")),
-        (2, over("error", json!(null)), "u.cu.", ("failed", "infrastructure_error")),
+        (
+            2,
+            over("stopped", json!(true)),
+            "u.cu.",
+            ("indeterminate", "turn_outcome_unknown"),
+        ),
+        (
+            2,
+            over("stopped", json!(null)),
+            "u.cu.",
+            ("cancelled", "stopped_cause_unknown"),
+        ),
+        (
+            2,
+            over("stopped", json!(null)),
+            "u.c",
+            ("waiting", "turn_not_seen"),
+        ),
+        (
+            1,
+            over("stopped", json!(null)),
+            "u.",
+            ("cancelled", "stopped_cause_unknown"),
+        ),
+        (
+            2,
+            over("timed_out", json!(true)),
+            "u.cu.",
+            ("timed_out", ""),
+        ),
+        (
+            2,
+            over("timed_out", json!(true)),
+            "u.cu.c",
+            ("succeeded", ""),
+        ),
+        (
+            2,
+            over("error", json!(null)),
+            "u.cu.",
+            ("failed", "infrastructure_error"),
+        ),
     ] {
         let run = Asked::about(&format!("{SESSION}#{turn}"), Kind::Session);
         let answers = [ok(&session), page(1, messages, false)];
         let seen = run.reads(&answers);
         let (claim, reason) = meaning(&seen);
-        assert_eq!((claim.as_str(), reason), expected, "{turn} {session} {messages}");
-        assert!(seen.detail.opened_at.is_none() || turn == 1, "a session is older than its later turns");
+        assert_eq!(
+            (claim.as_str(), reason),
+            expected,
+            "{turn} {session} {messages}"
+        );
+        assert!(
+            seen.detail.opened_at.is_none() || turn == 1,
+            "a session is older than its later turns"
+        );
         let paths = run.asks(&answers);
-        assert_eq!(paths[1..], [format!("/api/v3/sessions/{SESSION}/messages?limit=100")]);
+        assert_eq!(
+            paths[1..],
+            [format!("/api/v3/sessions/{SESSION}/messages?limit=100")]
+        );
     }
 }
 
 #[test]
 fn a_turn_of_a_running_session_costs_no_further_question() {
-    for (status, expected) in [("created", "waiting"), ("running", "started"), ("melting", "waiting")] {
+    for (status, expected) in [
+        ("created", "waiting"),
+        ("running", "started"),
+        ("melting", "waiting"),
+    ] {
         let run = Asked::about("s#2", Kind::Session);
         let answers = [ok(&json!({"status": status, "isTaskSuccessful": true}))];
         assert_eq!(meaning(&run.reads(&answers)).0, expected);
@@ -885,8 +1409,17 @@ fn messages_are_read_page_by_page_and_counted_only_when_all_are_there() {
     let idle = ok(&json!({"status": "idle", "isTaskSuccessful": true}));
     let (first, second) = (page(1, "u.c", true), page(4, "u.c", false));
     let paths = run.asks(&[idle.clone(), first.clone(), second.clone()]);
-    assert_eq!(paths[1..], ["/api/v3/sessions/s/messages?limit=100", "/api/v3/sessions/s/messages?limit=100&after=m3"]);
-    assert_eq!(outcome(&run.reads(&[idle.clone(), first.clone(), second]).claim), Some(Outcome::Succeeded));
+    assert_eq!(
+        paths[1..],
+        [
+            "/api/v3/sessions/s/messages?limit=100",
+            "/api/v3/sessions/s/messages?limit=100&after=m3"
+        ]
+    );
+    assert_eq!(
+        outcome(&run.reads(&[idle.clone(), first.clone(), second]).claim),
+        Some(Outcome::Succeeded)
+    );
     for partial in [
         vec![idle.clone()],
         vec![idle.clone(), first.clone()],
@@ -894,7 +1427,10 @@ fn messages_are_read_page_by_page_and_counted_only_when_all_are_there() {
         vec![idle.clone(), first.clone(), page(4, "", false)],
         vec![idle.clone(), http(404, "{}")],
     ] {
-        assert_eq!(meaning(&run.reads(&partial)), ("waiting".to_owned(), "turns_not_counted"));
+        assert_eq!(
+            meaning(&run.reads(&partial)),
+            ("waiting".to_owned(), "turns_not_counted")
+        );
     }
     let mut endless = vec![idle];
     endless.extend((0..20).map(|n| page(n * 10, "u.c", true)));
@@ -912,26 +1448,61 @@ fn a_404_means_missing_only_beside_a_list_of_the_same_generation_that_works() {
         let gone = http(404, r#"{"detail":"Task not found"}"#);
         assert_eq!(run.asks(&[gone.clone(), ok(&json!({}))])[1..], [canary]);
         assert_eq!(run.reads(std::slice::from_ref(&gone)).claim, Claim::Nothing);
-        assert_eq!(run.reads(&[gone.clone(), ok(&json!({"items": []}))]).claim, Claim::Missing);
-        for broken in [http(401, ""), http(403, ""), http(404, ""), http(429, ""), http(500, "")] {
+        assert_eq!(
+            run.reads(&[gone.clone(), ok(&json!({"items": []}))]).claim,
+            Claim::Missing
+        );
+        for broken in [
+            http(401, ""),
+            http(403, ""),
+            http(404, ""),
+            http(429, ""),
+            http(500, ""),
+        ] {
             assert_eq!(run.reads(&[gone.clone(), broken]).claim, Claim::Nothing);
         }
     }
-    assert_eq!(BrowserUse.canary_question(&settings("v3")).path, "/api/v3/sessions?page_size=1");
+    assert_eq!(
+        BrowserUse.canary_question(&settings("v3")).path,
+        "/api/v3/sessions?page_size=1"
+    );
 }
 
 #[test]
 fn failures_and_refusals_say_nothing_about_a_run() {
     for status in [400, 401, 402, 403, 409, 422, 429, 500, 502, 503] {
         let answers = [http(status, r#"{"status":"failed","detail":"x"}"#)];
-        assert_eq!(Asked::about("t", Kind::Task).reads(&answers).claim, Claim::Nothing, "{status}");
+        assert_eq!(
+            Asked::about("t", Kind::Task).reads(&answers).claim,
+            Claim::Nothing,
+            "{status}"
+        );
         assert_eq!(Asked::about("t", Kind::Task).asks(&answers).len(), 1);
     }
-    for body in ["", "<html>", "\"finished\"", "[]", "{}", r#"{"status":7}"#, r#"{"status":null}"#] {
-        assert_eq!(Asked::about("t", Kind::Task).reads(&[http(200, body)]).claim, Claim::Nothing, "{body}");
+    for body in [
+        "",
+        "<html>",
+        "\"finished\"",
+        "[]",
+        "{}",
+        r#"{"status":7}"#,
+        r#"{"status":null}"#,
+    ] {
+        assert_eq!(
+            Asked::about("t", Kind::Task)
+                .reads(&[http(200, body)])
+                .claim,
+            Claim::Nothing,
+            "{body}"
+        );
     }
-    let failed = Answer::Failed { what: "timeout".to_owned() };
-    assert_eq!(Asked::about("t", Kind::Task).reads(&[failed]).claim, Claim::Nothing);
+    let failed = Answer::Failed {
+        what: "timeout".to_owned(),
+    };
+    assert_eq!(
+        Asked::about("t", Kind::Task).reads(&[failed]).claim,
+        Claim::Nothing
+    );
 }
 
 #[test]
@@ -945,7 +1516,12 @@ fn scraped_text_that_is_not_quite_unicode_does_not_keep_a_run_open() {
 fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
     let headers = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
     let hear = |status, headers: Headers, body: &str| {
-        BrowserUse.hearing(&Answer::Http(Response { status, headers, body: body.into(), truncated: false }))
+        BrowserUse.hearing(&Answer::Http(Response {
+            status,
+            headers,
+            body: body.into(),
+            truncated: false,
+        }))
     };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     for status in [200, 404, 409, 422] {
@@ -957,12 +1533,29 @@ fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
     assert!(matches!(hear(402, vec![], ""), Hearing::Trouble { .. }));
     let throttled = |retry_after| Hearing::Throttled { retry_after };
     assert_eq!(hear(429, vec![], "{}"), throttled(None));
-    assert_eq!(hear(429, headers("retry-after", "300"), ""), throttled(seconds(300)));
+    assert_eq!(
+        hear(429, headers("retry-after", "300"), ""),
+        throttled(seconds(300))
+    );
     let body = r#"{"limit_rps":25,"retry_after_seconds":4}"#;
     assert_eq!(hear(429, vec![], body), throttled(seconds(4)));
-    assert_eq!(hear(429, headers("retry-after", "2"), body), throttled(seconds(4)));
-    assert_eq!(hear(429, vec![], r#"{"detail":{"message":"slow","retry_after_seconds":7}}"#), throttled(seconds(7)));
-    for odd in [r#"{"retry_after_seconds":-1}"#, r#"{"retry_after_seconds":1e400}"#, r#"{"retry_after_seconds":"x"}"#] {
+    assert_eq!(
+        hear(429, headers("retry-after", "2"), body),
+        throttled(seconds(4))
+    );
+    assert_eq!(
+        hear(
+            429,
+            vec![],
+            r#"{"detail":{"message":"slow","retry_after_seconds":7}}"#
+        ),
+        throttled(seconds(7))
+    );
+    for odd in [
+        r#"{"retry_after_seconds":-1}"#,
+        r#"{"retry_after_seconds":1e400}"#,
+        r#"{"retry_after_seconds":"x"}"#,
+    ] {
         assert_eq!(hear(429, vec![], odd), throttled(None), "{odd}");
     }
     assert!(
@@ -982,40 +1575,79 @@ fn rows(count: usize, row: impl Fn(usize) -> Value) -> Vec<Value> {
 
 #[test]
 fn open_v2_tasks_are_listed_by_status_created_then_started() {
-    let read_page = |page, answer: &Value| BrowserUse.read_list(page, &ok(answer), &settings("v2"), NOW);
-    assert_eq!(list_path(None, "v2"), "/api/v2/tasks?filterBy=created&pageSize=100&pageNumber=1");
-    let full =
-        json!({"items": rows(100, |n| json!({"id": format!("t{n}"), "status": "created", "metadata": {"n": n}}))});
+    let read_page =
+        |page, answer: &Value| BrowserUse.read_list(page, &ok(answer), &settings("v2"), NOW);
+    assert_eq!(
+        list_path(None, "v2"),
+        "/api/v2/tasks?filterBy=created&pageSize=100&pageNumber=1"
+    );
+    let full = json!({"items": rows(100, |n| json!({"id": format!("t{n}"), "status": "created", "metadata": {"n": n}}))});
     let first = read_page(None, &full);
     assert_eq!(first.runs.len(), 100);
-    assert!(first.runs.iter().all(|seen| seen.claim == Claim::Listed { over: false } && seen.via == Via::Sweep));
-    assert_eq!((first.runs[0].kind, first.runs[0].trust), (Some(Kind::Task), Trust::Authoritative));
-    assert_eq!(first.runs[3].detail.metadata.clone().map(Value::Object), Some(json!({"n": 3})));
-    assert_eq!(list_path(first.next.as_deref(), "v2"), "/api/v2/tasks?filterBy=created&pageSize=100&pageNumber=2");
+    assert!(
+        first
+            .runs
+            .iter()
+            .all(|seen| seen.claim == Claim::Listed { over: false } && seen.via == Via::Sweep)
+    );
+    assert_eq!(
+        (first.runs[0].kind, first.runs[0].trust),
+        (Some(Kind::Task), Trust::Authoritative)
+    );
+    assert_eq!(
+        first.runs[3].detail.metadata.clone().map(Value::Object),
+        Some(json!({"n": 3}))
+    );
+    assert_eq!(
+        list_path(first.next.as_deref(), "v2"),
+        "/api/v2/tasks?filterBy=created&pageSize=100&pageNumber=2"
+    );
     let last = read_page(first.next.as_deref(), &json!({"items": []}));
-    assert_eq!(list_path(last.next.as_deref(), "v2"), "/api/v2/tasks?filterBy=started&pageSize=100&pageNumber=1");
-    assert_eq!(read_page(last.next.as_deref(), &json!({"items": []})).next, None);
+    assert_eq!(
+        list_path(last.next.as_deref(), "v2"),
+        "/api/v2/tasks?filterBy=started&pageSize=100&pageNumber=1"
+    );
+    assert_eq!(
+        read_page(last.next.as_deref(), &json!({"items": []})).next,
+        None
+    );
 }
 
 #[test]
 fn every_sweep_ends() {
     for (api, key) in [("v2", "items"), ("v3", "sessions"), ("v4", "sessions")] {
         let row = |n| json!({"id": format!("x{n}"), "latestRunId": "r", "status": "running"});
-        let answer = ok(&json!({key: rows(100, row), "hasMore": true, "nextCursor": "a:b&c", "total": 9999}));
+        let answer = ok(
+            &json!({key: rows(100, row), "hasMore": true, "nextCursor": "a:b&c", "total": 9999}),
+        );
         let (mut page, mut pages) = (None, 0);
         loop {
             pages += 1;
-            page = BrowserUse.read_list(page.as_deref(), &answer, &settings(api), NOW).next;
+            page = BrowserUse
+                .read_list(page.as_deref(), &answer, &settings(api), NOW)
+                .next;
             if page.is_none() {
                 break;
             }
         }
         assert_eq!(pages, if api == "v2" { 20 } else { 10 }, "{api}");
     }
-    assert_eq!(BrowserUse.list_question(Some("nonsense"), &Settings::default()), None);
-    for answer in [http(500, ""), http(200, "[]"), Answer::Failed { what: "x".to_owned() }] {
+    assert_eq!(
+        BrowserUse.list_question(Some("nonsense"), &Settings::default()),
+        None
+    );
+    for answer in [
+        http(500, ""),
+        http(200, "[]"),
+        Answer::Failed {
+            what: "x".to_owned(),
+        },
+    ] {
         let listing = BrowserUse.read_list(None, &answer, &Settings::default(), NOW);
-        assert_eq!((listing.runs.len(), listing.next, listing.gap), (0, None, None));
+        assert_eq!(
+            (listing.runs.len(), listing.next, listing.gap),
+            (0, None, None)
+        );
     }
 }
 
@@ -1028,9 +1660,21 @@ fn a_list_tells_which_sessions_are_over_and_when_they_were_last_alive() {
         {"id": "gone", "status": "stopped", "finishedAt": "2026-09-16T11:00:00Z"},
         {"id": "no status"}, {"status": "running"}, 7,
     ]);
-    assert_eq!(list_path(None, "v3"), "/api/v3/sessions?page=1&page_size=100");
-    let listing = BrowserUse.read_list(None, &ok(&json!({"sessions": sessions})), &settings("v3"), NOW);
-    let seen: Vec<_> = listing.runs.iter().map(|seen| (seen.run_id.as_str(), seen.trust, seen.claim.clone())).collect();
+    assert_eq!(
+        list_path(None, "v3"),
+        "/api/v3/sessions?page=1&page_size=100"
+    );
+    let listing = BrowserUse.read_list(
+        None,
+        &ok(&json!({"sessions": sessions})),
+        &settings("v3"),
+        NOW,
+    );
+    let seen: Vec<_> = listing
+        .runs
+        .iter()
+        .map(|seen| (seen.run_id.as_str(), seen.trust, seen.claim.clone()))
+        .collect();
     let (open, over) = (Claim::Listed { over: false }, Claim::Listed { over: true });
     let expected = [
         ("new", Trust::Authoritative, open.clone()),
@@ -1039,7 +1683,10 @@ fn a_list_tells_which_sessions_are_over_and_when_they_were_last_alive() {
         ("gone", Trust::Authoritative, over),
     ];
     assert_eq!(seen, expected);
-    assert_eq!((listing.runs[0].detail.opened_at, listing.next), (Some(At(1_789_556_400_000)), None));
+    assert_eq!(
+        (listing.runs[0].detail.opened_at, listing.next),
+        (Some(At(1_789_556_400_000)), None)
+    );
     assert_eq!(listing.runs[3].last_sign(), Some(At(1_789_556_400_000)));
     assert_eq!(listing.runs[2].last_sign(), None);
 }
@@ -1051,14 +1698,27 @@ fn v4_sessions_name_their_latest_run_and_page_by_cursor() {
         {"sessionId": "s", "latestRunId": "r1", "status": "running", "createdAt": "2026-09-16T11:00:00Z"},
         {"sessionId": "s", "latest_run_id": "r2", "status": "failed", "updatedAt": "2026-09-16T11:00:00Z"}], "hasMore": true, "nextCursor": "a:b&c"});
     let listing = BrowserUse.read_list(None, &ok(&answer), &settings("v4"), NOW);
-    assert_eq!(listing.runs.iter().map(|seen| seen.run_id.as_str()).collect::<Vec<_>>(), ["r1", "r2"]);
-    assert_eq!((listing.runs[0].kind, listing.runs[0].detail.opened_at), (Some(Kind::Agent), None));
+    assert_eq!(
+        listing
+            .runs
+            .iter()
+            .map(|seen| seen.run_id.as_str())
+            .collect::<Vec<_>>(),
+        ["r1", "r2"]
+    );
+    assert_eq!(
+        (listing.runs[0].kind, listing.runs[0].detail.opened_at),
+        (Some(Kind::Agent), None)
+    );
     assert_eq!(
         (listing.runs[0].claim.clone(), listing.runs[1].claim.clone()),
         (Claim::Listed { over: false }, Claim::Listed { over: true })
     );
     assert_eq!(listing.runs[1].last_sign(), Some(At(1_789_556_400_000)));
-    assert_eq!(list_path(listing.next.as_deref(), "v4"), "/api/v4/sessions?limit=100&cursor=a%3Ab%26c");
+    assert_eq!(
+        list_path(listing.next.as_deref(), "v4"),
+        "/api/v4/sessions?limit=100&cursor=a%3Ab%26c"
+    );
 }
 
 // ── The rest of the contract ────────────────────────────────────────────────────────────────────
@@ -1077,8 +1737,21 @@ fn the_defaults_are_those_of_the_contract() {
     );
     assert_eq!(provider.apis(), ["v2", "v3", "v4"]);
     let policy = provider.policy(None);
-    assert_eq!((policy.grace, policy.confirm_timeout), (Duration::ZERO, Duration::from_secs(60)));
-    assert_eq!((policy.deadline, policy.give_up), (Duration::from_secs(15_000), Duration::from_secs(86_400)));
-    assert_eq!((policy.first_poll, policy.max_interval), (Duration::from_secs(20), Duration::from_secs(300)));
-    assert!(provider.retry_question(&RunId::new("t").unwrap(), None).is_none());
+    assert_eq!(
+        (policy.grace, policy.confirm_timeout),
+        (Duration::ZERO, Duration::from_secs(60))
+    );
+    assert_eq!(
+        (policy.deadline, policy.give_up),
+        (Duration::from_secs(15_000), Duration::from_secs(86_400))
+    );
+    assert_eq!(
+        (policy.first_poll, policy.max_interval),
+        (Duration::from_secs(20), Duration::from_secs(300))
+    );
+    assert!(
+        provider
+            .retry_question(&RunId::new("t").unwrap(), None)
+            .is_none()
+    );
 }

@@ -11,7 +11,9 @@ fn cited(table: &str) -> impl Iterator<Item = &str> {
     let last = code.map(|name| name.rsplit("::").next().unwrap_or(name));
     last.filter(|name| {
         name.matches('_').count() >= 3
-            && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            && name
+                .bytes()
+                .all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit())
     })
 }
 
@@ -19,15 +21,33 @@ fn cited(table: &str) -> impl Iterator<Item = &str> {
 fn every_test_that_the_table_of_facts_names_exists() {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
-    for folder in ["tests/providers", "tests/decide", "tests/ledger", "src", "src/providers", "src/model", "src/config"] {
-        for file in std::fs::read_dir(here.join(folder)).into_iter().flatten().flatten() {
+    for folder in [
+        "tests/providers",
+        "tests/decide",
+        "tests/ledger",
+        "src",
+        "src/providers",
+        "src/model",
+        "src/config",
+    ] {
+        for file in std::fs::read_dir(here.join(folder))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             sources.push_str(&std::fs::read_to_string(file.path()).unwrap_or_default());
         }
     }
-    let table =
-        std::fs::read_to_string(here.join("docs/providers.md")).expect("docs/providers.md is part of the project");
+    let table = std::fs::read_to_string(here.join("docs/providers.md"))
+        .expect("docs/providers.md is part of the project");
     let names: Vec<_> = cited(&table).collect();
     assert!(names.len() > 150, "the table names {} tests", names.len());
-    let missing: Vec<_> = names.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "the table names tests that do not exist: {missing:?}");
+    let missing: Vec<_> = names
+        .into_iter()
+        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "the table names tests that do not exist: {missing:?}"
+    );
 }

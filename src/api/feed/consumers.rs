@@ -17,14 +17,14 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
+use super::super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, flag};
 use super::events::{self, Words, cursor_expired, epoch_mismatch, position};
 use super::stream::{Claim, Manner, Stream};
-use super::super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, flag};
-use crate::server::{self, Peer, Problem};
+use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
 use crate::limits;
 use crate::model::is_name;
 use crate::model::record::Cursor;
-use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
+use crate::server::{self, Peer, Problem};
 
 /// Why a reader is no longer the one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,9 @@ impl Readers {
     /// Whether anybody reads it.
     fn connected(&self, name: &str) -> bool {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        by_name.get(name).is_some_and(|stirs| stirs.receiver_count() > 0)
+        by_name
+            .get(name)
+            .is_some_and(|stirs| stirs.receiver_count() > 0)
     }
 
     fn supersede(&self, name: &str, generation: i64, cause: Cause) {
@@ -116,23 +118,34 @@ pub async fn create(
     body: Body,
 ) -> Answer {
     if !is_name(&name) {
-        let message = "a consumer's name has 1 to 64 of a-z 0-9 . _ -, and begins with a letter or digit";
+        let message =
+            "a consumer's name has 1 to 64 of a-z 0-9 . _ -, and begins with a letter or digit";
         return Err(bad_request(message));
     }
     let making: Making = body_json(body).await?;
     let filter = making.filter.filter()?;
     let window = making.window.unwrap_or(limits::WINDOW);
     if window > limits::WINDOW_MAX {
-        return Err(bad_request(format!("window is 0 (none) to {}", limits::WINDOW_MAX)));
+        return Err(bad_request(format!(
+            "window is 0 (none) to {}",
+            limits::WINDOW_MAX
+        )));
     }
     let bounds = desk.bounds().await?;
-    let start = match position("start", making.start.as_deref(), desk.reader.epoch(), bounds) {
+    let start = match position(
+        "start",
+        making.start.as_deref(),
+        desk.reader.epoch(),
+        bounds,
+    ) {
         Ok(start) => start,
         // A start that cannot be had any more does not matter to a consumer that is there already.
         Err(problem) => desk.consumer(&name).await.map_err(|_| problem)?.acked,
     };
     let (now, wanted, label) = ((desk.clock)(), filter.clone(), name.clone());
-    let made = desk.ledger.write(move |tx| tx.create_consumer(&label, start, &wanted, window, now));
+    let made = desk
+        .ledger
+        .write(move |tx| tx.create_consumer(&label, start, &wanted, window, now));
     let (consumer, new) = made.await?;
     if consumer.filter != filter || consumer.window != window {
         let message = format!(
@@ -140,33 +153,48 @@ pub async fn create(
              be had back; use another name, or delete it first"
         );
         let problem = Problem::new(StatusCode::CONFLICT, "consumer_exists", message);
-        return Err(problem.with("filter", json!(consumer.filter)).with("window", consumer.window));
+        return Err(problem
+            .with("filter", json!(consumer.filter))
+            .with("window", consumer.window));
     }
     if new {
         let (uid, pid) = who(peer.as_ref());
         tracing::info!(consumer = name, uid, pid, "consumer created");
     }
-    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok(server::json(status, &desk.describe(consumer).await?))
 }
 
 /// `GET /v1/consumers`.
 pub async fn list(State(desk): Shared) -> Answer {
     let (bounds, consumers) = desk.look(|view| Ok((view.bounds()?, all(view)?))).await?;
-    Ok(server::json(StatusCode::OK, &json!({ "consumers": desk.consumer_views(consumers, bounds) })))
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "consumers": desk.consumer_views(consumers, bounds) }),
+    ))
 }
 
 /// Every consumer, with how much it has parked.
 pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, StoreError> {
     let consumers = view.consumers()?.into_iter();
-    let counted = |consumer: Consumer| view.parked_count(&consumer.name).map(|parked| (consumer, parked));
+    let counted = |consumer: Consumer| {
+        view.parked_count(&consumer.name)
+            .map(|parked| (consumer, parked))
+    };
     consumers.map(counted).collect()
 }
 
 /// `GET /v1/consumers/{name}`.
 pub async fn show(State(desk): Shared, Segments(name): Segments<String>) -> Answer {
     let consumer = desk.consumer(&name).await?;
-    Ok(server::json(StatusCode::OK, &desk.describe(consumer).await?))
+    Ok(server::json(
+        StatusCode::OK,
+        &desk.describe(consumer).await?,
+    ))
 }
 
 /// `DELETE /v1/consumers/{name}`, with all it has parked.
@@ -176,12 +204,18 @@ pub async fn delete(
     peer: Option<Extension<Arc<Peer>>>,
 ) -> Answer {
     let label = name.clone();
-    let gone = desk.ledger.write(move |tx| tx.delete_consumer(&label)).await?;
+    let gone = desk
+        .ledger
+        .write(move |tx| tx.delete_consumer(&label))
+        .await?;
     let (parked, generation) = gone.ok_or_else(|| unknown(&name))?;
     desk.consumers.supersede(&name, generation, Cause::Deleted);
     let (uid, pid) = who(peer.as_ref());
     tracing::info!(consumer = name, parked, uid, pid, "consumer deleted");
-    Ok(server::json(StatusCode::OK, &json!({ "deleted": name, "parked_dropped": parked })))
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "deleted": name, "parked_dropped": parked }),
+    ))
 }
 
 /// How a named consumer is read.
@@ -204,24 +238,52 @@ pub async fn read(
     Params(reading): Params<Reading>,
 ) -> Result<Response, Problem> {
     let slot = desk.slot()?;
-    let manner = Manner::of(reading.follow.as_deref(), reading.limit, reading.wait, reading.heartbeat, &headers)?;
+    let manner = Manner::of(
+        reading.follow.as_deref(),
+        reading.limit,
+        reading.wait,
+        reading.heartbeat,
+        &headers,
+    )?;
     // Listening begins before the take-over is written, so that the next one cannot be missed.
     let stirs = desk.consumers.listen(&name);
     let consumer = match reading.r#gen {
-        Some(generation) => desk.consumer(&name).await.and_then(|consumer| same_reader(consumer, generation))?,
+        Some(generation) => desk
+            .consumer(&name)
+            .await
+            .and_then(|consumer| same_reader(consumer, generation))?,
         None => desk.take_over(&name, peer.as_ref()).await?,
     };
     let bounds = desk.bounds().await?;
     if consumer.acked < bounds.trimmed {
         return Err(cursor_expired(desk.reader.epoch(), bounds));
     }
-    let Consumer { name, acked, filter, window, generation, .. } = consumer;
-    let claim = Claim { name, generation, window, stirs, out: VecDeque::new(), told: false, moved: true };
+    let Consumer {
+        name,
+        acked,
+        filter,
+        window,
+        generation,
+        ..
+    } = consumer;
+    let claim = Claim {
+        name,
+        generation,
+        window,
+        stirs,
+        out: VecDeque::new(),
+        told: false,
+        moved: true,
+    };
     Ok(Stream::new(desk, acked, filter, manner, Some(claim), slot).respond())
 }
 
 fn same_reader(consumer: Consumer, generation: i64) -> Result<Consumer, Problem> {
-    if consumer.generation == generation { Ok(consumer) } else { Err(stale(consumer.generation)) }
+    if consumer.generation == generation {
+        Ok(consumer)
+    } else {
+        Err(stale(consumer.generation))
+    }
 }
 
 /// A position, and the reader that says it.
@@ -233,10 +295,17 @@ pub struct Mark {
 }
 
 /// `POST /v1/consumers/{name}/ack?cursor=[&gen=]`: on disk before its 200 (invariant 9).
-pub async fn ack(State(desk): Shared, Segments(name): Segments<String>, Params(mark): Params<Mark>) -> Answer {
+pub async fn ack(
+    State(desk): Shared,
+    Segments(name): Segments<String>,
+    Params(mark): Params<Mark>,
+) -> Answer {
     let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
     let (now, label) = ((desk.clock)(), name.clone());
-    let moved = desk.ledger.write(move |tx| tx.ack(&label, seq, mark.r#gen, now)).await?;
+    let moved = desk
+        .ledger
+        .write(move |tx| tx.ack(&label, seq, mark.r#gen, now))
+        .await?;
     desk.moved(&name, moved)
 }
 
@@ -254,16 +323,25 @@ pub async fn seek(
     peer: Option<Extension<Arc<Peer>>>,
     Params(target): Params<Target>,
 ) -> Answer {
-    let to = target.to.ok_or_else(|| bad_request("say where: to=earliest, to=latest or to=CURSOR"))?;
+    let to = target
+        .to
+        .ok_or_else(|| bad_request("say where: to=earliest, to=latest or to=CURSOR"))?;
     let bounds = desk.bounds().await?;
     let seq = position("to", Some(&to), desk.reader.epoch(), bounds)?;
     let (now, label) = ((desk.clock)(), name.clone());
-    let moved = desk.ledger.write(move |tx| tx.seek(&label, seq, now)).await?;
+    let moved = desk
+        .ledger
+        .write(move |tx| tx.seek(&label, seq, now))
+        .await?;
     let consumer = moved.ok_or_else(|| unknown(&name))?;
-    desk.consumers.supersede(&name, consumer.generation, Cause::Seek);
+    desk.consumers
+        .supersede(&name, consumer.generation, Cause::Seek);
     let (uid, pid) = who(peer.as_ref());
     tracing::info!(consumer = name, to = seq, uid, pid, "consumer moved");
-    Ok(server::json(StatusCode::OK, &desk.describe(consumer).await?))
+    Ok(server::json(
+        StatusCode::OK,
+        &desk.describe(consumer).await?,
+    ))
 }
 
 /// How an event failed.
@@ -283,12 +361,27 @@ pub async fn park(
     body: Body,
 ) -> Answer {
     let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
-    let Failed { attempts, mut error } = body_json(body).await?;
-    let kept = (0..=limits::PARKED_ERROR_BYTES).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
+    let Failed {
+        attempts,
+        mut error,
+    } = body_json(body).await?;
+    let kept = (0..=limits::PARKED_ERROR_BYTES)
+        .rev()
+        .find(|at| error.is_char_boundary(*at))
+        .unwrap_or(0);
     error.truncate(kept);
-    let parking = Parking { name: name.clone(), seq, generation: mark.r#gen, attempts, error };
+    let parking = Parking {
+        name: name.clone(),
+        seq,
+        generation: mark.r#gen,
+        attempts,
+        error,
+    };
     let now = (desk.clock)();
-    let moved = desk.ledger.write(move |tx| tx.park(&parking, limits::PARKED_MAX, now)).await?;
+    let moved = desk
+        .ledger
+        .write(move |tx| tx.park(&parking, limits::PARKED_MAX, now))
+        .await?;
     if matches!(moved, Moved::Done { .. }) {
         tracing::warn!(consumer = name, seq, attempts, "an event is parked");
     }
@@ -316,15 +409,30 @@ struct ParkedView {
 }
 
 /// `GET /v1/consumers/{name}/parked`; `next` goes into `after`.
-pub async fn parked(State(desk): Shared, Segments(name): Segments<String>, Params(list): Params<ListParked>) -> Answer {
+pub async fn parked(
+    State(desk): Shared,
+    Segments(name): Segments<String>,
+    Params(list): Params<ListParked>,
+) -> Answer {
     desk.consumer(&name).await?;
     let after = list.after.unwrap_or(0);
     let due = flag("retry", list.retry.as_deref())?;
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
-    let rows = desk.look(move |view| view.parked(&name, due, after, limit)).await?;
-    let next = rows.last().filter(|_| rows.len() == limit as usize).map(|row| row.seq);
-    let views = rows.into_iter().map(|row| desk.parked_view(row)).collect::<Result<Vec<_>, _>>()?;
-    Ok(server::json(StatusCode::OK, &json!({ "parked": views, "next": next })))
+    let rows = desk
+        .look(move |view| view.parked(&name, due, after, limit))
+        .await?;
+    let next = rows
+        .last()
+        .filter(|_| rows.len() == limit as usize)
+        .map(|row| row.seq);
+    let views = rows
+        .into_iter()
+        .map(|row| desk.parked_view(row))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(server::json(
+        StatusCode::OK,
+        &json!({ "parked": views, "next": next }),
+    ))
 }
 
 /// One parked event, or all of a consumer.
@@ -343,7 +451,10 @@ pub async fn retry_parked(
 ) -> Answer {
     let seq = desk.which(&name, &which).await?;
     let label = name.clone();
-    let count = desk.ledger.write(move |tx| tx.retry_parked(&label, seq)).await?;
+    let count = desk
+        .ledger
+        .write(move |tx| tx.retry_parked(&label, seq))
+        .await?;
     some(count, &name)?;
     Ok(server::json(StatusCode::OK, &json!({ "to_retry": count })))
 }
@@ -356,13 +467,22 @@ pub async fn drop_parked(
 ) -> Answer {
     let seq = desk.which(&name, &which).await?;
     let label = name.clone();
-    let count = desk.ledger.write(move |tx| tx.drop_parked(&label, seq)).await?;
+    let count = desk
+        .ledger
+        .write(move |tx| tx.drop_parked(&label, seq))
+        .await?;
     some(count, &name)?;
     Ok(server::json(StatusCode::OK, &json!({ "dropped": count })))
 }
 
 fn some(count: usize, name: &str) -> Result<(), Problem> {
-    let nothing = || Problem::new(StatusCode::NOT_FOUND, "not_parked", format!("{name} has no such event parked"));
+    let nothing = || {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "not_parked",
+            format!("{name} has no such event parked"),
+        )
+    };
     if count == 0 { Err(nothing()) } else { Ok(()) }
 }
 
@@ -372,7 +492,8 @@ fn unknown(name: &str) -> Problem {
 }
 
 fn stale(generation: i64) -> Problem {
-    let message = "another reader has taken over, or the position was moved; read again to become the reader";
+    let message =
+        "another reader has taken over, or the position was moved; read again to become the reader";
     Problem::new(StatusCode::CONFLICT, "stale_generation", message).with("generation", generation)
 }
 
@@ -415,28 +536,53 @@ pub struct ConsumerView {
 impl Desk {
     async fn consumer(&self, name: &str) -> Result<Consumer, Problem> {
         let label = name.to_owned();
-        self.look(move |view| view.consumer(&label)).await?.ok_or_else(|| unknown(name))
+        self.look(move |view| view.consumer(&label))
+            .await?
+            .ok_or_else(|| unknown(name))
     }
 
     /// Makes the caller the reader of a consumer.
-    async fn take_over(&self, name: &str, peer: Option<&Extension<Arc<Peer>>>) -> Result<Consumer, Problem> {
+    async fn take_over(
+        &self,
+        name: &str,
+        peer: Option<&Extension<Arc<Peer>>>,
+    ) -> Result<Consumer, Problem> {
         let (now, label) = ((self.clock)(), name.to_owned());
-        let opened = self.ledger.write(move |tx| tx.open_consumer(&label, now)).await?;
+        let opened = self
+            .ledger
+            .write(move |tx| tx.open_consumer(&label, now))
+            .await?;
         let consumer = opened.ok_or_else(|| unknown(name))?;
-        self.consumers.supersede(name, consumer.generation, Cause::Reader);
+        self.consumers
+            .supersede(name, consumer.generation, Cause::Reader);
         let (uid, pid) = who(peer);
-        tracing::info!(consumer = name, generation = consumer.generation, uid, pid, "consumer opened");
+        tracing::info!(
+            consumer = name,
+            generation = consumer.generation,
+            uid,
+            pid,
+            "consumer opened"
+        );
         Ok(consumer)
     }
 
     async fn describe(&self, consumer: Consumer) -> Result<ConsumerView, Problem> {
         let name = consumer.name.clone();
-        let (bounds, parked) = self.look(move |view| Ok((view.bounds()?, view.parked_count(&name)?))).await?;
+        let (bounds, parked) = self
+            .look(move |view| Ok((view.bounds()?, view.parked_count(&name)?)))
+            .await?;
         Ok(self.view(consumer, bounds, parked))
     }
 
-    pub(in crate::api) fn consumer_views(&self, consumers: Vec<(Consumer, i64)>, bounds: FeedBounds) -> Vec<ConsumerView> {
-        consumers.into_iter().map(|(consumer, parked)| self.view(consumer, bounds, parked)).collect()
+    pub(in crate::api) fn consumer_views(
+        &self,
+        consumers: Vec<(Consumer, i64)>,
+        bounds: FeedBounds,
+    ) -> Vec<ConsumerView> {
+        consumers
+            .into_iter()
+            .map(|(consumer, parked)| self.view(consumer, bounds, parked))
+            .collect()
     }
 
     fn view(&self, consumer: Consumer, bounds: FeedBounds, parked: i64) -> ConsumerView {
@@ -481,7 +627,10 @@ impl Desk {
         match moved {
             Moved::Done { acked, head } => {
                 self.consumers.acked(name);
-                Ok(server::json(StatusCode::OK, &json!({ "acked": self.cursor(acked), "lag": head - acked })))
+                Ok(server::json(
+                    StatusCode::OK,
+                    &json!({ "acked": self.cursor(acked), "lag": head - acked }),
+                ))
             }
             Moved::Unknown => Err(unknown(name)),
             Moved::Stale(generation) => Err(stale(generation)),
@@ -505,7 +654,13 @@ impl Desk {
     }
 
     fn parked_view(&self, row: ParkedRow) -> Result<ParkedView, Problem> {
-        let unreadable = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a parked event is not JSON");
+        let unreadable = |_| {
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "bug",
+                "a parked event is not JSON",
+            )
+        };
         Ok(ParkedView {
             cursor: self.cursor(row.seq),
             attempts: row.attempts,
@@ -517,7 +672,11 @@ impl Desk {
     }
 
     fn cursor(&self, seq: i64) -> String {
-        Cursor { epoch: self.reader.epoch().to_owned(), seq }.to_string()
+        Cursor {
+            epoch: self.reader.epoch().to_owned(),
+            seq,
+        }
+        .to_string()
     }
 }
 
@@ -531,12 +690,22 @@ mod tests {
         drop(readers.listen("a"));
         let mut reading = readers.listen("b");
         assert!(readers.connected("b") && !readers.connected("a"));
-        assert_eq!(readers.by_name.lock().unwrap().keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(
+            readers.by_name.lock().unwrap().keys().collect::<Vec<_>>(),
+            ["b"]
+        );
         readers.acked("b");
-        assert!(reading.has_changed().unwrap(), "an acknowledgement wakes the reader");
+        assert!(
+            reading.has_changed().unwrap(),
+            "an acknowledgement wakes the reader"
+        );
         readers.supersede("b", 2, Cause::Seek);
         readers.supersede("b", 1, Cause::Reader);
         let Stir { generation, cause } = *reading.borrow_and_update();
-        assert_eq!((generation, cause), (2, Cause::Seek), "an older generation overtakes nobody");
+        assert_eq!(
+            (generation, cause),
+            (2, Cause::Seek),
+            "an older generation overtakes nobody"
+        );
     }
 }

@@ -7,12 +7,12 @@ use axum::response::Response;
 use hyper::StatusCode;
 use serde::Deserialize;
 
-use super::stream::{Manner, Stream};
 use super::super::{Params, Shared, bad_request};
-use crate::server::Problem;
+use super::stream::{Manner, Stream};
+use crate::ledger::{FeedBounds, Filter};
 use crate::model::record::{Cursor, RecordType};
 use crate::model::{Origin, Outcome};
-use crate::ledger::{FeedBounds, Filter};
+use crate::server::Problem;
 
 /// What a reader asks for.
 #[derive(Debug, Default, Deserialize)]
@@ -39,16 +39,34 @@ pub async fn read(
 ) -> Result<Response, Problem> {
     let slot = desk.slot()?;
     let filter = wanted.words().filter()?;
-    let manner = Manner::of(wanted.follow.as_deref(), wanted.limit, wanted.wait, wanted.heartbeat, &headers)?;
+    let manner = Manner::of(
+        wanted.follow.as_deref(),
+        wanted.limit,
+        wanted.wait,
+        wanted.heartbeat,
+        &headers,
+    )?;
     let bounds = desk.bounds().await?;
     // A browser's EventSource says where it was in a header, and says nothing else on its return.
-    let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let start = position("after", resumed.or(wanted.after.as_deref()), desk.reader.epoch(), bounds)?;
+    let resumed = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok());
+    let start = position(
+        "after",
+        resumed.or(wanted.after.as_deref()),
+        desk.reader.epoch(),
+        bounds,
+    )?;
     Ok(Stream::new(desk, start, filter, manner, None, slot).respond())
 }
 
 /// The position that a parameter names: `earliest` (the default), `latest` or a cursor.
-pub fn position(name: &str, text: Option<&str>, epoch: &str, bounds: FeedBounds) -> Result<i64, Problem> {
+pub fn position(
+    name: &str,
+    text: Option<&str>,
+    epoch: &str,
+    bounds: FeedBounds,
+) -> Result<i64, Problem> {
     match text.unwrap_or("earliest") {
         "earliest" => Ok(bounds.trimmed),
         "latest" => Ok(bounds.head),
@@ -67,8 +85,11 @@ pub fn position(name: &str, text: Option<&str>, epoch: &str, bounds: FeedBounds)
 
 /// The cursor that a parameter holds.
 pub fn cursor(name: &str, text: &str) -> Result<Cursor, Problem> {
-    Cursor::parse(text)
-        .ok_or_else(|| bad_request(format!("{name}={text} is no cursor of a feed; write one as it was read there")))
+    Cursor::parse(text).ok_or_else(|| {
+        bad_request(format!(
+            "{name}={text} is no cursor of a feed; write one as it was read there"
+        ))
+    })
 }
 
 /// The cursor names a record of another database, or of another life of this one.
@@ -76,18 +97,25 @@ pub fn epoch_mismatch(epoch: &str, bounds: FeedBounds) -> Problem {
     let message = "the cursor is from another life of this database (it was restored or replaced); \
                    start again from the earliest cursor and skip the ids you have seen";
     let problem = Problem::new(StatusCode::CONFLICT, "epoch_mismatch", message);
-    problem.with("epoch", epoch).with("earliest", earliest(epoch, bounds))
+    problem
+        .with("epoch", epoch)
+        .with("earliest", earliest(epoch, bounds))
 }
 
 /// Retention has passed the cursor.
 pub fn cursor_expired(epoch: &str, bounds: FeedBounds) -> Problem {
     let message = "records after this cursor were removed by retention; start again from the earliest cursor \
                    (a named consumer: seek there), knowing that some are missing";
-    Problem::new(StatusCode::GONE, "cursor_expired", message).with("earliest", earliest(epoch, bounds))
+    Problem::new(StatusCode::GONE, "cursor_expired", message)
+        .with("earliest", earliest(epoch, bounds))
 }
 
 fn earliest(epoch: &str, bounds: FeedBounds) -> String {
-    Cursor { epoch: epoch.to_owned(), seq: bounds.trimmed }.to_string()
+    Cursor {
+        epoch: epoch.to_owned(),
+        seq: bounds.trimmed,
+    }
+    .to_string()
 }
 
 /// A filter as it was asked for, not yet looked at.
@@ -130,7 +158,11 @@ impl Words {
         let types = each(self.types.as_ref(), record_type)?;
         let text = |word: &str| Ok(word.to_owned());
         Ok(Filter {
-            types: if types.is_empty() { Filter::default().types } else { types },
+            types: if types.is_empty() {
+                Filter::default().types
+            } else {
+                types
+            },
             source: each(self.source.as_ref(), text)?,
             provider: each(self.provider.as_ref(), text)?,
             outcome: each(self.outcome.as_ref(), known("outcome", Outcome::from_word))?,
@@ -140,13 +172,19 @@ impl Words {
     }
 }
 
-fn each<T: Ord>(list: Option<&List>, read: impl Fn(&str) -> Result<T, Problem>) -> Result<Vec<T>, Problem> {
+fn each<T: Ord>(
+    list: Option<&List>,
+    read: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<Vec<T>, Problem> {
     let words: Vec<&str> = match list {
         None => Vec::new(),
         Some(List::Text(text)) => text.split(',').collect(),
         Some(List::Items(items)) => items.iter().map(String::as_str).collect(),
     };
-    let words = words.into_iter().map(str::trim).filter(|word| !word.is_empty());
+    let words = words
+        .into_iter()
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
     let mut values = words.map(read).collect::<Result<Vec<_>, _>>()?;
     values.sort_unstable();
     values.dedup();
@@ -159,7 +197,14 @@ fn known<T>(name: &str, read: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Re
 
 /// `completion` or `settled.run.completion`.
 fn record_type(word: &str) -> Result<RecordType, Problem> {
-    let full = format!("settled.run.{}", word.strip_prefix("settled.run.").unwrap_or(word));
-    let wrong = || bad_request(format!("{word:?} is no type; there are completion, amendment and status"));
+    let full = format!(
+        "settled.run.{}",
+        word.strip_prefix("settled.run.").unwrap_or(word)
+    );
+    let wrong = || {
+        bad_request(format!(
+            "{word:?} is no type; there are completion, amendment and status"
+        ))
+    };
     RecordType::from_word(&full).ok_or_else(wrong)
 }

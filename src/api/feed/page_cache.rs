@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::super::Desk;
-use crate::server::Problem;
-use crate::limits;
 use crate::ledger::{FeedBounds, Filter, StoredRecord};
+use crate::limits;
+use crate::server::Problem;
 
 /// What a reader wants to see next.
 #[derive(Clone, PartialEq, Eq)]
@@ -48,7 +48,12 @@ impl Page {
     /// The records as NDJSON.
     pub fn lines(&self) -> Bytes {
         let lines = || {
-            let mut lines = String::with_capacity(self.records.iter().map(|record| record.line.len() + 1).sum());
+            let mut lines = String::with_capacity(
+                self.records
+                    .iter()
+                    .map(|record| record.line.len() + 1)
+                    .sum(),
+            );
             for record in &self.records {
                 lines.push_str(&record.line);
                 lines.push('\n');
@@ -82,15 +87,28 @@ impl Desk {
             return self.read_page(want).await;
         }
         let shared = self.tail.shared(&want);
-        shared.get_or_try_init(|| self.read_page(want)).await.cloned()
+        shared
+            .get_or_try_init(|| self.read_page(want))
+            .await
+            .cloned()
     }
 
     async fn read_page(&self, want: Want) -> Result<Arc<Page>, Problem> {
         let look = move |view: &crate::ledger::View<'_>| {
-            let (records, position) =
-                view.records(want.after, want.head, &want.filter, want.rows, limits::PAGE_SCAN_ROWS)?;
+            let (records, position) = view.records(
+                want.after,
+                want.head,
+                &want.filter,
+                want.rows,
+                limits::PAGE_SCAN_ROWS,
+            )?;
             // Looked at after the rows: what had not been removed by now was there before.
-            Ok(Page { records, position, bounds: view.bounds()?, lines: OnceLock::new() })
+            Ok(Page {
+                records,
+                position,
+                bounds: view.bounds()?,
+                lines: OnceLock::new(),
+            })
         };
         self.look(look).await.map(Arc::new)
     }
@@ -101,7 +119,12 @@ mod tests {
     use super::*;
 
     fn want(after: i64, head: i64) -> Want {
-        Want { after, head, filter: Filter::default(), rows: 10 }
+        Want {
+            after,
+            head,
+            filter: Filter::default(),
+            rows: 10,
+        }
     }
 
     #[test]
@@ -112,13 +135,25 @@ mod tests {
         let others = [
             want(0, 2),
             want(1, 2),
-            Want { rows: 9, ..want(0, 1) },
-            Want { filter: Filter { source: vec!["a".to_owned()], ..Filter::default() }, ..want(0, 1) },
+            Want {
+                rows: 9,
+                ..want(0, 1)
+            },
+            Want {
+                filter: Filter {
+                    source: vec!["a".to_owned()],
+                    ..Filter::default()
+                },
+                ..want(0, 1)
+            },
         ];
         for other in &others {
             assert!(!Arc::ptr_eq(&first, &tail.shared(other)));
         }
-        assert!(Arc::ptr_eq(&first, &tail.shared(&want(0, 1))), "still there");
+        assert!(
+            Arc::ptr_eq(&first, &tail.shared(&want(0, 1))),
+            "still there"
+        );
         for head in 10..10 + i64::try_from(limits::TAIL_PAGES).unwrap() {
             tail.shared(&want(9, head));
         }

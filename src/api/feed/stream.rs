@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::super::{Desk, flag};
 use super::consumers::{Cause, Stir};
 use super::events::cursor_expired;
 use super::page_cache::{Page, Want};
-use super::super::{Desk, flag};
-use crate::server::Problem;
+use crate::ledger::Filter;
 use crate::limits;
 use crate::model::record::Cursor;
-use crate::ledger::Filter;
+use crate::server::Problem;
 
 /// How a reader wants to be served.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +51,20 @@ impl Manner {
         heartbeat: Option<u64>,
         headers: &HeaderMap,
     ) -> Result<Manner, Problem> {
-        let accepts = |accept: &HeaderValue| accept.to_str().is_ok_and(|text| text.contains("text/event-stream"));
+        let accepts = |accept: &HeaderValue| {
+            accept
+                .to_str()
+                .is_ok_and(|text| text.contains("text/event-stream"))
+        };
         Ok(Manner {
             follow: flag("follow", follow)?,
             limit: limit.unwrap_or(u64::MAX),
             wait: Duration::from_secs(wait.unwrap_or(0)).min(limits::WAIT_MAX),
-            heartbeat: Duration::from_secs(heartbeat.unwrap_or(limits::HEARTBEAT.as_secs()).clamp(1, 60)),
+            heartbeat: Duration::from_secs(
+                heartbeat
+                    .unwrap_or(limits::HEARTBEAT.as_secs())
+                    .clamp(1, 60),
+            ),
             sse: headers.get_all(ACCEPT).iter().any(accepts),
         })
     }
@@ -143,15 +151,23 @@ impl Stream {
 
     /// The response whose body this is.
     pub fn respond(self) -> Response {
-        let content = if self.manner.sse { "text/event-stream" } else { "application/x-ndjson" };
+        let content = if self.manner.sse {
+            "text/event-stream"
+        } else {
+            "application/x-ndjson"
+        };
         let chunks = futures_util::stream::unfold(self, |mut stream| async move {
             let chunk = stream.next().await?;
             stream.spoke_at = Instant::now();
             Some((Ok::<_, Infallible>(chunk), stream))
         });
         let mut response = Response::new(Body::from_stream(chunks));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content));
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(content));
+        response
+            .headers_mut()
+            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 
@@ -162,7 +178,11 @@ impl Stream {
                 self.phase = Phase::Reading;
                 Some(self.hello())
             }
-            Phase::Reading => Some(self.read().await.unwrap_or_else(|problem| self.error(&problem))),
+            Phase::Reading => Some(
+                self.read()
+                    .await
+                    .unwrap_or_else(|problem| self.error(&problem)),
+            ),
             Phase::Done => None,
         }
     }
@@ -205,7 +225,11 @@ impl Stream {
     /// directions: with half-closed clients served, a dead one is noticed only by writing to it.
     async fn wait(&mut self) {
         let heartbeat = self.spoke_at + self.manner.heartbeat;
-        let until = if self.manner.follow { heartbeat } else { heartbeat.min(self.deadline) };
+        let until = if self.manner.follow {
+            heartbeat
+        } else {
+            heartbeat.min(self.deadline)
+        };
         // Every record puts the sign of life off, and nothing brings it forward. An alarm that rings too
         // early costs one look; one set anew for every record would cost as much as sending it.
         if self.alarm.is_elapsed() {
@@ -234,7 +258,11 @@ impl Stream {
         }
         if cause == Cause::Deleted {
             let message = format!("the consumer {} was deleted", claim.name);
-            return Some(Err(Problem::new(StatusCode::GONE, "consumer_deleted", message)));
+            return Some(Err(Problem::new(
+                StatusCode::GONE,
+                "consumer_deleted",
+                message,
+            )));
         }
         self.phase = Phase::Done;
         let data = json!({ "consumer": claim.name, "by": cause.word(), "generation": generation });
@@ -243,14 +271,19 @@ impl Stream {
 
     /// How many records may be sent before the reader has to acknowledge some.
     async fn room(&mut self) -> Result<u64, Problem> {
-        let Some(claim) = self.claim.as_mut().filter(|claim| claim.window > 0) else { return Ok(u64::MAX) };
+        let Some(claim) = self.claim.as_mut().filter(|claim| claim.window > 0) else {
+            return Ok(u64::MAX);
+        };
         let window = claim.window as usize;
-        if claim.out.len() >= window && (claim.moved || claim.stirs.has_changed().unwrap_or(false)) {
+        if claim.out.len() >= window && (claim.moved || claim.stirs.has_changed().unwrap_or(false))
+        {
             claim.stirs.borrow_and_update();
             claim.moved = false;
             let name = claim.name.clone();
             if let Some(consumer) = self.desk.look(move |view| view.consumer(&name)).await? {
-                claim.out.drain(..claim.out.partition_point(|seq| *seq <= consumer.acked));
+                claim
+                    .out
+                    .drain(..claim.out.partition_point(|seq| *seq <= consumer.acked));
             }
         }
         claim.told &= claim.out.len() * 2 > window;
@@ -268,9 +301,24 @@ impl Stream {
     /// The next page of matching records up to `head`, and the position after it.
     async fn page(&mut self, head: i64, room: u64) -> Result<Bytes, Problem> {
         let (after, filter) = (self.position, self.filter.clone());
-        let rows = usize::try_from(self.left.min(room)).unwrap_or(usize::MAX).min(limits::PAGE_ROWS);
-        let page = self.desk.page(Want { after, head, filter, rows }).await?;
-        let Page { records, position, bounds, .. } = &*page;
+        let rows = usize::try_from(self.left.min(room))
+            .unwrap_or(usize::MAX)
+            .min(limits::PAGE_ROWS);
+        let page = self
+            .desk
+            .page(Want {
+                after,
+                head,
+                filter,
+                rows,
+            })
+            .await?;
+        let Page {
+            records,
+            position,
+            bounds,
+            ..
+        } = &*page;
         if after < bounds.trimmed {
             return Err(cursor_expired(self.desk.reader.epoch(), *bounds));
         }
@@ -288,7 +336,12 @@ impl Stream {
         }
         let mut lines = String::new();
         for record in records {
-            self.write(&mut lines, record.record_type.word(), Some(&self.cursor(record.seq)), &record.line);
+            self.write(
+                &mut lines,
+                record.record_type.word(),
+                Some(&self.cursor(record.seq)),
+                &record.line,
+            );
         }
         Ok(lines.into())
     }
@@ -348,7 +401,12 @@ impl Stream {
         }
         line["data"] = data.clone();
         let mut text = String::new();
-        self.write(&mut text, &kind, position.then_some(&cursor), &line.to_string());
+        self.write(
+            &mut text,
+            &kind,
+            position.then_some(&cursor),
+            &line.to_string(),
+        );
         text.into()
     }
 
@@ -368,6 +426,10 @@ impl Stream {
     }
 
     fn cursor(&self, seq: i64) -> String {
-        Cursor { epoch: self.desk.reader.epoch().to_owned(), seq }.to_string()
+        Cursor {
+            epoch: self.desk.reader.epoch().to_owned(),
+            seq,
+        }
+        .to_string()
     }
 }

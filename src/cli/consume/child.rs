@@ -55,8 +55,15 @@ struct Data {
 impl Fields {
     /// The variables of one event.
     fn variables(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let Fields { id, r#type, time, data } = self;
-        let confirmed = data.confirmed.map(|confirmed| if confirmed { "1" } else { "0" }.to_owned());
+        let Fields {
+            id,
+            r#type,
+            time,
+            data,
+        } = self;
+        let confirmed = data
+            .confirmed
+            .map(|confirmed| if confirmed { "1" } else { "0" }.to_owned());
         [
             ("SETTLED_ID", id.clone()),
             ("SETTLED_TYPE", r#type.clone()),
@@ -85,7 +92,10 @@ fn variable(text: String) -> String {
         return text;
     }
     let mut kept = text.replace('\0', "");
-    let end = (0..=limits::VARIABLE_BYTES).rev().find(|at| kept.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=limits::VARIABLE_BYTES)
+        .rev()
+        .find(|at| kept.is_char_boundary(*at))
+        .unwrap_or(0);
     kept.truncate(end);
     kept
 }
@@ -112,14 +122,22 @@ pub enum Unfinished {
 
 impl Program {
     /// Runs the command once on these events. `abort` ends it.
-    pub async fn run(&self, events: &[Event], attempt: u32, abort: impl Future<Output = ()>) -> Result<(), Unfinished> {
+    pub async fn run(
+        &self,
+        events: &[Event],
+        attempt: u32,
+        abort: impl Future<Output = ()>,
+    ) -> Result<(), Unfinished> {
         let mut child = match self.command(events, attempt).spawn() {
             Ok(child) => child,
             // Too many processes, too little memory: that passes.
             Err(error) if !never(&error) => return Err(Unfinished::Failed(error.to_string())),
             Err(error) => return Err(Unfinished::Impossible(error)),
         };
-        let input = events.iter().flat_map(|event| [event.line.as_str(), "\n"]).collect::<String>();
+        let input = events
+            .iter()
+            .flat_map(|event| [event.line.as_str(), "\n"])
+            .collect::<String>();
         let expired = async {
             match self.timeout {
                 Some(timeout) => tokio::time::sleep(timeout).await,
@@ -145,10 +163,15 @@ impl Program {
 
     fn command(&self, events: &[Event], attempt: u32) -> Command {
         let mut command = Command::new(&self.words[0]);
-        command.args(&self.words[1..]).stdin(Stdio::piped()).kill_on_drop(true);
+        command
+            .args(&self.words[1..])
+            .stdin(Stdio::piped())
+            .kill_on_drop(true);
         // A group of its own: Ctrl-C is for us, and lets the command finish.
         command.process_group(0);
-        command.env("SETTLED_CONSUMER", &self.consumer).env("SETTLED_ATTEMPT", attempt.to_string());
+        command
+            .env("SETTLED_CONSUMER", &self.consumer)
+            .env("SETTLED_ATTEMPT", attempt.to_string());
         command.env("SETTLED_COUNT", events.len().to_string());
         if let Some(last) = events.last() {
             command.env("SETTLED_CURSOR", &last.cursor);
@@ -161,7 +184,10 @@ impl Program {
 }
 
 fn never(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput
+    )
 }
 
 /// Hands the events over and waits for the end. A command that does not read them is not wrong.
@@ -183,7 +209,10 @@ async fn finish(child: &mut Child, input: String) -> io::Result<ExitStatus> {
 
 /// Ends a command and everything it has started.
 async fn end(child: &mut Child) {
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let group = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw);
     let Some(group) = group else { return };
     let _ = kill_process_group(group, Signal::TERM);
     if tokio::time::timeout(MERCY, child.wait()).await.is_err() {

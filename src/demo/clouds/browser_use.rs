@@ -9,8 +9,8 @@ use super::reply::{Ask, Reply};
 use super::world::{Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
 use crate::demo::plan::{Forgery, Form, Life, Source, State};
-use crate::providers::signature::sign;
 use crate::model::{At, schedule};
+use crate::providers::signature::sign;
 
 /// The cloud.
 pub(super) struct BrowserUse;
@@ -20,8 +20,10 @@ const HOUR_MS: i64 = 3_600_000;
 
 impl Service for BrowserUse {
     fn authorized(&self, ask: &Ask, keys: &Keys) -> bool {
-        let ours = [Source::Tasks, Source::Sessions, Source::Runs].map(|source| keys.api_key(source));
-        ask.header("x-browser-use-api-key").is_some_and(|key| ours.iter().any(|ours| ours == key))
+        let ours =
+            [Source::Tasks, Source::Sessions, Source::Runs].map(|source| keys.api_key(source));
+        ask.header("x-browser-use-api-key")
+            .is_some_and(|key| ours.iter().any(|ours| ours == key))
     }
 
     fn refusal(&self, _ask: &Ask) -> Reply {
@@ -40,38 +42,49 @@ impl Service for BrowserUse {
     }
 
     fn answer(&self, world: &World, ask: &Ask) -> Reply {
-        let missing = |what: &str| Reply::json(404, &json!({ "detail": format!("{what} not found") }));
+        let missing =
+            |what: &str| Reply::json(404, &json!({ "detail": format!("{what} not found") }));
         match ask.segments()[..] {
-            ["api", "v2" | "v3", "billing", "account"] => Reply::ok(&json!({ "totalCreditsBalanceUsd": 10.0,
+            ["api", "v2" | "v3", "billing", "account"] => {
+                Reply::ok(&json!({ "totalCreditsBalanceUsd": 10.0,
                 "monthlyCreditsBalanceUsd": 10.0, "additionalCreditsBalanceUsd": 0.0, "rateLimit": 50,
-                "planInfo": { "planName": "demo" }, "projectId": "00000000-0000-4000-8000-000000000000" })),
+                "planInfo": { "planName": "demo" }, "projectId": "00000000-0000-4000-8000-000000000000" }))
+            }
             ["api", "v2", "tasks"] => tasks(world, ask),
             ["api", "v2", "tasks", id, "status"] => {
                 world.status(self, (Source::Tasks, id), missing("Task"), |life, state| {
                     Reply::ok(&task_status(world, life, state))
                 })
             }
-            ["api", "v2", "tasks", id] => world.status(self, (Source::Tasks, id), missing("Task"), |life, state| {
-                let mut view = task(world, life, state);
-                view["steps"] = json!([]);
-                view["outputFiles"] = json!([]);
-                Reply::ok(&view)
-            }),
-            ["api", "v3", "sessions"] => sessions(world, ask),
-            ["api", "v3", "sessions", id] => {
-                world.status(self, (Source::Sessions, id), missing("Session"), |life, state| {
-                    Reply::ok(&session(world, life, state))
+            ["api", "v2", "tasks", id] => {
+                world.status(self, (Source::Tasks, id), missing("Task"), |life, state| {
+                    let mut view = task(world, life, state);
+                    view["steps"] = json!([]);
+                    view["outputFiles"] = json!([]);
+                    Reply::ok(&view)
                 })
             }
-            ["api", "v3", "sessions", _, "messages"] => Reply::ok(&json!({ "messages": [], "hasMore": false })),
+            ["api", "v3", "sessions"] => sessions(world, ask),
+            ["api", "v3", "sessions", id] => world.status(
+                self,
+                (Source::Sessions, id),
+                missing("Session"),
+                |life, state| Reply::ok(&session(world, life, state)),
+            ),
+            ["api", "v3", "sessions", _, "messages"] => {
+                Reply::ok(&json!({ "messages": [], "hasMore": false }))
+            }
             ["api", "v4", "runs"] => runs(world, ask),
             ["api", "v4", "runs", id, "status"] => {
                 world.status(self, (Source::Runs, id), missing("Run"), |_, state| {
                     Reply::ok(&json!({ "status": state.word }))
                 })
             }
-            ["api", "v4", "runs", id] => world
-                .status(self, (Source::Runs, id), missing("Run"), |life, state| Reply::ok(&run(world, life, state))),
+            ["api", "v4", "runs", id] => {
+                world.status(self, (Source::Runs, id), missing("Run"), |life, state| {
+                    Reply::ok(&run(world, life, state))
+                })
+            }
             ["api", "v4", "sessions"] => slim_sessions(world, ask),
             _ => Reply::json(404, &json!({ "detail": "Not Found" })),
         }
@@ -79,14 +92,25 @@ impl Service for BrowserUse {
 
     fn letter(&self, world: &World, item: &Item<'_>) -> Letter {
         if item.mail.form == Form::Ping {
-            let body =
-                json!({ "type": "test", "timestamp": stamp(item, item.written_at), "payload": { "test": "ok" } });
+            let body = json!({ "type": "test", "timestamp": stamp(item, item.written_at), "payload": { "test": "ok" } });
             let body = body.to_string().into_bytes();
-            return Letter { path_token: None, headers: with_content_type(std::iter::empty()), body };
+            return Letter {
+                path_token: None,
+                headers: with_content_type(std::iter::empty()),
+                body,
+            };
         }
         let stale = item.mail.form == Form::Stale;
-        let written_at = if stale { At(item.written_at.0 - HOUR_MS) } else { item.written_at };
-        if untimed(item) { untimed_letter(world, item, written_at) } else { timed_letter(world, item, written_at) }
+        let written_at = if stale {
+            At(item.written_at.0 - HOUR_MS)
+        } else {
+            item.written_at
+        };
+        if untimed(item) {
+            untimed_letter(world, item, written_at)
+        } else {
+            timed_letter(world, item, written_at)
+        }
     }
 
     /// Up to five attempts; when is not documented.
@@ -97,7 +121,11 @@ impl Service for BrowserUse {
             Duration::from_millis(1200),
             Duration::from_millis(2400),
         ];
-        Patience { pauses: &PAUSES, retries: |status| status >= 300, timeout: Duration::from_secs(15) }
+        Patience {
+            pauses: &PAUSES,
+            retries: |status| status >= 300,
+            timeout: Duration::from_secs(15),
+        }
     }
 }
 
@@ -141,15 +169,19 @@ fn tasks(world: &World, ask: &Ask) -> Reply {
         );
     }
     let wanted = ask.param("filterBy");
-    let rows: Vec<_> =
-        world.listed(Source::Tasks).filter(|(_, state)| wanted.is_none_or(|word| word == state.word)).collect();
+    let rows: Vec<_> = world
+        .listed(Source::Tasks)
+        .filter(|(_, state)| wanted.is_none_or(|word| word == state.word))
+        .collect();
     let total = rows.len();
     let items: Vec<Value> = world
         .shown(page(rows.into_iter(), number, size), size)
         .into_iter()
         .map(|(life, state)| task(world, life, state))
         .collect();
-    Reply::ok(&json!({ "items": items, "totalItems": total, "pageNumber": number, "pageSize": size }))
+    Reply::ok(
+        &json!({ "items": items, "totalItems": total, "pageNumber": number, "pageSize": size }),
+    )
 }
 
 fn session(world: &World, life: &Life, state: &State) -> Value {
@@ -210,23 +242,35 @@ fn run(world: &World, life: &Life, state: &State) -> Value {
 }
 
 /// The rows of a keyset page: those after the cursor, which is the last id seen.
-fn after_cursor<'a>(world: &'a World, ask: &Ask, default: usize) -> (Vec<(&'a Life, &'a State)>, Option<String>) {
+fn after_cursor<'a>(
+    world: &'a World,
+    ask: &Ask,
+    default: usize,
+) -> (Vec<(&'a Life, &'a State)>, Option<String>) {
     let limit = ask.number("limit", default).min(100);
     let cursor = ask.param("cursor").map(str::to_owned);
-    let mut rows = world.listed(Source::Runs).skip_while(|(life, _)| cursor.as_ref().is_some_and(|id| *id != life.id));
+    let mut rows = world
+        .listed(Source::Runs)
+        .skip_while(|(life, _)| cursor.as_ref().is_some_and(|id| *id != life.id));
     if cursor.is_some() {
         rows.next();
     }
     let mut rows: Vec<_> = rows.take(limit + 1).collect();
     let more = rows.len() > limit;
     rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|(life, _)| life.id.clone());
+    let next = rows
+        .last()
+        .filter(|_| more)
+        .map(|(life, _)| life.id.clone());
     (world.shown(rows, limit), next)
 }
 
 fn runs(world: &World, ask: &Ask) -> Reply {
     let (rows, next) = after_cursor(world, ask, 50);
-    let rows: Vec<Value> = rows.into_iter().map(|(life, state)| run(world, life, state)).collect();
+    let rows: Vec<Value> = rows
+        .into_iter()
+        .map(|(life, state)| run(world, life, state))
+        .collect();
     Reply::ok(&json!({ "runs": rows, "hasMore": next.is_some(), "nextCursor": next }))
 }
 
@@ -246,7 +290,8 @@ fn slim_sessions(world: &World, ask: &Ask) -> Reply {
 /// Whether a letter is of the generation that signs the raw body without a time: a part of the
 /// tasks, and whatever the other scheme could not rewrite before signing it.
 fn untimed(item: &Item<'_>) -> bool {
-    let part = item.life.source == Source::Tasks && schedule::seed("scheme", &item.life.id).is_multiple_of(5);
+    let part = item.life.source == Source::Tasks
+        && schedule::seed("scheme", &item.life.id).is_multiple_of(5);
     matches!(item.mail.form, Form::Poisoned(_)) || (part && item.mail.form != Form::Stale)
 }
 
@@ -259,14 +304,20 @@ fn untimed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
         json!({ "taskId": life.id, "status": says.word, "sessionId": life.group })
     };
     let timestamp = stamp(item, written_at);
-    let body = json!({ "type": "agent.task.status_update", "timestamp": timestamp, "payload": payload }).to_string();
+    let body =
+        json!({ "type": "agent.task.status_update", "timestamp": timestamp, "payload": payload })
+            .to_string();
     let body = match item.mail.form {
         Form::Poisoned(poison) => poisoned(&body, poison),
         _ => body.into_bytes(),
     };
     let signature = proof(world, item, &[&body]);
     let headers = signature.map(|signature| ("x-webhook-signature".to_owned(), signature));
-    Letter { path_token: None, headers: with_content_type(headers.into_iter()), body }
+    Letter {
+        path_token: None,
+        headers: with_content_type(headers.into_iter()),
+        body,
+    }
 }
 
 /// `X-Browser-Use-Signature` over the time and Python's rewriting of the body; the body itself is
@@ -274,31 +325,54 @@ fn untimed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
 fn timed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
     let (life, says) = (item.life, item.mail.says);
     let stamp = stamp(item, written_at);
-    let (session, task) =
-        if life.source == Source::Sessions { (&life.id, "") } else { (&life.group, life.id.as_str()) };
-    let task = if task.is_empty() { String::new() } else { format!("\"task_id\": \"{task}\", ") };
+    let (session, task) = if life.source == Source::Sessions {
+        (&life.id, "")
+    } else {
+        (&life.group, life.id.as_str())
+    };
+    let task = if task.is_empty() {
+        String::new()
+    } else {
+        format!("\"task_id\": \"{task}\", ")
+    };
     let body = format!(
         "{{\"type\": \"agent.task.status_update\", \"timestamp\": \"{stamp}\", \"payload\": {{\"session_id\": \
          \"{session}\", {task}\"status\": \"{}\", \"metadata\": {{}}}}}}",
         says.word
     );
     let time = (written_at.0 / 1000).to_string();
-    let signature = proof(world, item, &[time.as_bytes(), b".", canonical(&body).as_bytes()]);
+    let signature = proof(
+        world,
+        item,
+        &[time.as_bytes(), b".", canonical(&body).as_bytes()],
+    );
     let signed = signature.map(|signature| ("x-browser-use-signature".to_owned(), signature));
-    let headers = [("x-browser-use-timestamp".to_owned(), time)].into_iter().chain(signed);
-    Letter { path_token: None, headers: with_content_type(headers), body: body.into_bytes() }
+    let headers = [("x-browser-use-timestamp".to_owned(), time)]
+        .into_iter()
+        .chain(signed);
+    Letter {
+        path_token: None,
+        headers: with_content_type(headers),
+        body: body.into_bytes(),
+    }
 }
 
 /// The envelope's time; a letter written once more has another one.
 fn stamp(item: &Item<'_>, written_at: At) -> String {
-    let at = if item.mail.form == Form::Rewritten { written_at.plus(Duration::from_millis(7)) } else { written_at };
+    let at = if item.mail.form == Form::Rewritten {
+        written_at.plus(Duration::from_millis(7))
+    } else {
+        written_at
+    };
     format!("{}+00:00", naive(at))
 }
 
 /// Python's `json.dumps` with sorted keys and no spaces. Every string in these bodies is plain
 /// ASCII, for which the two languages agree.
 pub(super) fn canonical(body: &str) -> String {
-    serde_json::from_str::<Value>(body).map(|value| value.to_string()).unwrap_or_default()
+    serde_json::from_str::<Value>(body)
+        .map(|value| value.to_string())
+        .unwrap_or_default()
 }
 
 fn proof(world: &World, item: &Item<'_>, signed: &[&[u8]]) -> Option<String> {
@@ -311,5 +385,7 @@ fn proof(world: &World, item: &Item<'_>, signed: &[&[u8]]) -> Option<String> {
 }
 
 fn with_content_type(headers: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
-    headers.chain([("content-type".to_owned(), "application/json".to_owned())]).collect()
+    headers
+        .chain([("content-type".to_owned(), "application/json".to_owned())])
+        .collect()
 }

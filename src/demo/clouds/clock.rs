@@ -22,9 +22,17 @@ struct Going {
 impl Clock {
     /// Starts it. Only the first call counts.
     pub(super) fn begin(&self) {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let wall = At(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
-        let going = Going { began: Instant::now(), wall, held_for: Duration::ZERO, held_since: None, hands: None };
+        let going = Going {
+            began: Instant::now(),
+            wall,
+            held_for: Duration::ZERO,
+            held_since: None,
+            hands: None,
+        };
         self.with(|clock| {
             clock.get_or_insert(going);
         });
@@ -33,7 +41,13 @@ impl Clock {
     /// Puts its hands so long after a begin at `wall`; from then on it moves only by hand. The first
     /// call decides when the begin was.
     pub(super) fn turn_to(&self, wall: At, age: Duration) {
-        let still = Going { began: Instant::now(), wall, held_for: Duration::ZERO, held_since: None, hands: None };
+        let still = Going {
+            began: Instant::now(),
+            wall,
+            held_for: Duration::ZERO,
+            held_since: None,
+            hands: None,
+        };
         self.with(|clock| clock.get_or_insert(still).hands = Some(age));
     }
 
@@ -44,7 +58,9 @@ impl Clock {
             if going.hands.is_some() {
                 return going.hands;
             }
-            let held = going.held_since.map_or(Duration::ZERO, |since| since.elapsed());
+            let held = going
+                .held_since
+                .map_or(Duration::ZERO, |since| since.elapsed());
             Some(going.began.elapsed().saturating_sub(going.held_for + held))
         };
         self.with(now).unwrap_or_default()
@@ -52,7 +68,8 @@ impl Clock {
 
     /// The time of day at which it began.
     pub(super) fn wall(&self) -> At {
-        self.with(|clock| clock.map(|going| going.wall)).unwrap_or_default()
+        self.with(|clock| clock.map(|going| going.wall))
+            .unwrap_or_default()
     }
 
     /// Holds it or lets it go on.
@@ -71,7 +88,10 @@ impl Clock {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Option<Going>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        act(&mut self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 
@@ -90,6 +110,9 @@ mod tests {
         assert_eq!(clock.now().as_millis(), before.as_millis());
         clock.hold(false);
         std::thread::sleep(Duration::from_millis(5));
-        assert!(clock.now() >= before + Duration::from_millis(5) && clock.now() < before + Duration::from_secs(10));
+        assert!(
+            clock.now() >= before + Duration::from_millis(5)
+                && clock.now() < before + Duration::from_secs(10)
+        );
     }
 }

@@ -12,8 +12,8 @@ use super::world::{Found, Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned, random_hex};
 use crate::demo::dice::Dice;
 use crate::demo::plan::{Forgery, Form, Life, Source, State};
-use crate::providers::signature::sign;
 use crate::model::{Kind, schedule};
+use crate::providers::signature::sign;
 
 /// The cloud.
 pub(super) struct Firecrawl;
@@ -26,7 +26,10 @@ impl Service for Firecrawl {
     }
 
     fn refusal(&self, _ask: &Ask) -> Reply {
-        Reply::json(401, &json!({ "success": false, "error": "Unauthorized: Invalid token" }))
+        Reply::json(
+            401,
+            &json!({ "success": false, "error": "Unauthorized: Invalid token" }),
+        )
     }
 
     /// No `Retry-After` on these routes, whatever the documentation says: it stands in the text.
@@ -41,24 +44,34 @@ impl Service for Firecrawl {
 
     fn broken(&self) -> Reply {
         let error = "An unexpected error occurred.";
-        Reply::json(500, &json!({ "success": false, "code": "UNKNOWN_ERROR", "error": error }))
+        Reply::json(
+            500,
+            &json!({ "success": false, "code": "UNKNOWN_ERROR", "error": error }),
+        )
     }
 
     fn answer(&self, world: &World, ask: &Ask) -> Reply {
         let path = ask.segments();
         let missing = || Reply::json(404, &json!({ "success": false, "error": "Job not found" }));
-        let of_kind = |id: &str, kinds: &[Kind], render: fn(&World, &Ask, &Life, &State) -> Value| {
-            if world.life(Source::Jobs, id).is_some_and(|life| !kinds.contains(&life.kind)) {
-                return missing();
-            }
-            world.status(self, (Source::Jobs, id), missing(), |life, state| Reply::ok(&render(world, ask, life, state)))
-        };
+        let of_kind =
+            |id: &str, kinds: &[Kind], render: fn(&World, &Ask, &Life, &State) -> Value| {
+                if world
+                    .life(Source::Jobs, id)
+                    .is_some_and(|life| !kinds.contains(&life.kind))
+                {
+                    return missing();
+                }
+                world.status(self, (Source::Jobs, id), missing(), |life, state| {
+                    Reply::ok(&render(world, ask, life, state))
+                })
+            };
         match path[..] {
             ["v1" | "v2", "crawl", "active" | "ongoing"] => active(world),
             ["v1" | "v2", "crawl", id] | ["v1" | "v2", "batch", "scrape", id] => {
                 of_kind(id, &[Kind::Crawl, Kind::BatchScrape], crawl)
             }
-            ["v1" | "v2", "crawl", id, "errors"] | ["v1" | "v2", "batch", "scrape", id, "errors"] => {
+            ["v1" | "v2", "crawl", id, "errors"]
+            | ["v1" | "v2", "batch", "scrape", id, "errors"] => {
                 match world.find(Source::Jobs, id) {
                     Found::Seen(..) => Reply::ok(&json!({ "errors": [], "robotsBlocked": [] })),
                     Found::Missing => missing(),
@@ -68,9 +81,9 @@ impl Service for Firecrawl {
             ["v2", "agent", id] => of_kind(id, &[Kind::Agent], agent),
             ["v2", "team", "activity"] => activity(world, ask),
             ["v1" | "v2", "team", "queue-status"] => queue_status(world),
-            ["v1" | "v2", "team", "credit-usage"] => {
-                Reply::ok(&json!({ "success": true, "data": { "remainingCredits": 1000, "planCredits": 1000 } }))
-            }
+            ["v1" | "v2", "team", "credit-usage"] => Reply::ok(
+                &json!({ "success": true, "data": { "remainingCredits": 1000, "planCredits": 1000 } }),
+            ),
             _ => Reply::text(404, "text/html; charset=utf-8", "<pre>Cannot GET</pre>"),
         }
     }
@@ -98,9 +111,16 @@ impl Service for Firecrawl {
                 ("accept-encoding", "gzip, deflate"),
             ]
         };
-        let own = own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let signature = signature.map(|hex| ("x-firecrawl-signature".to_owned(), format!("sha256={hex}")));
-        Letter { path_token: None, headers: own.chain(signature).collect(), body }
+        let own = own
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let signature =
+            signature.map(|hex| ("x-firecrawl-signature".to_owned(), format!("sha256={hex}")));
+        Letter {
+            path_token: None,
+            headers: own.chain(signature).collect(),
+            body,
+        }
     }
 
     /// The dispatcher tries four times, a minute apart (here a second); the API itself once.
@@ -128,7 +148,11 @@ fn crawl(world: &World, ask: &Ask, life: &Life, state: &State) -> Value {
             "error": "The crawl could not be queued.", "creditsUsed": 0,
             "expiresAt": created.plus(EXPIRES).rfc3339() });
     }
-    let pages = life.mail.iter().filter(|mail| mail.says.word == "page").count();
+    let pages = life
+        .mail
+        .iter()
+        .filter(|mail| mail.says.word == "page")
+        .count();
     let (skip, limit) = (ask.number("skip", 0), ask.number("limit", 100));
     let document = |number| {
         json!({ "markdown": "# A page", "metadata": { "sourceURL": format!("https://example.com/{number}"),
@@ -152,7 +176,11 @@ fn crawl(world: &World, ask: &Ask, life: &Life, state: &State) -> Value {
     }
     // Present whenever the status is not "completed", on a cancelled crawl as well.
     if state.word != "completed" {
-        view["next"] = json!(format!("https://api.firecrawl.dev/v2/crawl/{}?skip={}", life.id, skip + limit));
+        view["next"] = json!(format!(
+            "https://api.firecrawl.dev/v2/crawl/{}?skip={}",
+            life.id,
+            skip + limit
+        ));
     }
     view
 }
@@ -193,7 +221,9 @@ fn agent(world: &World, _ask: &Ask, life: &Life, state: &State) -> Value {
 
 /// Open crawls only, without a status and without pages.
 fn active(world: &World) -> Reply {
-    let open = world.listed(Source::Jobs).filter(|(life, state)| life.kind == Kind::Crawl && !state.over);
+    let open = world
+        .listed(Source::Jobs)
+        .filter(|(life, state)| life.kind == Kind::Crawl && !state.over);
     let crawls: Vec<Value> = world
         .shown(open.collect(), usize::MAX)
         .into_iter()
@@ -233,9 +263,14 @@ fn activity(world: &World, ask: &Ask) -> Reply {
 }
 
 fn queue_status(world: &World) -> Reply {
-    let active = world.listed(Source::Jobs).filter(|(_, state)| !state.over).count();
-    Reply::ok(&json!({ "success": true, "jobsInQueue": active, "activeJobsInQueue": active, "waitingJobsInQueue": 0,
-        "maxConcurrency": 50, "mostRecentSuccess": null }))
+    let active = world
+        .listed(Source::Jobs)
+        .filter(|(_, state)| !state.over)
+        .count();
+    Reply::ok(
+        &json!({ "success": true, "jobsInQueue": active, "activeJobsInQueue": active, "waitingJobsInQueue": 0,
+        "maxConcurrency": 50, "mostRecentSuccess": null }),
+    )
 }
 
 // ── Letters ─────────────────────────────────────────────────────────────────────────────────────
@@ -268,17 +303,23 @@ struct Dispatched<'a> {
     metadata: Box<serde_json::value::RawValue>,
 }
 
-const CANCELLED_PAGE: &str =
-    "This scrape was not completed because the parent crawl or batch scrape was cancelled. This happens when …";
+const CANCELLED_PAGE: &str = "This scrape was not completed because the parent crawl or batch scrape was cancelled. This happens when …";
 
 fn body(item: &Item<'_>) -> String {
     let (life, says) = (item.life, item.mail.says);
     let event = format!("{}.{}", life.kind.word(), says.word);
     let again = u64::from(item.mail.form == Form::Rewritten);
-    let webhook_id = Dice::new(schedule::seed("webhook", &life.id), item.number as u64 * 2 + again).uuid(4);
+    let webhook_id = Dice::new(
+        schedule::seed("webhook", &life.id),
+        item.number as u64 * 2 + again,
+    )
+    .uuid(4);
     // A page that ran into the cancellation of its crawl.
     let cancelled = says.word == "page"
-        && life.states.iter().any(|(at, state)| state.word == "cancelled" && item.mail.times[0] > *at);
+        && life
+            .states
+            .iter()
+            .any(|(at, state)| state.word == "cancelled" && item.mail.times[0] > *at);
     let success = !cancelled && !matches!(says.word, "failed" | "cancelled");
     let error = match says.word {
         "page" if cancelled => Some(CANCELLED_PAGE),
@@ -289,10 +330,26 @@ fn body(item: &Item<'_>) -> String {
     let (id, r#type) = (life.id.as_str(), event.as_str());
     let text = if dispatched(life) {
         let metadata = metadata(item);
-        serde_json::to_string(&Dispatched { success, r#type, webhook_id: &webhook_id, id, data, error, metadata })
+        serde_json::to_string(&Dispatched {
+            success,
+            r#type,
+            webhook_id: &webhook_id,
+            id,
+            data,
+            error,
+            metadata,
+        })
     } else {
         let metadata = json!({ "env": "demo", "order": "42" });
-        serde_json::to_string(&Direct { success, r#type, id, webhook_id: &webhook_id, data, error, metadata })
+        serde_json::to_string(&Direct {
+            success,
+            r#type,
+            id,
+            webhook_id: &webhook_id,
+            data,
+            error,
+            metadata,
+        })
     };
     text.expect("a letter has only string keys and cannot fail to render")
 }
@@ -300,7 +357,9 @@ fn body(item: &Item<'_>) -> String {
 fn data(item: &Item<'_>, cancelled: bool) -> Value {
     let life = item.life;
     match (life.kind, item.mail.says.word) {
-        (_, "page") if cancelled => json!([{ "metadata": { "sourceURL": "https://example.com/late" } }]),
+        (_, "page") if cancelled => {
+            json!([{ "metadata": { "sourceURL": "https://example.com/late" } }])
+        }
         (_, "page") => {
             let scrape = Dice::new(schedule::seed("page", &life.id), item.number as u64).uuid(7);
             json!([{ "markdown": "# Tést page ✓", "metadata": { "sourceURL": "https://example.com/", "statusCode": 200,

@@ -132,8 +132,14 @@ impl Clouds {
             addresses.push(listener.local_addr()?);
             tasks.spawn(serve::serve(listener, Arc::clone(&world), *cloud));
         }
-        let addresses = addresses.try_into().map_err(|_| io::Error::other("there are four clouds"))?;
-        Ok(Clouds { world, addresses, tasks })
+        let addresses = addresses
+            .try_into()
+            .map_err(|_| io::Error::other("there are four clouds"))?;
+        Ok(Clouds {
+            world,
+            addresses,
+            tasks,
+        })
     }
 
     /// Lets time begin: runs start, letters leave.
@@ -149,7 +155,10 @@ impl Clouds {
 
     /// Where a cloud is, without a trailing slash.
     pub fn address(&self, cloud: Cloud) -> String {
-        let index = Cloud::ALL.iter().position(|other| *other == cloud).unwrap_or_default();
+        let index = Cloud::ALL
+            .iter()
+            .position(|other| *other == cloud)
+            .unwrap_or_default();
         format!("http://{}", self.addresses[index])
     }
 }
@@ -168,7 +177,11 @@ fn random_hex(item: &Item<'_>) -> String {
 
 /// A JSON object made unreadable by one more field.
 fn poisoned(object: &str, poison: Poison) -> Vec<u8> {
-    let mut body = object.strip_suffix('}').unwrap_or(object).as_bytes().to_vec();
+    let mut body = object
+        .strip_suffix('}')
+        .unwrap_or(object)
+        .as_bytes()
+        .to_vec();
     match poison {
         Poison::Deep => {
             body.extend(b",\"deep\":");
@@ -192,7 +205,9 @@ mod tests {
 
     /// Clouds that have been turning for so long, with nobody at the receiver's address.
     async fn clouds(runs: usize) -> Clouds {
-        let mut clouds = Clouds::start(Plan::new(1, runs, &Rates::HONEST), "http://127.0.0.1:9").await.unwrap();
+        let mut clouds = Clouds::start(Plan::new(1, runs, &Rates::HONEST), "http://127.0.0.1:9")
+            .await
+            .unwrap();
         clouds.begin();
         clouds
     }
@@ -210,13 +225,25 @@ mod tests {
     async fn get(clouds: &Clouds, cloud: Cloud, path: &str) -> (u16, Value) {
         let (header, key) = key(clouds, cloud);
         let url = format!("{}{path}", clouds.address(cloud));
-        let answer = post::carrier().get(url).header(header, key).send().await.unwrap();
-        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
+        let answer = post::carrier()
+            .get(url)
+            .header(header, key)
+            .send()
+            .await
+            .unwrap();
+        (
+            answer.status().as_u16(),
+            serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default(),
+        )
     }
 
     /// A run that a plan of a hundred has, in its present state.
     fn some(clouds: &Clouds, source: Source) -> (&Life, &State) {
-        clouds.world().listed(source).last().expect("of a hundred runs one has begun by now")
+        clouds
+            .world()
+            .listed(source)
+            .last()
+            .expect("of a hundred runs one has begun by now")
     }
 
     async fn when_runs_have_begun(clouds: &Clouds) {
@@ -236,7 +263,12 @@ mod tests {
             (Cloud::Firecrawl, "/v2/crawl/active", 401, "error"),
         ] {
             let url = format!("{}{path}", clouds.address(cloud));
-            let answer = post::carrier().get(url).header(key(&clouds, cloud).0, "wrong").send().await.unwrap();
+            let answer = post::carrier()
+                .get(url)
+                .header(key(&clouds, cloud).0, "wrong")
+                .send()
+                .await
+                .unwrap();
             assert_eq!(answer.status(), status, "{cloud}");
             let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
             assert!(body[word].is_string(), "{cloud}: {body}");
@@ -253,13 +285,23 @@ mod tests {
             (Source::Tasks, "/api/v2/tasks/{}", "/status"),
             (Source::Sessions, "/api/v3/sessions/{}", "/status"),
             (Source::Runs, "/api/v4/runs/{}/status", "/status"),
-            (Source::Recipes, "/v1/smartbrowse/runs/{}", "/data/run_status"),
+            (
+                Source::Recipes,
+                "/v1/smartbrowse/runs/{}",
+                "/data/run_status",
+            ),
         ] {
             let (life, _) = some(&clouds, source);
             let (status, body) = get(&clouds, source.cloud(), &path.replace("{}", &life.id)).await;
-            let shown = body.pointer(word).and_then(Value::as_str).unwrap_or_default();
+            let shown = body
+                .pointer(word)
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             assert_eq!(status, 200, "{source}: {body}");
-            assert!(life.states.iter().any(|(_, state)| state.word == shown), "{source}: {body}");
+            assert!(
+                life.states.iter().any(|(_, state)| state.word == shown),
+                "{source}: {body}"
+            );
             let (status, _) = get(&clouds, source.cloud(), &path.replace("{}", "nobody")).await;
             assert_eq!(status, 404, "{source}");
         }
@@ -270,20 +312,33 @@ mod tests {
         let clouds = clouds(300).await;
         when_runs_have_begun(&clouds).await;
         for (kind, path) in [
-            (crate::model::Kind::Crawl, "/v2/crawl/{}?skip=1000000&limit=1"),
+            (
+                crate::model::Kind::Crawl,
+                "/v2/crawl/{}?skip=1000000&limit=1",
+            ),
             (crate::model::Kind::BatchScrape, "/v2/batch/scrape/{}"),
             (crate::model::Kind::Extract, "/v2/extract/{}"),
             (crate::model::Kind::Agent, "/v2/agent/{}"),
         ] {
             let life = loop {
-                match clouds.world().listed(Source::Jobs).find(|(life, _)| life.kind == kind) {
+                match clouds
+                    .world()
+                    .listed(Source::Jobs)
+                    .find(|(life, _)| life.kind == kind)
+                {
                     Some((life, _)) => break life,
                     None => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             };
-            let (status, body) = get(&clouds, Cloud::Firecrawl, &path.replace("{}", &life.id)).await;
+            let (status, body) =
+                get(&clouds, Cloud::Firecrawl, &path.replace("{}", &life.id)).await;
             assert_eq!(status, 200, "{kind}");
-            assert!(life.states.iter().any(|(_, state)| body["status"] == state.word), "{kind}: {body}");
+            assert!(
+                life.states
+                    .iter()
+                    .any(|(_, state)| body["status"] == state.word),
+                "{kind}: {body}"
+            );
         }
     }
 
@@ -293,16 +348,36 @@ mod tests {
         while clouds.world().now() < Duration::from_secs(4) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let expected = |source| clouds.world().plan.runs.iter().filter(|life| life.source == source).count();
+        let expected = |source| {
+            clouds
+                .world()
+                .plan
+                .runs
+                .iter()
+                .filter(|life| life.source == source)
+                .count()
+        };
         for (source, path, rows) in [
             (Source::Skyvern, "/v1/runs?page_size=7&page=", ""),
-            (Source::Tasks, "/api/v2/tasks?pageSize=7&pageNumber=", "/items"),
-            (Source::Sessions, "/api/v3/sessions?page_size=7&page=", "/sessions"),
+            (
+                Source::Tasks,
+                "/api/v2/tasks?pageSize=7&pageNumber=",
+                "/items",
+            ),
+            (
+                Source::Sessions,
+                "/api/v3/sessions?page_size=7&page=",
+                "/sessions",
+            ),
         ] {
             let mut seen = 0;
             for page in 1.. {
                 let (_, body) = get(&clouds, source.cloud(), &format!("{path}{page}")).await;
-                match body.pointer(rows).and_then(Value::as_array).map_or(0, Vec::len) {
+                match body
+                    .pointer(rows)
+                    .and_then(Value::as_array)
+                    .map_or(0, Vec::len)
+                {
                     0 => break,
                     many => seen += many,
                 }
@@ -310,7 +385,12 @@ mod tests {
             assert_eq!(seen, expected(source), "{source}");
         }
         for (source, path, rows, next) in [
-            (Source::Runs, "/api/v4/sessions?limit=3", "sessions", "nextCursor"),
+            (
+                Source::Runs,
+                "/api/v4/sessions?limit=3",
+                "sessions",
+                "nextCursor",
+            ),
             (Source::Jobs, "/v2/team/activity?limit=7", "data", "cursor"),
         ] {
             let (mut seen, mut cursor) = (0, String::new());
@@ -329,13 +409,21 @@ mod tests {
     #[tokio::test]
     async fn a_run_that_only_a_list_shows_lasts_until_one_has_shown_it() {
         let mut plan = Plan::new(1, 60, &Rates::HONEST);
-        let mut chosen = plan.runs.remove(plan.runs.iter().position(|life| life.source == Source::Runs).unwrap());
+        let mut chosen = plan.runs.remove(
+            plan.runs
+                .iter()
+                .position(|life| life.source == Source::Runs)
+                .unwrap(),
+        );
         chosen.only_listed = true;
         chosen.begins = Duration::ZERO;
         plan.runs = vec![chosen.clone()];
         let mut clouds = Clouds::start(plan, "http://127.0.0.1:9").await.unwrap();
         clouds.begin();
-        clouds.world().until(chosen.ends() + Duration::from_millis(50)).await;
+        clouds
+            .world()
+            .until(chosen.ends() + Duration::from_millis(50))
+            .await;
         let open = |body: &Value| body["sessions"][0]["status"] == "running";
         let (_, canary) = get(&clouds, Cloud::BrowserUse, "/api/v4/sessions?limit=1").await;
         tokio::time::sleep(Duration::from_millis(150)).await;
@@ -347,7 +435,11 @@ mod tests {
     }
 
     fn header<'a>(letter: &'a Letter, name: &str) -> Option<&'a str> {
-        letter.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        letter
+            .headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Every letter of a plan, written.
@@ -355,7 +447,17 @@ mod tests {
         world.plan.runs.iter().flat_map(move |life| {
             life.mail.iter().enumerate().map(move |(number, mail)| {
                 let written_at = At(1_795_247_302_144);
-                (life, mail, world.letter(&Item { life, number, mail, written_at, attempt: 0 }))
+                (
+                    life,
+                    mail,
+                    world.letter(&Item {
+                        life,
+                        number,
+                        mail,
+                        written_at,
+                        attempt: 0,
+                    }),
+                )
             })
         })
     }
@@ -368,13 +470,18 @@ mod tests {
             let canonical = browser_use::canonical(&String::from_utf8_lossy(&letter.body));
             let time = header(&letter, "x-browser-use-timestamp").unwrap_or_default();
             let timed = [time.as_bytes(), b".", canonical.as_bytes()];
-            let by = |name: &str, secret: &str, signed: &[&[u8]]| header(&letter, name) == Some(&sign(secret, signed));
+            let by = |name: &str, secret: &str, signed: &[&[u8]]| {
+                header(&letter, name) == Some(&sign(secret, signed))
+            };
             let firecrawl = format!("sha256={}", sign(&keys.firecrawl_hooks, &[&letter.body]));
             let genuine = match life.source.cloud() {
                 Cloud::Skyvern => by("x-skyvern-signature", &keys.skyvern, &[&letter.body]),
                 Cloud::BrowserUse => {
-                    by("x-webhook-signature", &keys.browser_use_hooks, &[&letter.body])
-                        || by("x-browser-use-signature", &keys.browser_use_hooks, &timed)
+                    by(
+                        "x-webhook-signature",
+                        &keys.browser_use_hooks,
+                        &[&letter.body],
+                    ) || by("x-browser-use-signature", &keys.browser_use_hooks, &timed)
                 }
                 Cloud::SmartBrowse => {
                     letter.path_token.as_ref() == Some(&keys.smartbrowse_path)
@@ -382,7 +489,12 @@ mod tests {
                 }
                 Cloud::Firecrawl => header(&letter, "x-firecrawl-signature") == Some(&firecrawl),
             };
-            assert_eq!(genuine, !matches!(mail.form, Form::Forged(_)), "{} {mail:?}", life.source);
+            assert_eq!(
+                genuine,
+                !matches!(mail.form, Form::Forged(_)),
+                "{} {mail:?}",
+                life.source
+            );
         }
     }
 
@@ -390,12 +502,17 @@ mod tests {
     fn stale_letters_are_an_hour_old_and_poisoned_ones_are_no_plain_json() {
         let world = World::new(Plan::new(1, 2000, &Rates::default()), "");
         for (_, mail, letter) in letters(&world) {
-            let time = header(&letter, "x-browser-use-timestamp").and_then(|time| time.parse::<i64>().ok());
+            let time = header(&letter, "x-browser-use-timestamp")
+                .and_then(|time| time.parse::<i64>().ok());
             if mail.form == Form::Stale {
                 assert_eq!(time, Some(1_795_247_302 - 3600), "{mail:?}");
             }
             let readable = serde_json::from_slice::<Value>(&letter.body).is_ok();
-            assert_eq!(readable, !matches!(mail.form, Form::Poisoned(_)), "{mail:?}");
+            assert_eq!(
+                readable,
+                !matches!(mail.form, Form::Poisoned(_)),
+                "{mail:?}"
+            );
         }
     }
 
@@ -403,12 +520,22 @@ mod tests {
     fn a_dispatcher_writes_other_bytes_with_the_same_id_for_each_attempt() {
         let world = World::new(Plan::new(1, 500, &Rates::HONEST), "");
         let attempt = |life, attempt| {
-            let item = Item { life, number: 0, mail: &life.mail[0], written_at: At(0), attempt };
+            let item = Item {
+                life,
+                number: 0,
+                mail: &life.mail[0],
+                written_at: At(0),
+                attempt,
+            };
             let body = world.letter(&item).body;
             let id = serde_json::from_slice::<Value>(&body).unwrap()["webhookId"].clone();
             (body, id)
         };
-        let differ = world.plan.runs.iter().filter(|life| life.source == Source::Jobs && !life.mail.is_empty());
+        let differ = world
+            .plan
+            .runs
+            .iter()
+            .filter(|life| life.source == Source::Jobs && !life.mail.is_empty());
         let differ = differ.filter(|life| {
             let (first, second) = (attempt(life, 0), attempt(life, 1));
             assert_eq!(first.1, second.1);

@@ -28,8 +28,13 @@ impl Attempt {
 
 /// The client that carries the letters: no redirects, no proxy.
 pub(super) fn carrier() -> reqwest::Client {
-    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-    builder.pool_max_idle_per_host(64).build().unwrap_or_default()
+    let builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none());
+    builder
+        .pool_max_idle_per_host(64)
+        .build()
+        .unwrap_or_default()
 }
 
 /// One sending of one letter.
@@ -44,24 +49,50 @@ struct Sending {
 
 impl Sending {
     fn life<'a>(&self, world: &'a World) -> &'a Life {
-        if self.ghost { &world.plan.ghosts[self.run] } else { &world.plan.runs[self.run] }
+        if self.ghost {
+            &world.plan.ghosts[self.run]
+        } else {
+            &world.plan.runs[self.run]
+        }
     }
 }
 
 /// Every sending of the plan, in the order of their times.
 fn schedule(world: &World) -> Vec<Sending> {
-    let runs = world.plan.runs.iter().enumerate().map(|(run, life)| (run, false, life));
-    let ghosts = world.plan.ghosts.iter().enumerate().map(|(run, life)| (run, true, life));
-    let mut all: Vec<Sending> =
-        runs.chain(ghosts).flat_map(|(run, ghost, life)| sendings(run, ghost, life).collect::<Vec<_>>()).collect();
+    let runs = world
+        .plan
+        .runs
+        .iter()
+        .enumerate()
+        .map(|(run, life)| (run, false, life));
+    let ghosts = world
+        .plan
+        .ghosts
+        .iter()
+        .enumerate()
+        .map(|(run, life)| (run, true, life));
+    let mut all: Vec<Sending> = runs
+        .chain(ghosts)
+        .flat_map(|(run, ghost, life)| sendings(run, ghost, life).collect::<Vec<_>>())
+        .collect();
     all.sort_by_key(|sending| sending.at);
     all
 }
 
 fn sendings(run: usize, ghost: bool, life: &Life) -> impl Iterator<Item = Sending> {
-    let sent = life.mail.iter().enumerate().filter(|(_, mail)| !mail.dropped);
+    let sent = life
+        .mail
+        .iter()
+        .enumerate()
+        .filter(|(_, mail)| !mail.dropped);
     sent.flat_map(move |(letter, mail)| {
-        let sending = move |(copy, at): (usize, &Duration)| Sending { at: life.begins + *at, run, ghost, letter, copy };
+        let sending = move |(copy, at): (usize, &Duration)| Sending {
+            at: life.begins + *at,
+            run,
+            ghost,
+            letter,
+            copy,
+        };
         mail.times.iter().enumerate().map(sending)
     })
 }
@@ -69,7 +100,13 @@ fn sendings(run: usize, ghost: bool, life: &Life) -> impl Iterator<Item = Sendin
 /// Delivers everything, until the last letter has arrived or been given up.
 pub(super) async fn deliver_all(world: Arc<World>) {
     let client = carrier();
-    let dropped = world.plan.runs.iter().flat_map(|life| &life.mail).filter(|mail| mail.dropped).count();
+    let dropped = world
+        .plan
+        .runs
+        .iter()
+        .flat_map(|life| &life.mail)
+        .filter(|mail| mail.dropped)
+        .count();
     world.tally.more(Count::WebhooksDropped, dropped as u64);
     let mut on_their_way = JoinSet::new();
     for sending in schedule(&world) {
@@ -102,12 +139,24 @@ async fn deliver(client: reqwest::Client, world: Arc<World>, sending: Sending) {
 }
 
 /// Tries until the letter is taken or its sender gives up.
-async fn attempts(client: &reqwest::Client, world: &World, life: &Life, mail: &Mail, number: usize) -> Attempt {
+async fn attempts(
+    client: &reqwest::Client,
+    world: &World,
+    life: &Life,
+    mail: &Mail,
+    number: usize,
+) -> Attempt {
     let patience = service(life.source.cloud()).patience(life);
     let written_at = world.wall(life.begins + mail.times[0]);
     let mut attempt = 0;
     loop {
-        let letter = world.letter(&Item { life, number, mail, written_at, attempt });
+        let letter = world.letter(&Item {
+            life,
+            number,
+            mail,
+            written_at,
+            attempt,
+        });
         world.tally.add(Count::WebhookAttempts);
         let url = world.address(life.source, letter.path_token.as_deref());
         let tried = post(client, &url, letter, patience.timeout).await;
@@ -141,18 +190,37 @@ fn count(world: &World, mail: &Mail, copy: usize) {
 }
 
 /// Posts a letter once.
-pub(super) async fn post(client: &reqwest::Client, url: &str, letter: Letter, timeout: Duration) -> Attempt {
+pub(super) async fn post(
+    client: &reqwest::Client,
+    url: &str,
+    letter: Letter,
+    timeout: Duration,
+) -> Attempt {
     let mut headers = HeaderMap::new();
     for (name, value) in &letter.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             headers.insert(name, value);
         }
     }
-    match client.post(url).headers(headers).body(letter.body).timeout(timeout).send().await {
+    match client
+        .post(url)
+        .headers(headers)
+        .body(letter.body)
+        .timeout(timeout)
+        .send()
+        .await
+    {
         Ok(response) => {
             let status = response.status().as_u16();
             Attempt::Answered(status, response.text().await.unwrap_or_default())
         }
-        Err(error) => Attempt::Broken(if error.is_timeout() { "timed out" } else { "could not connect" }.to_owned()),
+        Err(error) => Attempt::Broken(
+            if error.is_timeout() {
+                "timed out"
+            } else {
+                "could not connect"
+            }
+            .to_owned(),
+        ),
     }
 }

@@ -27,11 +27,28 @@ pub struct Ask {
 impl Ask {
     /// Reads a request. `target` is its path and query.
     pub fn new(method: hyper::Method, target: &str, headers: hyper::HeaderMap, body: Bytes) -> Ask {
-        let url = reqwest::Url::parse("http://cloud").and_then(|base| base.join(target)).ok();
-        let segments = url.as_ref().and_then(|url| Some(url.path_segments()?.map(decoded).collect::<Vec<_>>()));
-        let query = url.iter().flat_map(|url| url.query_pairs().into_owned().collect::<Vec<_>>()).collect();
-        let path = segments.unwrap_or_default().into_iter().filter(|segment| !segment.is_empty()).collect();
-        Ask { method, path, query, headers, body }
+        let url = reqwest::Url::parse("http://cloud")
+            .and_then(|base| base.join(target))
+            .ok();
+        let segments = url
+            .as_ref()
+            .and_then(|url| Some(url.path_segments()?.map(decoded).collect::<Vec<_>>()));
+        let query = url
+            .iter()
+            .flat_map(|url| url.query_pairs().into_owned().collect::<Vec<_>>())
+            .collect();
+        let path = segments
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|segment| !segment.is_empty())
+            .collect();
+        Ask {
+            method,
+            path,
+            query,
+            headers,
+            body,
+        }
     }
 
     /// The path as a slice to match on.
@@ -41,17 +58,25 @@ impl Ask {
 
     /// The first value of a query parameter.
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Every value of a query parameter.
     pub fn params<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.query.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.query
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A query parameter that is a whole number, or `default`.
     pub fn number(&self, name: &str, default: usize) -> usize {
-        self.param(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+        self.param(name)
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(default)
     }
 
     /// A header that is text.
@@ -64,7 +89,12 @@ impl Ask {
 fn decoded(segment: &str) -> String {
     let query = format!("http://cloud/?x={}", segment.replace('+', "%2B"));
     let url = reqwest::Url::parse(&query).ok();
-    url.and_then(|url| url.query_pairs().next().map(|(_, value)| value.into_owned())).unwrap_or_default()
+    url.and_then(|url| {
+        url.query_pairs()
+            .next()
+            .map(|(_, value)| value.into_owned())
+    })
+    .unwrap_or_default()
 }
 
 /// How a reply leaves.
@@ -106,7 +136,12 @@ impl Reply {
     /// Anything else.
     pub fn text(status: u16, content_type: &str, body: impl Into<String>) -> Reply {
         let headers = vec![("content-type", content_type.to_owned())];
-        Reply { status, headers, body: Bytes::from(body.into()), manner: Manner::Proper }
+        Reply {
+            status,
+            headers,
+            body: Bytes::from(body.into()),
+            manner: Manner::Proper,
+        }
     }
 
     /// With a further header.
@@ -124,7 +159,9 @@ impl Reply {
 
     /// As hyper sends it.
     pub(super) fn into_response(self) -> hyper::Response<BoxBody<Bytes, std::io::Error>> {
-        let mut response = hyper::Response::builder().status(self.status).header("content-length", self.body.len());
+        let mut response = hyper::Response::builder()
+            .status(self.status)
+            .header("content-length", self.body.len());
         for (name, value) in &self.headers {
             response = response.header(*name, value);
         }
@@ -136,7 +173,9 @@ impl Reply {
             Full::new(self.body).map_err(|never| match never {}).boxed()
         };
         response.body(body).unwrap_or_else(|_| {
-            let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
+            let empty = Full::new(Bytes::new())
+                .map_err(|never| match never {})
+                .boxed();
             hyper::Response::new(empty)
         })
     }
@@ -155,7 +194,13 @@ mod tests {
             Bytes::new(),
         );
         assert_eq!(ask.segments(), ["v1", "runs", "a b"]);
-        assert_eq!(ask.params("status").collect::<Vec<_>>(), ["created", "queued"]);
-        assert_eq!((ask.number("page", 1), ask.number("page_size", 10)), (2, 10));
+        assert_eq!(
+            ask.params("status").collect::<Vec<_>>(),
+            ["created", "queued"]
+        );
+        assert_eq!(
+            (ask.number("page", 1), ask.number("page_size", 10)),
+            (2, 10)
+        );
     }
 }

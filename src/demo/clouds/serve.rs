@@ -39,7 +39,10 @@ async fn connection(stream: TcpStream, world: Arc<World>, cloud: Cloud) {
     let serving = service_fn(move |request| respond(Arc::clone(&world), cloud, request));
     let mut server = hyper::server::conn::http1::Builder::new();
     // A client that goes away in the middle is no concern of a cloud's.
-    let _ = server.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), serving).await;
+    let _ = server
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), serving)
+        .await;
 }
 
 async fn respond(
@@ -48,8 +51,14 @@ async fn respond(
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<BoxBody<Bytes, std::io::Error>>, Infallible> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, BODY_MAX).collect().await.map(http_body_util::Collected::to_bytes);
-    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let body = Limited::new(body, BODY_MAX)
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes);
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
     let ask = Ask::new(head.method, target, head.headers, body.unwrap_or_default());
     let reply = reply(&world, cloud, &ask).await;
     if let Manner::Slow(span) = reply.manner {
@@ -75,6 +84,10 @@ async fn reply(world: &World, cloud: Cloud, ask: &Ask) -> Reply {
     }
     let reply = service.answer(world, ask);
     let proper = matches!(reply.status, 200 | 404) && reply.manner != Manner::CutOff;
-    world.tally.add(if proper { Count::PollsAnswered } else { Count::PollsFailed });
+    world.tally.add(if proper {
+        Count::PollsAnswered
+    } else {
+        Count::PollsFailed
+    });
     reply
 }

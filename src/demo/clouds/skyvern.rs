@@ -10,14 +10,23 @@ use super::reply::{Ask, Reply};
 use super::world::{Count, Found, Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
 use crate::demo::plan::{Cloud, Forgery, Form, Life, Source, State};
-use crate::providers::signature::sign;
 use crate::model::Kind;
+use crate::providers::signature::sign;
 
 /// The cloud.
 pub(super) struct Skyvern;
 
-const STATUSES: [&str; 9] =
-    ["created", "queued", "running", "paused", "timed_out", "failed", "terminated", "completed", "canceled"];
+const STATUSES: [&str; 9] = [
+    "created",
+    "queued",
+    "running",
+    "paused",
+    "timed_out",
+    "failed",
+    "terminated",
+    "completed",
+    "canceled",
+];
 
 impl Service for Skyvern {
     fn authorized(&self, ask: &Ask, keys: &Keys) -> bool {
@@ -25,8 +34,11 @@ impl Service for Skyvern {
     }
 
     fn refusal(&self, ask: &Ask) -> Reply {
-        let why =
-            if ask.header("x-api-key").is_some() { "Could not validate credentials" } else { "Invalid credentials" };
+        let why = if ask.header("x-api-key").is_some() {
+            "Could not validate credentials"
+        } else {
+            "Invalid credentials"
+        };
         Reply::json(403, &json!({ "detail": why }))
     }
 
@@ -36,26 +48,44 @@ impl Service for Skyvern {
     }
 
     fn broken(&self) -> Reply {
-        Reply::json(500, &json!({ "error": "Unexpected error: OperationalError" }))
+        Reply::json(
+            500,
+            &json!({ "error": "Unexpected error: OperationalError" }),
+        )
     }
 
     fn answer(&self, world: &World, ask: &Ask) -> Reply {
         match ask.segments()[..] {
             ["v1", "runs"] => list(world, ask),
             ["v1", "runs", id] => {
-                let missing = Reply::json(404, &json!({ "detail": format!("Task run not found {id}") }));
-                world.status(self, (Source::Skyvern, id), missing, |life, state| Reply::ok(&run(world, life, state)))
+                let missing = Reply::json(
+                    404,
+                    &json!({ "detail": format!("Task run not found {id}") }),
+                );
+                world.status(self, (Source::Skyvern, id), missing, |life, state| {
+                    Reply::ok(&run(world, life, state))
+                })
             }
             ["api", "v1", "workflows", "runs", id] => {
-                let missing = Reply::json(404, &json!({ "detail": format!("WorkflowRun {id} not found") }));
-                world.status(self, (Source::Skyvern, id), missing, |life, state| Reply::ok(&run(world, life, state)))
+                let missing = Reply::json(
+                    404,
+                    &json!({ "detail": format!("WorkflowRun {id} not found") }),
+                );
+                world.status(self, (Source::Skyvern, id), missing, |life, state| {
+                    Reply::ok(&run(world, life, state))
+                })
             }
             _ => Reply::json(404, &json!({ "detail": "Not Found" })),
         }
     }
 
     fn letter(&self, world: &World, item: &Item<'_>) -> Letter {
-        let body = body(world, item.life, &item.mail.says, item.mail.form == Form::Rewritten);
+        let body = body(
+            world,
+            item.life,
+            &item.mail.says,
+            item.mail.form == Form::Rewritten,
+        );
         let body = match item.mail.form {
             Form::Poisoned(poison) => poisoned(&body.to_string(), poison),
             _ => body.to_string().into_bytes(),
@@ -66,7 +96,11 @@ impl Service for Skyvern {
             Form::Forged(Forgery::OtherKey) => Some(sign("eyJ.somebody.else", &[&body])),
             _ => Some(sign(&world.keys.skyvern, &[&body])),
         };
-        Letter { path_token: None, headers: headers(item.written_at.0 / 1000, signature), body }
+        Letter {
+            path_token: None,
+            headers: headers(item.written_at.0 / 1000, signature),
+            body,
+        }
     }
 
     /// Three attempts, at 0, 1 to 2, and 3 to 5 seconds; here three times as fast.
@@ -89,7 +123,11 @@ fn headers(timestamp: i64, signature: Option<String>) -> Vec<(String, String)> {
         ("content-type", "application/json".to_owned()),
     ];
     let signature = signature.map(|signature| ("x-skyvern-signature", signature));
-    fixed.into_iter().chain(signature).map(|(name, value)| (name.to_owned(), value)).collect()
+    fixed
+        .into_iter()
+        .chain(signature)
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn run_type(life: &Life) -> &'static str {
@@ -105,7 +143,10 @@ fn run(world: &World, life: &Life, state: &State) -> Value {
     let mut run = common(world, life, state);
     run.insert("output".to_owned(), output(state, &json!(42.0)));
     if life.kind == Kind::Workflow {
-        run.insert("run_request".to_owned(), json!({ "workflow_id": life.group, "parameters": {} }));
+        run.insert(
+            "run_request".to_owned(),
+            json!({ "workflow_id": life.group, "parameters": {} }),
+        );
     }
     Value::Object(run)
 }
@@ -114,7 +155,10 @@ fn run(world: &World, life: &Life, state: &State) -> Value {
 fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
     let (created, since) = world.times(life, state);
     // Set by whatever ended last, even if the run goes on.
-    let ended_before = life.states.iter().any(|(at, other)| other.over && world.wall(life.begins + *at) <= since);
+    let ended_before = life
+        .states
+        .iter()
+        .any(|(at, other)| other.over && world.wall(life.begins + *at) <= since);
     let body = json!({
         "run_id": life.id,
         "status": state.word,
@@ -137,7 +181,9 @@ fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
         "script_run": null,
         "errors": [],
     });
-    let Value::Object(mut body) = body else { unreachable!("an object was written") };
+    let Value::Object(mut body) = body else {
+        unreachable!("an object was written")
+    };
     if life.kind == Kind::Workflow {
         body.extend(attempts(world, life, state, since));
     }
@@ -145,8 +191,16 @@ fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
 }
 
 /// What only workflow runs have.
-fn attempts(world: &World, life: &Life, state: &State, since: crate::model::At) -> Map<String, Value> {
-    let next = life.states.iter().find(|(_, other)| state.retry_pending && other.attempt > state.attempt);
+fn attempts(
+    world: &World,
+    life: &Life,
+    state: &State,
+    since: crate::model::At,
+) -> Map<String, Value> {
+    let next = life
+        .states
+        .iter()
+        .find(|(_, other)| state.retry_pending && other.attempt > state.attempt);
     let next = next.map(|(at, _)| naive(world.wall(life.begins + *at)));
     let body = json!({
         "run_with": "agent",
@@ -170,13 +224,19 @@ fn attempts(world: &World, life: &Life, state: &State, since: crate::model::At) 
             "webhook_sent_at": null,
         }],
     });
-    let Value::Object(body) = body else { unreachable!("an object was written") };
+    let Value::Object(body) = body else {
+        unreachable!("an object was written")
+    };
     body
 }
 
 /// The output: webhooks write whole floats as integers, Get Run does not.
 fn output(state: &State, price: &Value) -> Value {
-    if state.word == "completed" { json!({ "price": price, "text": "é漢字" }) } else { Value::Null }
+    if state.word == "completed" {
+        json!({ "price": price, "text": "é漢字" })
+    } else {
+        Value::Null
+    }
 }
 
 /// The body of a webhook: the older object overlaid with the newer one. Sent again it is never the
@@ -184,10 +244,16 @@ fn output(state: &State, price: &Value) -> Value {
 fn body(world: &World, life: &Life, state: &State, again: bool) -> Value {
     let mut body = common(world, life, state);
     body.insert("output".to_owned(), output(state, &json!(42)));
-    body.insert("webhook_failure_reason".to_owned(), if again { json!("") } else { Value::Null });
+    body.insert(
+        "webhook_failure_reason".to_owned(),
+        if again { json!("") } else { Value::Null },
+    );
     if again {
         let (_, since) = world.times(life, state);
-        body.insert("modified_at".to_owned(), json!(naive(since.plus(Duration::from_millis(64)))));
+        body.insert(
+            "modified_at".to_owned(),
+            json!(naive(since.plus(Duration::from_millis(64)))),
+        );
     }
     let older = match run_type(life) {
         "workflow_run" => json!({
@@ -236,13 +302,17 @@ fn list(world: &World, ask: &Ask) -> Reply {
     }
     let wanted: Vec<&str> = ask.params("status").collect();
     if let Some(bogus) = wanted.iter().find(|status| !STATUSES.contains(status)) {
-        let why =
-            json!([{ "type": "enum", "loc": ["query", "status", 0], "msg": "Input should be …", "input": bogus }]);
+        let why = json!([{ "type": "enum", "loc": ["query", "status", 0], "msg": "Input should be …", "input": bogus }]);
         return Reply::json(422, &json!({ "detail": why }));
     }
-    let rows = world.listed(Source::Skyvern).filter(|(_, state)| wanted.is_empty() || wanted.contains(&state.word));
+    let rows = world
+        .listed(Source::Skyvern)
+        .filter(|(_, state)| wanted.is_empty() || wanted.contains(&state.word));
     let rows = world.shown(page(rows, number, size), size);
-    let rows: Vec<Value> = rows.into_iter().map(|(life, state)| row(world, life, state)).collect();
+    let rows: Vec<Value> = rows
+        .into_iter()
+        .map(|(life, state)| row(world, life, state))
+        .collect();
     Reply::ok(&Value::Array(rows))
 }
 
@@ -271,7 +341,9 @@ fn row(world: &World, life: &Life, state: &State) -> Value {
 /// The run that a question wants the webhook of sent again.
 pub(super) fn wants_replay(cloud: Cloud, ask: &Ask) -> Option<String> {
     match ask.segments()[..] {
-        ["v1", "runs", id, "retry_webhook"] if cloud == Cloud::Skyvern && ask.method == hyper::Method::POST => {
+        ["v1", "runs", id, "retry_webhook"]
+            if cloud == Cloud::Skyvern && ask.method == hyper::Method::POST =>
+        {
             Some(id.to_owned())
         }
         _ => None,
@@ -284,11 +356,15 @@ pub(super) async fn replay(world: &World, ask: &Ask, run_id: &str) -> Reply {
         return Reply::json(404, &json!({ "detail": format!("Run {run_id} not found") }));
     };
     if state.retry_pending {
-        let why = format!("Run {run_id} is not final; webhook replay is unavailable until it is final.");
+        let why =
+            format!("Run {run_id} is not final; webhook replay is unavailable until it is final.");
         return Reply::json(409, &json!({ "detail": why }));
     }
     if !state.over {
-        let why = format!("Run {run_id} has not reached a terminal state (status={}).", state.word);
+        let why = format!(
+            "Run {run_id} has not reached a terminal state (status={}).",
+            state.word
+        );
         return Reply::json(400, &json!({ "detail": why }));
     }
     world.tally.add(Count::Replays);
@@ -297,9 +373,17 @@ pub(super) async fn replay(world: &World, ask: &Ask, run_id: &str) -> Reply {
     let timestamp = world.wall(world.now()).0 / 1000;
     let usual = world.address(Source::Skyvern, None);
     let wanted = serde_json::from_slice::<Value>(&ask.body).ok();
-    let target = wanted.as_ref().and_then(|body| body["webhook_url"].as_str()).unwrap_or(&usual).to_owned();
+    let target = wanted
+        .as_ref()
+        .and_then(|body| body["webhook_url"].as_str())
+        .unwrap_or(&usual)
+        .to_owned();
     let headers = headers(timestamp, Some(signature.clone()));
-    let letter = Letter { path_token: None, headers, body: body.clone().into_bytes() };
+    let letter = Letter {
+        path_token: None,
+        headers,
+        body: body.clone().into_bytes(),
+    };
     let began = std::time::Instant::now();
     let tried = post::post(&post::carrier(), &target, letter, Duration::from_secs(60)).await;
     let (status, text, error) = match tried {

@@ -27,8 +27,11 @@ impl Service for SmartBrowse {
     fn overwhelmed(&self, left: Duration) -> Reply {
         let error = json!({ "code": "rate_limited", "message": "too many requests",
             "details": { "reason": "max_concurrent_requests" } });
-        Reply::json(429, &json!({ "status": "error", "request_id": "req_429", "error": error }))
-            .with("retry-after", seconds(left))
+        Reply::json(
+            429,
+            &json!({ "status": "error", "request_id": "req_429", "error": error }),
+        )
+        .with("retry-after", seconds(left))
     }
 
     fn broken(&self) -> Reply {
@@ -39,7 +42,9 @@ impl Service for SmartBrowse {
         match ask.segments()[..] {
             ["v1", "smartbrowse", "runs", id] => {
                 let missing = failed(404, "not_found", "run not found");
-                world.status(self, (Source::Recipes, id), missing, |life, state| enveloped(&run(world, life, state)))
+                world.status(self, (Source::Recipes, id), missing, |life, state| {
+                    enveloped(&run(world, life, state))
+                })
             }
             ["v1", "smartbrowse", "usage"] => usage(world),
             _ => failed(404, "not_found", "no such route"),
@@ -52,21 +57,37 @@ impl Service for SmartBrowse {
             Form::Poisoned(poison) => poisoned(&body, poison),
             _ => body.into_bytes(),
         };
-        let (right_path, right_header) = (&world.keys.smartbrowse_path, &world.keys.smartbrowse_header);
+        let (right_path, right_header) =
+            (&world.keys.smartbrowse_path, &world.keys.smartbrowse_header);
         let (path_token, authorization) = match item.mail.form {
             Form::Forged(Forgery::Unsigned) => (None, None),
-            Form::Forged(Forgery::MadeUp) => (Some("a-guess".to_owned()), Some(right_header.clone())),
-            Form::Forged(Forgery::OtherKey) => (Some(right_path.clone()), Some("Bearer a-guess".to_owned())),
+            Form::Forged(Forgery::MadeUp) => {
+                (Some("a-guess".to_owned()), Some(right_header.clone()))
+            }
+            Form::Forged(Forgery::OtherKey) => {
+                (Some(right_path.clone()), Some("Bearer a-guess".to_owned()))
+            }
             _ => (Some(right_path.clone()), Some(right_header.clone())),
         };
         let content_type = ("content-type".to_owned(), "application/json".to_owned());
-        let headers = authorization.map(|value| ("authorization".to_owned(), value)).into_iter().chain([content_type]);
-        Letter { path_token, headers: headers.collect(), body }
+        let headers = authorization
+            .map(|value| ("authorization".to_owned(), value))
+            .into_iter()
+            .chain([content_type]);
+        Letter {
+            path_token,
+            headers: headers.collect(),
+            body,
+        }
     }
 
     /// One attempt, whatever comes of it.
     fn patience(&self, _life: &Life) -> Patience {
-        Patience { pauses: &[], retries: |_| false, timeout: Duration::from_secs(10) }
+        Patience {
+            pauses: &[],
+            retries: |_| false,
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -77,14 +98,19 @@ fn seconds(left: Duration) -> String {
 
 /// The envelope of an answer that worked. Its status is about the call, not about the run.
 fn enveloped(data: &Value) -> Reply {
-    Reply::ok(&json!({ "status": "completed", "request_id": "req_200", "data": data, "credits_used": 0,
-        "credits_remaining": 1000 }))
+    Reply::ok(
+        &json!({ "status": "completed", "request_id": "req_200", "data": data, "credits_used": 0,
+        "credits_remaining": 1000 }),
+    )
     .with("x-request-id", "req_200")
 }
 
 fn failed(status: u16, code: &str, message: &str) -> Reply {
     let error = json!({ "code": code, "message": message });
-    Reply::json(status, &json!({ "status": "error", "request_id": "req_err", "error": error }))
+    Reply::json(
+        status,
+        &json!({ "status": "error", "request_id": "req_err", "error": error }),
+    )
 }
 
 fn run(world: &World, life: &Life, state: &State) -> Value {
@@ -136,7 +162,11 @@ fn usage(world: &World) -> Reply {
 /// The flat body of a webhook. The vendor's pages disagree about the event's name, so both occur.
 fn body(item: &Item<'_>) -> Value {
     let (life, says) = (item.life, item.mail.says);
-    let prefix = if schedule::seed("event", &life.id) & 1 == 0 { "smartbrowse." } else { "" };
+    let prefix = if schedule::seed("event", &life.id) & 1 == 0 {
+        "smartbrowse."
+    } else {
+        ""
+    };
     let completed = says.word == "completed";
     json!({
         "event": format!("{prefix}{}", says.word),

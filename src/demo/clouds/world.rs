@@ -39,7 +39,12 @@ impl Keys {
     pub fn new(seed: u64) -> Keys {
         let mut dice = Dice::new(seed, u64::MAX - 2);
         Keys {
-            skyvern: format!("eyJ{}.eyJ{}.{}", dice.base62(33), dice.base62(65), dice.base62(43)),
+            skyvern: format!(
+                "eyJ{}.eyJ{}.{}",
+                dice.base62(33),
+                dice.base62(65),
+                dice.base62(43)
+            ),
             browser_use: format!("bu_{}", dice.base62(40)),
             browser_use_hooks: format!("bu_whsec_{}", dice.base62(24)),
             smartbrowse: format!("wsg_live_{}", dice.base62(32)),
@@ -121,7 +126,10 @@ impl Tally {
 
     /// The numbers now.
     pub fn counted(&self) -> BTreeMap<Count, u64> {
-        Count::ALL.iter().map(|what| (*what, self.0[*what as usize].load(Relaxed))).collect()
+        Count::ALL
+            .iter()
+            .map(|what| (*what, self.0[*what as usize].load(Relaxed)))
+            .collect()
     }
 }
 
@@ -166,7 +174,12 @@ pub(super) enum Found<'a> {
 impl World {
     /// A world in which time has not begun.
     pub fn new(plan: Plan, hooks: &str) -> World {
-        let index = plan.runs.iter().enumerate().map(|(n, life)| ((life.source, life.id.clone()), n)).collect();
+        let index = plan
+            .runs
+            .iter()
+            .enumerate()
+            .map(|(n, life)| ((life.source, life.id.clone()), n))
+            .collect();
         let asked = plan.runs.iter().map(|_| AtomicUsize::new(0)).collect();
         let letters = |life: &Life| life.mail.iter().map(|_| AtomicU64::new(0)).collect();
         let accepted = plan.runs.iter().map(letters).collect();
@@ -223,7 +236,9 @@ impl World {
 
     /// The run of this id, whatever its state.
     pub fn life(&self, source: Source, id: &str) -> Option<&Life> {
-        self.index.get(&(source, id.to_owned())).map(|number| &self.plan.runs[*number])
+        self.index
+            .get(&(source, id.to_owned()))
+            .map(|number| &self.plan.runs[*number])
     }
 
     /// Whether a letter about a run was answered 2xx.
@@ -235,7 +250,10 @@ impl World {
     /// and believe.
     pub fn told(&self, run: usize) -> u64 {
         let letters = self.plan.runs[run].mail.iter().zip(&self.accepted[run]);
-        letters.filter(|(mail, _)| mail.tells()).map(|(_, accepted)| accepted.load(Relaxed)).sum()
+        letters
+            .filter(|(mail, _)| mail.tells())
+            .map(|(_, accepted)| accepted.load(Relaxed))
+            .sum()
     }
 
     pub(in crate::demo) fn note_accepted(&self, run: usize, letter: usize) {
@@ -257,15 +275,24 @@ impl World {
 
     /// The receiver's address for a letter.
     pub(super) fn address(&self, source: Source, path_token: Option<&str>) -> String {
-        let token = path_token.map(|token| format!("/{token}")).unwrap_or_default();
+        let token = path_token
+            .map(|token| format!("/{token}"))
+            .unwrap_or_default();
         format!("{}/hooks/{source}{token}", self.hooks)
     }
 
     /// When a run was created, and when this state of it began (last, if it came back to it).
     pub(super) fn times(&self, life: &Life, state: &State) -> (At, At) {
         let age = self.now().saturating_sub(life.begins);
-        let since = life.states.iter().rev().find(|(at, other)| other == state && *at <= age);
-        (self.wall(life.begins), self.wall(life.begins + since.map_or(Duration::ZERO, |(at, _)| *at)))
+        let since = life
+            .states
+            .iter()
+            .rev()
+            .find(|(at, other)| other == state && *at <= age);
+        (
+            self.wall(life.begins),
+            self.wall(life.begins + since.map_or(Duration::ZERO, |(at, _)| *at)),
+        )
     }
 
     /// What a status endpoint finds now.
@@ -279,7 +306,11 @@ impl World {
     fn state(&self, number: usize) -> Option<(&Life, &State)> {
         let (life, now) = (&self.plan.runs[number], self.now());
         let state = life.state_at(now.checked_sub(life.begins)?)?;
-        let seen = || self.first_seen[number].get().is_some_and(|at| *at + SEEN_FOR <= now);
+        let seen = || {
+            self.first_seen[number]
+                .get()
+                .is_some_and(|at| *at + SEEN_FOR <= now)
+        };
         if life.only_listed && state.over && !seen() {
             return life.last_open().map(|state| (life, state));
         }
@@ -295,12 +326,20 @@ impl World {
         missing: Reply,
         render: impl FnOnce(&Life, &State) -> Reply,
     ) -> Reply {
-        let Some(number) = self.index.get(&(source, id.to_owned())) else { return missing };
+        let Some(number) = self.index.get(&(source, id.to_owned())) else {
+            return missing;
+        };
         let asked = self.asked[*number].fetch_add(1, Relaxed);
         self.first_seen[*number].get_or_init(|| self.now());
-        let Some((life, state)) = self.state(*number) else { return missing };
+        let Some((life, state)) = self.state(*number) else {
+            return missing;
+        };
         let age = self.now().saturating_sub(life.begins);
-        if life.answers.deaf_until.is_some_and(|until| (life.ends()..until).contains(&age)) {
+        if life
+            .answers
+            .deaf_until
+            .is_some_and(|until| (life.ends()..until).contains(&age))
+        {
             return service.broken();
         }
         let proper = render(life, state);
@@ -315,14 +354,20 @@ impl World {
     pub(super) fn listed(&self, source: Source) -> impl Iterator<Item = (&Life, &State)> {
         let now = self.now();
         let begun = self.plan.runs.partition_point(|life| life.begins <= now);
-        let ours = (0..begun).rev().filter(move |number| self.plan.runs[*number].source == source);
+        let ours = (0..begun)
+            .rev()
+            .filter(move |number| self.plan.runs[*number].source == source);
         ours.filter_map(|number| self.state(number))
             .filter(move |(life, state)| !state.over || now < life.begins + LISTS_REACH_BACK)
     }
 
     /// Notes that a page of a list showed these runs. A page with room for one is no list: that is
     /// how somebody asks whether the key still works, and then looks at nothing on it.
-    pub(super) fn shown<'a>(&self, rows: Vec<(&'a Life, &'a State)>, room: usize) -> Vec<(&'a Life, &'a State)> {
+    pub(super) fn shown<'a>(
+        &self,
+        rows: Vec<(&'a Life, &'a State)>,
+        room: usize,
+    ) -> Vec<(&'a Life, &'a State)> {
         if room > 1 && self.plan.kills.is_empty() {
             for (life, _) in rows.iter().filter(|(life, _)| life.only_listed) {
                 if let Some(number) = self.index.get(&(life.source, life.id.clone())) {
@@ -343,14 +388,22 @@ impl World {
 fn stumbled(service: &dyn Service, stumble: Stumble, proper: Reply) -> Reply {
     match stumble {
         Stumble::Broken => service.broken(),
-        Stumble::Unavailable => Reply::text(503, "text/plain; charset=utf-8", "Service Unavailable"),
+        Stumble::Unavailable => {
+            Reply::text(503, "text/plain; charset=utf-8", "Service Unavailable")
+        }
         Stumble::CutOff => proper.manner(Manner::CutOff),
         Stumble::Slow(span) => proper.manner(Manner::Slow(span)),
-        Stumble::Garbage => Reply::text(200, "text/html", "<html><body><h1>It works!</h1>{\"status\":"),
+        Stumble::Garbage => Reply::text(
+            200,
+            "text/html",
+            "<html><body><h1>It works!</h1>{\"status\":",
+        ),
     }
 }
 
 /// One page of a list.
 pub(super) fn page<T>(rows: impl Iterator<Item = T>, number: usize, size: usize) -> Vec<T> {
-    rows.skip(number.saturating_sub(1).saturating_mul(size)).take(size).collect()
+    rows.skip(number.saturating_sub(1).saturating_mul(size))
+        .take(size)
+        .collect()
 }

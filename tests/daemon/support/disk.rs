@@ -13,8 +13,15 @@ pub struct Disk {
 
 /// Runs a command that has to work.
 pub fn run(command: &str, args: &[&str]) {
-    let output = Command::new(command).args(args).output().expect("the command is installed");
-    assert!(output.status.success(), "{command} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(command)
+        .args(args)
+        .output()
+        .expect("the command is installed");
+    assert!(
+        output.status.success(),
+        "{command} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn text(path: &Path) -> &str {
@@ -26,10 +33,16 @@ impl Disk {
     /// then all in the file, and a copy is quick.
     pub fn ext4(mib: u64) -> Disk {
         let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let folder = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
         let folder = folder.expect("a temporary folder");
         let image = folder.path().join("image");
-        fs::File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("a sparse file");
+        fs::File::create(&image)
+            .and_then(|file| file.set_len(mib << 20))
+            .expect("a sparse file");
         run("mkfs.ext4", &["-q", "-F", text(&image)]);
         Disk::mount(folder, image)
     }
@@ -39,13 +52,28 @@ impl Disk {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let root = folder.path().join("root");
         fs::create_dir(&root).expect("a mount point");
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "none", text(&root)]);
-        Disk { image: PathBuf::new(), _folder: folder, root }
+        run(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={mib}m"),
+                "none",
+                text(&root),
+            ],
+        );
+        Disk {
+            image: PathBuf::new(),
+            _folder: folder,
+            root,
+        }
     }
 
     /// What would be found after the power had failed now: the bytes that reached the device.
     pub fn cut(&self) -> Disk {
-        let folder = tempfile::tempdir_in(self.image.parent().expect("a folder")).expect("a temporary folder");
+        let folder = tempfile::tempdir_in(self.image.parent().expect("a folder"))
+            .expect("a temporary folder");
         let image = folder.path().join("image");
         run("cp", &["--sparse=always", text(&self.image), text(&image)]);
         Disk::mount(folder, image)
@@ -55,15 +83,26 @@ impl Disk {
         let root = folder.path().join("root");
         fs::create_dir(&root).expect("a mount point");
         run("mount", &["-o", "loop", text(&image), text(&root)]);
-        Disk { _folder: folder, image, root }
+        Disk {
+            _folder: folder,
+            image,
+            root,
+        }
     }
 
     /// Leaves this many KiB free.
     pub fn fill(&self, leave_kib: u64) {
         let free = self.free_kib().saturating_sub(leave_kib);
         let ballast = self.root.join("ballast");
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(ballast).expect("a file");
-        let _ = std::io::copy(&mut std::io::Read::take(std::io::repeat(1), free << 10), &mut file);
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(ballast)
+            .expect("a file");
+        let _ = std::io::copy(
+            &mut std::io::Read::take(std::io::repeat(1), free << 10),
+            &mut file,
+        );
     }
 
     /// Gives back what [`Disk::fill`] took.
@@ -72,7 +111,10 @@ impl Disk {
     }
 
     fn free_kib(&self) -> u64 {
-        let output = Command::new("df").args(["--output=avail", "-k", text(&self.root)]).output().expect("df");
+        let output = Command::new("df")
+            .args(["--output=avail", "-k", text(&self.root)])
+            .output()
+            .expect("df");
         String::from_utf8_lossy(&output.stdout)
             .lines()
             .nth(1)

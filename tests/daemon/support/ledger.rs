@@ -23,7 +23,11 @@ struct Kept {
 impl Promises {
     /// A signed delivery was answered 2xx.
     pub fn note(&self, report: i64, body: &[u8], ended: Option<&str>) {
-        let acked = Acked { report, body: check::digest(body), verdict: "signed".to_owned() };
+        let acked = Acked {
+            report,
+            body: check::digest(body),
+            verdict: "signed".to_owned(),
+        };
         let mut kept = self.kept();
         kept.acked.push(acked);
         kept.ended.extend(ended.map(str::to_owned));
@@ -51,8 +55,14 @@ impl Promises {
 
 /// What must hold of a ledger, where nothing is known of the clouds and a daemon may be at work.
 pub fn hold(store: &Path, acked: &[Acked], before: &mut Feed) {
-    let world =
-        World { store, acked, exists: &|_, _| true, ring_rows_max: i64::MAX / 2, at_rest: false, all_reports: true };
+    let world = World {
+        store,
+        acked,
+        exists: &|_, _| true,
+        ring_rows_max: i64::MAX / 2,
+        at_rest: false,
+        all_reports: true,
+    };
     if let Err(faults) = check::check(&world, before) {
         panic!("{faults}");
     }
@@ -68,5 +78,7 @@ pub fn read(store: &Path) -> Connection {
 
 /// One number out of a database.
 pub fn number(store: &Path, sql: &str) -> i64 {
-    read(store).query_row(sql, [], |row| row.get(0)).expect("a number")
+    read(store)
+        .query_row(sql, [], |row| row.get(0))
+        .expect("a number")
 }

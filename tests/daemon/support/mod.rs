@@ -69,7 +69,12 @@ impl Daemon {
     /// Starts one as wished for.
     pub fn with(wish: Wish) -> Daemon {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut daemon = Daemon { folder, port: free_port(), wish, child: None };
+        let mut daemon = Daemon {
+            folder,
+            port: free_port(),
+            wish,
+            child: None,
+        };
         daemon.furnish();
         daemon.launch();
         daemon.ready();
@@ -78,15 +83,29 @@ impl Daemon {
 
     fn furnish(&self) {
         let wish = &self.wish;
-        let mut toml = format!("[hooks]\nlisten = \"127.0.0.1:{}\"\n{}\n", self.port, wish.hooks);
+        let mut toml = format!(
+            "[hooks]\nlisten = \"127.0.0.1:{}\"\n{}\n",
+            self.port, wish.hooks
+        );
         let _ = writeln!(toml, "[store]\npath = \"{}\"", self.store().display());
         let (feed, control) = (self.feed_socket(), self.control_socket());
-        let _ = writeln!(toml, "[sockets]\nfeed = \"{}\"\ncontrol = \"{}\"", feed.display(), control.display());
+        let _ = writeln!(
+            toml,
+            "[sockets]\nfeed = \"{}\"\ncontrol = \"{}\"",
+            feed.display(),
+            control.display()
+        );
         let secret = |name: &str, value: &str| {
             let path = self.folder.path().join(name);
             let mut file = fs::OpenOptions::new();
-            let file = file.write(true).create(true).truncate(true).mode(0o600).open(&path);
-            file.and_then(|mut file| file.write_all(value.as_bytes())).expect("a secret's file");
+            let file = file
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path);
+            file.and_then(|mut file| file.write_all(value.as_bytes()))
+                .expect("a secret's file");
             format!("{{ file = \"{}\" }}", path.display())
         };
         let key = secret("skyvern", senders::SKYVERN_KEY);
@@ -94,19 +113,37 @@ impl Daemon {
             Some(url) => format!("api_key = {key}\nbase_url = {url:?}"),
             None => format!("webhook_secrets = [{key}]"),
         };
-        let _ = writeln!(toml, "[sources.sky]\nprovider = \"skyvern\"\n{skyvern}\ngrace = \"0s\"");
+        let _ = writeln!(
+            toml,
+            "[sources.sky]\nprovider = \"skyvern\"\n{skyvern}\ngrace = \"0s\""
+        );
         let key = secret("firecrawl", senders::FIRECRAWL_SECRET);
-        let _ = writeln!(toml, "[sources.fire]\nprovider = \"firecrawl\"\nwebhook_secrets = [{key}]");
+        let _ = writeln!(
+            toml,
+            "[sources.fire]\nprovider = \"firecrawl\"\nwebhook_secrets = [{key}]"
+        );
         let key = secret("browser-use", senders::BROWSER_USE_SECRET);
-        let _ = writeln!(toml, "[sources.bu]\nprovider = \"browser-use\"\nwebhook_secrets = [{key}]");
-        let (token, header) = (secret("token", senders::PATH_TOKEN), secret("header", senders::REQUIRED_HEADER));
-        let _ = writeln!(toml, "[sources.shop]\nprovider = \"smartbrowse\"\npath_token = {token}");
+        let _ = writeln!(
+            toml,
+            "[sources.bu]\nprovider = \"browser-use\"\nwebhook_secrets = [{key}]"
+        );
+        let (token, header) = (
+            secret("token", senders::PATH_TOKEN),
+            secret("header", senders::REQUIRED_HEADER),
+        );
+        let _ = writeln!(
+            toml,
+            "[sources.shop]\nprovider = \"smartbrowse\"\npath_token = {token}"
+        );
         let _ = writeln!(toml, "require_headers = {{ Authorization = {header} }}");
         fs::write(self.folder.path().join("settled.toml"), toml).expect("the configuration");
     }
 
     pub fn store(&self) -> PathBuf {
-        self.wish.store.clone().unwrap_or_else(|| self.folder.path().join("settled.db"))
+        self.wish
+            .store
+            .clone()
+            .unwrap_or_else(|| self.folder.path().join("settled.db"))
     }
 
     pub fn feed_socket(&self) -> PathBuf {
@@ -120,12 +157,28 @@ impl Daemon {
     /// Starts the process and does not wait for it.
     pub fn launch(&mut self) {
         let log = self.folder.path().join("log");
-        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log");
-        let limit = self.wish.files.map_or_else(String::new, |files| format!("ulimit -S -n {files}; "));
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("the log");
+        let limit = self
+            .wish
+            .files
+            .map_or_else(String::new, |files| format!("ulimit -S -n {files}; "));
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("{limit}exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_settled"));
-        command.arg("serve").arg("--config").arg(self.folder.path().join("settled.toml"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .arg("-c")
+            .arg(format!("{limit}exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_settled"));
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.folder.path().join("settled.toml"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         command.env("SETTLED_LOG", self.wish.log.unwrap_or("info"));
         self.child = Some(command.spawn().expect("the binary starts"));
     }
@@ -133,9 +186,19 @@ impl Daemon {
     /// Waits until the feed's socket says that all is well.
     pub fn ready(&mut self) {
         let began = Instant::now();
-        while self.try_feed("/healthz").is_none_or(|answer| answer.status != 200) {
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "not ready ({ended:?}):\n{}", self.log());
+        while self
+            .try_feed("/healthz")
+            .is_none_or(|answer| answer.status != 200)
+        {
+            let ended = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "not ready ({ended:?}):\n{}",
+                self.log()
+            );
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -181,8 +244,13 @@ impl Daemon {
 
     /// The kept deliveries, newest first.
     pub fn deliveries(&self, query: &str) -> Vec<Value> {
-        let answer = self.control(&format!("/v1/deliveries?limit=1000&{query}")).json();
-        answer["deliveries"].as_array().cloned().expect("a list of deliveries")
+        let answer = self
+            .control(&format!("/v1/deliveries?limit=1000&{query}"))
+            .json();
+        answer["deliveries"]
+            .as_array()
+            .cloned()
+            .expect("a list of deliveries")
     }
 
     /// What verification found of the delivery that came last.
@@ -197,21 +265,41 @@ impl Daemon {
 
     /// The records of the feed, by cursor.
     pub fn feed(&self) -> BTreeMap<i64, String> {
-        let answer = self.try_feed("/v1/events?types=completion,amendment,status").expect("the feed answers");
+        let answer = self
+            .try_feed("/v1/events?types=completion,amendment,status")
+            .expect("the feed answers");
         // A reader that is stopped for a minute is shown out, which is no loss.
-        let end = answer.body.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().map(String::from_utf8_lossy);
-        assert!(end.is_some_and(|line| line.contains("settled.feed.end")), "the answer was cut off");
-        answer.body.split(|byte| *byte == b'\n').filter_map(|line| record(&String::from_utf8_lossy(line))).collect()
+        let end = answer
+            .body
+            .trim_ascii_end()
+            .rsplit(|byte| *byte == b'\n')
+            .next()
+            .map(String::from_utf8_lossy);
+        assert!(
+            end.is_some_and(|line| line.contains("settled.feed.end")),
+            "the answer was cut off"
+        );
+        answer
+            .body
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| record(&String::from_utf8_lossy(line)))
+            .collect()
     }
 
     /// The completions in the feed, as JSON, once there are so many.
     pub fn completions(&self, at_least: usize) -> Vec<Value> {
         let completed = || {
             let records = self.feed();
-            let lines = records.values().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
-            lines.filter(|line| line["type"] == "settled.run.completion").collect::<Vec<_>>()
+            let lines = records
+                .values()
+                .map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
+            lines
+                .filter(|line| line["type"] == "settled.run.completion")
+                .collect::<Vec<_>>()
         };
-        self.until("the completions are there", |_| completed().len() >= at_least);
+        self.until("the completions are there", |_| {
+            completed().len() >= at_least
+        });
         completed()
     }
 
@@ -230,7 +318,8 @@ impl Daemon {
         thread::spawn(move || {
             let mut seen = BTreeMap::new();
             let Ok(mut stream) = stream else { return seen };
-            let request = "GET /v1/events?follow=1&types=completion,amendment,status HTTP/1.0\r\n\r\n";
+            let request =
+                "GET /v1/events?follow=1&types=completion,amendment,status HTTP/1.0\r\n\r\n";
             if stream.write_all(request.as_bytes()).is_ok() {
                 let lines = BufReader::new(stream).split(b'\n').map_while(Result::ok);
                 seen.extend(lines.filter_map(|line| record(&String::from_utf8_lossy(&line))));
@@ -242,13 +331,22 @@ impl Daemon {
     /// A number out of /proc/PID/status, in KiB.
     pub fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("the line");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .expect("the line");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("a number")
     }
 
     /// Bytes of the database and its log.
     pub fn disk(&self) -> u64 {
-        ["", "-wal"].iter().map(|suffix| size(&suffixed(&self.store(), suffix))).sum()
+        ["", "-wal"]
+            .iter()
+            .map(|suffix| size(&suffixed(&self.store(), suffix)))
+            .sum()
     }
 }
 
@@ -298,7 +396,13 @@ pub fn get(socket: &Path, path: &str) -> std::io::Result<Answer> {
 
 /// A POST on a Unix socket.
 pub fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<Answer> {
-    ask(socket, &format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    ask(
+        socket,
+        &format!(
+            "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    )
 }
 
 /// Asks in HTTP/1.0: the answer is what comes until the end.
@@ -309,10 +413,23 @@ fn ask(socket: &Path, request: &str) -> std::io::Result<Answer> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let broken = || std::io::Error::other("the answer broke off");
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(broken)?;
+    let end = bytes
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .ok_or_else(broken)?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(broken)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(broken)?;
     let headers = head.lines().filter_map(|line| line.split_once(": "));
-    let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
-    Ok(Answer { status, headers, body: bytes.split_off(end + 4) })
+    let headers = headers
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    Ok(Answer {
+        status,
+        headers,
+        body: bytes.split_off(end + 4),
+    })
 }

@@ -34,7 +34,8 @@ pub fn skyvern_of(run: &str, bytes: usize) -> Post {
 /// A delivery that names a run and is not signed.
 pub fn unsigned(run: &str, bytes: usize) -> Post {
     let mut post = skyvern_of(run, bytes);
-    post.headers.retain(|(name, _)| name != "x-skyvern-signature");
+    post.headers
+        .retain(|(name, _)| name != "x-skyvern-signature");
     post
 }
 
@@ -45,11 +46,15 @@ pub fn firecrawl_body(body: impl Into<Vec<u8>>) -> Post {
 }
 
 pub fn firecrawl(run: &str, event: &str) -> Post {
-    firecrawl_body(format!(r#"{{"success":true,"type":"{event}","id":"{run}","data":[],"metadata":{{}}}}"#))
+    firecrawl_body(format!(
+        r#"{{"success":true,"type":"{event}","id":"{run}","data":[],"metadata":{{}}}}"#
+    ))
 }
 
 pub fn smartbrowse(run: &str, status: &str) -> Post {
-    let body = format!(r#"{{"event":"{status}","status":"{status}","run_id":"{run}","recipe_id":"rcp_1"}}"#);
+    let body = format!(
+        r#"{{"event":"{status}","status":"{status}","run_id":"{run}","recipe_id":"rcp_1"}}"#
+    );
     Post::new(&format!("/hooks/shop/{PATH_TOKEN}"), body).with("Authorization", REQUIRED_HEADER)
 }
 
@@ -58,10 +63,19 @@ pub fn browser_use(run: &str, status: &str, age: i64) -> Post {
     let body = format!(
         r#"{{"type":"agent.task.status_update","timestamp":"2026-11-21T08:00:00Z","payload":{{"task_id":"{run}","session_id":"s","status":"{status}"}}}}"#
     );
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
     let time = (i64::try_from(now).expect("before the year 292 billion") - age).to_string();
-    let canonical = python_json::parse(body.as_bytes()).ok().and_then(|document| document.canonical()).expect("JSON");
-    let signature = sign(BROWSER_USE_SECRET, &[time.as_bytes(), b".", canonical.as_bytes()]);
+    let canonical = python_json::parse(body.as_bytes())
+        .ok()
+        .and_then(|document| document.canonical())
+        .expect("JSON");
+    let signature = sign(
+        BROWSER_USE_SECRET,
+        &[time.as_bytes(), b".", canonical.as_bytes()],
+    );
     let post = Post::new("/hooks/bu", body).with("X-Browser-Use-Timestamp", time);
     post.with("X-Browser-Use-Signature", signature)
 }

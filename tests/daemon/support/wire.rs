@@ -15,7 +15,10 @@ pub struct Answer {
 impl Answer {
     /// The first header of this lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body as JSON; null if it is none.
@@ -25,12 +28,19 @@ impl Answer {
 
     /// The `code` of an error.
     pub fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+        self.json()["error"]["code"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// The id under which a delivery was stored, if the answer is a 200.
     pub fn stored(&self) -> Option<i64> {
-        if self.status == 200 { self.json()["stored"].as_i64() } else { None }
+        if self.status == 200 {
+            self.json()["stored"].as_i64()
+        } else {
+            None
+        }
     }
 }
 
@@ -45,7 +55,11 @@ pub struct Post {
 impl Post {
     pub fn new(path: &str, body: impl Into<Vec<u8>>) -> Post {
         let json = ("Content-Type".to_owned(), "application/json".to_owned());
-        Post { path: path.to_owned(), headers: vec![json], body: body.into() }
+        Post {
+            path: path.to_owned(),
+            headers: vec![json],
+            body: body.into(),
+        }
     }
 
     #[must_use]
@@ -62,14 +76,22 @@ impl Post {
 
     /// The request line and the headers, with these more, and the empty line.
     pub fn head(&self, more: &str) -> String {
-        let lines = self.headers.iter().map(|(name, value)| [name, ": ", value, "\r\n"].concat());
+        let lines = self
+            .headers
+            .iter()
+            .map(|(name, value)| [name, ": ", value, "\r\n"].concat());
         let lines = lines.collect::<String>();
-        format!("POST {} HTTP/1.1\r\nHost: test\r\n{lines}{more}\r\n", self.path)
+        format!(
+            "POST {} HTTP/1.1\r\nHost: test\r\n{lines}{more}\r\n",
+            self.path
+        )
     }
 
     /// The whole request, with its length declared.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.head(&format!("Content-Length: {}\r\n", self.body.len())).into_bytes();
+        let mut bytes = self
+            .head(&format!("Content-Length: {}\r\n", self.body.len()))
+            .into_bytes();
         bytes.extend_from_slice(&self.body);
         bytes
     }
@@ -102,7 +124,10 @@ impl Wire {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Wire { stream, kept: Vec::new() })
+        Ok(Wire {
+            stream,
+            kept: Vec::new(),
+        })
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
@@ -127,12 +152,19 @@ impl Wire {
             if status < 200 {
                 continue;
             }
-            let length = headers.iter().find(|(name, _)| name == "content-length").map(|(_, value)| value.parse());
+            let length = headers
+                .iter()
+                .find(|(name, _)| name == "content-length")
+                .map(|(_, value)| value.parse());
             let body = match length {
                 Some(length) => self.take(length.map_err(io::Error::other)?)?,
                 None => Vec::new(),
             };
-            return Ok(Answer { status, headers, body });
+            return Ok(Answer {
+                status,
+                headers,
+                body,
+            });
         }
     }
 
@@ -159,10 +191,17 @@ impl Wire {
         let head: Vec<u8> = self.kept.drain(..end + 4).collect();
         let head = String::from_utf8_lossy(&head);
         let mut lines = head.trim_end().lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1)?.parse().ok());
         let headers = lines.filter_map(|line| line.split_once(':'));
-        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
-        Ok((status.ok_or_else(|| io::Error::other(format!("no status in {head:?}")))?, headers))
+        let headers = headers
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        Ok((
+            status.ok_or_else(|| io::Error::other(format!("no status in {head:?}")))?,
+            headers,
+        ))
     }
 
     fn take(&mut self, length: usize) -> io::Result<Vec<u8>> {
@@ -188,7 +227,12 @@ impl Wire {
         loop {
             match self.fill() {
                 Ok(()) => {}
-                Err(error) => return !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+                Err(error) => {
+                    return !matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    );
+                }
             }
         }
     }

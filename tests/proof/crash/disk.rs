@@ -77,10 +77,16 @@ impl Disk {
         }
         let mut disk = Disk::default();
         let none = Vec::new();
-        let (old, new) = (before.log.as_ref().unwrap_or(&none), after.log.as_ref().unwrap_or(&none));
+        let (old, new) = (
+            before.log.as_ref().unwrap_or(&none),
+            after.log.as_ref().unwrap_or(&none),
+        );
         for (name, bytes) in [("settled.db", &before.bytes), ("settled.db-wal", old)] {
             disk.take(&Step::Create(name.to_owned()));
-            disk.take(&Step::Change(name.to_owned(), Change::Write(0, bytes.clone())));
+            disk.take(&Step::Change(
+                name.to_owned(),
+                Change::Write(0, bytes.clone()),
+            ));
             disk.take(&Step::Sync(name.to_owned()));
         }
         disk.take(&Step::SyncFolder);
@@ -108,7 +114,10 @@ impl Disk {
                 }
             }
             Step::Unlink(name) => self.names.entry(name.clone()).or_default().now = None,
-            Step::SyncFolder => self.names.values_mut().for_each(|name| name.synced = name.now),
+            Step::SyncFolder => self
+                .names
+                .values_mut()
+                .for_each(|name| name.synced = name.now),
         }
     }
 
@@ -134,9 +143,17 @@ impl Disk {
 
 /// The sectors in which two states of a file differ, as writes.
 fn written(before: &[u8], after: &[u8]) -> Vec<Change> {
-    let sector = |bytes: &'_ [u8], at: usize| bytes.get(at..bytes.len().min(at + SECTOR)).map(<[u8]>::to_vec);
-    let differ = (0..after.len()).step_by(SECTOR).filter(|at| sector(before, *at) != sector(after, *at));
-    differ.map(|at| Change::Write(at, sector(after, at).unwrap())).collect()
+    let sector = |bytes: &'_ [u8], at: usize| {
+        bytes
+            .get(at..bytes.len().min(at + SECTOR))
+            .map(<[u8]>::to_vec)
+    };
+    let differ = (0..after.len())
+        .step_by(SECTOR)
+        .filter(|at| sector(before, *at) != sector(after, *at));
+    differ
+        .map(|at| Change::Write(at, sector(after, at).unwrap()))
+        .collect()
 }
 
 impl File {
@@ -145,7 +162,11 @@ impl File {
         // How likely a write is to be there: often hardly any, often nearly all.
         let likely = *dice.pick(&[0.1, 0.5, 0.9]);
         for change in &self.pending {
-            let parts = if fate == Fate::Torn { change.sectors() } else { vec![change.clone()] };
+            let parts = if fate == Fate::Torn {
+                change.sectors()
+            } else {
+                vec![change.clone()]
+            };
             for part in parts {
                 let there = match fate {
                     Fate::Lost => false,
@@ -177,7 +198,9 @@ impl Change {
 
     /// The same in the pieces in which a disk writes it.
     fn sectors(&self) -> Vec<Change> {
-        let Change::Write(at, written) = self else { return vec![self.clone()] };
+        let Change::Write(at, written) = self else {
+            return vec![self.clone()];
+        };
         let (mut parts, mut from) = (Vec::new(), 0);
         while from < written.len() {
             let to = written.len().min(from + SECTOR - (at + from) % SECTOR);

@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use settled::demo::clouds::Keys;
 use settled::demo::dice::Dice;
-use settled::reconciler::{Fleet, Reconciler};
-use settled::model::At;
 use settled::ledger::{StoreError, Writer};
+use settled::model::At;
+use settled::reconciler::{Fleet, Reconciler};
 
 use crate::check::{self, Feed};
 use crate::clouds;
@@ -56,7 +56,10 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
 }
 
 fn number(name: &str, usual: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(usual)
 }
 
 // ── Without strace ──────────────────────────────────────────────────────────────────────────────
@@ -66,7 +69,8 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let (from, to) = (folder(), folder());
     let (path, mut scribe) = (store(from.path()), Scribe::new());
     let mut writer = Writer::open(&path, scribe.now).unwrap();
-    let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
+    let fleet =
+        Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
     scribe.members = fleet.members().cloned().collect();
     let mut reconciler = Reconciler::new(writer, fleet, RING);
     let (mut dice, mut said, mut points) = (Dice::new(1, 0), Said::default(), 0);
@@ -78,12 +82,22 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
             break; // a checkpoint: its order of writes is for `strace` to tell
         };
         for fate in [Fate::Mixed, Fate::Torn] {
-            cut(&disk, fate, &mut dice, to.path(), &said).unwrap_or_else(|fault| panic!("{fate:?}: {fault}"));
+            cut(&disk, fate, &mut dice, to.path(), &said)
+                .unwrap_or_else(|fault| panic!("{fate:?}: {fault}"));
             points += 1;
         }
         for (digest, report) in digests.iter().zip(&reports) {
-            if let Some(head) = report.head.webhook().filter(|head| head.verdict.authentic()) {
-                said.hear(&format!("acked {} {} {}", digest.report, head.verdict, check::digest(&report.body)));
+            if let Some(head) = report
+                .head
+                .webhook()
+                .filter(|head| head.verdict.authentic())
+            {
+                said.hear(&format!(
+                    "acked {} {} {}",
+                    digest.report,
+                    head.verdict,
+                    check::digest(&report.body)
+                ));
             }
         }
     }
@@ -104,7 +118,9 @@ fn cut(disk: &Disk, fate: Fate, dice: &mut Dice, folder: &Path, said: &Said) -> 
 #[test]
 #[ignore = "run by the tests below"]
 fn the_workload() {
-    let Some(folder) = std::env::var_os("SETTLED_WORKLOAD").map(PathBuf::from) else { return };
+    let Some(folder) = std::env::var_os("SETTLED_WORKLOAD").map(PathBuf::from) else {
+        return;
+    };
     let (seed, steps) = (number("SETTLED_SCRIPT", 1), number("SETTLED_STEPS", 60));
     workload::work(&folder, &script(seed, steps.try_into().unwrap()));
 }
@@ -137,19 +153,33 @@ fn every_write_is_survived_as_the_last() {
     for seed in 1..=number("SETTLED_SEEDS", 1) {
         let place = folder();
         let calls = "trace=openat,pwrite64,write,ftruncate,fdatasync,fsync,unlink";
-        assert!(traced(place.path(), seed, &["-e", calls]), "workload {seed} failed");
+        assert!(
+            traced(place.path(), seed, &["-e", calls]),
+            "workload {seed} failed"
+        );
         let text = std::fs::read_to_string(place.path().join("trace")).unwrap();
         let events = trace::read(&text, place.path());
         drop(text);
-        let steps = events.iter().filter(|event| matches!(event, Event::Disk(_))).count();
-        let syncs = events.iter().filter(|event| matches!(event, Event::Disk(Step::Sync(_)))).count();
-        assert!(syncs > 10, "{syncs} syncs: the record is not what it should be");
+        let steps = events
+            .iter()
+            .filter(|event| matches!(event, Event::Disk(_)))
+            .count();
+        let syncs = events
+            .iter()
+            .filter(|event| matches!(event, Event::Disk(Step::Sync(_))))
+            .count();
+        assert!(
+            syncs > 10,
+            "{syncs} syncs: the record is not what it should be"
+        );
         let done = AtomicU64::new(0);
         std::thread::scope(|scope| {
             let hands = std::thread::available_parallelism().map_or(1, usize::from);
             for hand in 0..hands {
                 let (events, done) = (&events, &done);
-                scope.spawn(move || done.fetch_add(cut_everywhere(events, seed, hand, hands), Ordering::Relaxed));
+                scope.spawn(move || {
+                    done.fetch_add(cut_everywhere(events, seed, hand, hands), Ordering::Relaxed)
+                });
             }
         });
         println!("workload {seed}: {steps} writes, syncs and names, {syncs} of them syncs");
@@ -174,7 +204,10 @@ fn cut_everywhere(events: &[Event], seed: u64, hand: usize, hands: usize) -> u64
         for fate in Fate::ALL {
             let mut dice = Dice::new(seed, number as u64 * 4 + fate as u64);
             if let Err(fault) = cut(&disk, fate, &mut dice, place.path(), &said) {
-                panic!("workload {seed}, after event {number} ({}), {fate:?}:\n{fault}", short(event));
+                panic!(
+                    "workload {seed}, after event {number} ({}), {fate:?}:\n{fault}",
+                    short(event)
+                );
             }
             cuts += 1;
         }
@@ -189,9 +222,13 @@ fn short(event: &Event) -> String {
 #[test]
 #[ignore = "takes minutes and needs strace; run tests/proof/io-errors"]
 fn every_call_may_fail_and_nothing_promised_is_lost() {
-    for call in
-        ["pwrite64:error=EIO", "pwrite64:error=ENOSPC", "fdatasync:error=EIO", "fsync:error=EIO", "ftruncate:error=EIO"]
-    {
+    for call in [
+        "pwrite64:error=EIO",
+        "pwrite64:error=ENOSPC",
+        "fdatasync:error=EIO",
+        "fsync:error=EIO",
+        "ftruncate:error=EIO",
+    ] {
         for stretch in [1, 4] {
             let failures = fail_one_by_one(call, stretch);
             println!("{call}, {stretch} in a row: {failures} failures survived");
@@ -206,11 +243,18 @@ fn fail_one_by_one(call: &str, stretch: u64) -> u64 {
     for n in (1..).step_by(step) {
         let place = folder();
         let inject = format!("inject={call}:when={n}..{}", n + stretch - 1);
-        let ended = traced(place.path(), 1, &["-e", &format!("trace={name}"), "-e", &inject]);
+        let ended = traced(
+            place.path(),
+            1,
+            &["-e", &format!("trace={name}"), "-e", &inject],
+        );
         let trace = std::fs::read_to_string(place.path().join("trace")).unwrap();
         assert!(ended, "the workload gave up after {inject}");
         let mut said = Said::default();
-        std::fs::read_to_string(place.path().join(trace::LOG)).unwrap().lines().for_each(|line| said.hear(line));
+        std::fs::read_to_string(place.path().join(trace::LOG))
+            .unwrap()
+            .lines()
+            .for_each(|line| said.hear(line));
         survives(place.path(), &said).unwrap_or_else(|fault| panic!("{inject}: {fault}"));
         if !trace.contains("(INJECTED)") {
             return n - 1;
@@ -225,9 +269,16 @@ fn after_a_failure_nothing_is_written_until_the_file_could_be_opened_again() {
     let (here, away) = (place.path().join("here"), place.path().join("away"));
     let mut writer = Writer::open(&store(&here), clouds::BEGIN).unwrap();
     let write = |writer: &mut Writer| writer.transaction(|tx| tx.mark_digested(0));
-    assert!(writer.transaction(|_| Err::<(), _>(StoreError::Unreadable("a failure".to_owned()))).is_err());
+    assert!(
+        writer
+            .transaction(|_| Err::<(), _>(StoreError::Unreadable("a failure".to_owned())))
+            .is_err()
+    );
     std::fs::rename(&here, &away).unwrap();
-    assert!(write(&mut writer).is_err(), "the connection that failed was used again");
+    assert!(
+        write(&mut writer).is_err(),
+        "the connection that failed was used again"
+    );
     std::fs::rename(&away, &here).unwrap();
     write(&mut writer).unwrap();
 }
@@ -237,7 +288,10 @@ fn after_a_failure_nothing_is_written_until_the_file_could_be_opened_again() {
 fn a_lost_promise_is_noticed() {
     let place = folder();
     drop(Writer::open(&store(place.path()), clouds::BEGIN).unwrap());
-    let mut said = Said { feed: Feed::new(), ..Said::default() };
+    let mut said = Said {
+        feed: Feed::new(),
+        ..Said::default()
+    };
     assert_eq!(survives(place.path(), &said), Ok(()));
     said.hear("acked 1 signed 00");
     assert!(survives(place.path(), &said).unwrap_err().contains("I1"));

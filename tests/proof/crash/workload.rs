@@ -14,17 +14,20 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rusqlite::{Connection, OpenFlags};
 use settled::demo::clouds::Keys;
+use settled::ledger::{RingLimits, TrimLimits, Writer};
+use settled::model::At;
 use settled::reconciler::{Clock, Fleet, Handle, Reconciler, channel};
 use settled::report::{Head, Report};
-use settled::model::At;
-use settled::ledger::{RingLimits, TrimLimits, Writer};
 
 use super::trace::LOG;
 use crate::check::{self, Acked, Feed};
 use crate::clouds;
 use crate::history::{Op, SEED, Scribe, op};
 
-pub const RING: RingLimits = RingLimits { rows_max: 10, bytes_max: 1 << 20 };
+pub const RING: RingLimits = RingLimits {
+    rows_max: 10,
+    bytes_max: 1 << 20,
+};
 
 /// What a workload said so far.
 #[derive(Clone, Debug, Default)]
@@ -40,10 +43,15 @@ impl Said {
         match words[..] {
             ["acked", id, verdict, body] => {
                 let (verdict, body) = (verdict.to_owned(), body.to_owned());
-                self.acked.push(Acked { report: id.parse().unwrap(), verdict, body });
+                self.acked.push(Acked {
+                    report: id.parse().unwrap(),
+                    verdict,
+                    body,
+                });
             }
             ["read", seq, id, digest] => {
-                self.feed.insert(seq.parse().unwrap(), (id.to_owned(), digest.to_owned()));
+                self.feed
+                    .insert(seq.parse().unwrap(), (id.to_owned(), digest.to_owned()));
             }
             _ => panic!("the workload said {line:?}"),
         }
@@ -56,7 +64,9 @@ pub fn script(seed: u64, steps: usize) -> Vec<Op> {
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    (0..steps).map(|_| op().new_tree(&mut runner).unwrap().current()).collect()
+    (0..steps)
+        .map(|_| op().new_tree(&mut runner).unwrap().current())
+        .collect()
 }
 
 /// Where the ledger lies in a folder.
@@ -80,11 +90,24 @@ struct Middle {
 
 /// Works through a script. Failures are answered as a provider answers a 503: by sending again.
 pub fn work(folder: &Path, ops: &[Op]) {
-    let log = OpenOptions::new().create(true).append(true).open(folder.join(LOG)).unwrap();
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join(LOG))
+        .unwrap();
     let scribe = Scribe::new();
     let now = Arc::new(AtomicI64::new(scribe.now.0));
-    let mut workload = Workload { store: store(folder), log, now, scribe, read: 0 };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut workload = Workload {
+        store: store(folder),
+        log,
+        now,
+        scribe,
+        read: 0,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
     let mut middle = workload.open();
     for op in ops {
         match op {
@@ -104,7 +127,11 @@ pub fn work(folder: &Path, ops: &[Op]) {
             }
             Op::Trim(age, bytes_max, rows_max) => {
                 let before = At(workload.scribe.now.0 - age * 1000);
-                let limits = TrimLimits { before, bytes_max: *bytes_max, rows_max: *rows_max };
+                let limits = TrimLimits {
+                    before,
+                    bytes_max: *bytes_max,
+                    rows_max: *rows_max,
+                };
                 let _ = runtime.block_on(middle.ledger.write(move |tx| tx.trim_records(&limits)));
             }
             // What was told is compared with what is there, so all of it has to stay.
@@ -135,12 +162,20 @@ impl Workload {
         let time = self.now.clone();
         let clock: Clock = Arc::new(move || At(time.load(Ordering::Relaxed)));
         let (ledger, serve) = channel(reconciler, clock, 0);
-        Middle { ledger, thread: std::thread::spawn(serve) }
+        Middle {
+            ledger,
+            thread: std::thread::spawn(serve),
+        }
     }
 
     async fn hand_in(&mut self, ledger: &Handle, reports: Vec<Report>) {
         let log = &self.log;
-        join_all(reports.into_iter().map(|report| hand_in(log, ledger, report))).await;
+        join_all(
+            reports
+                .into_iter()
+                .map(|report| hand_in(log, ledger, report)),
+        )
+        .await;
     }
 
     /// Reads what is new in the feed.
@@ -149,7 +184,10 @@ impl Workload {
         for (seq, envelope, data) in records {
             let told: serde_json::Value = serde_json::from_str(&envelope).unwrap();
             let digest = check::digest((envelope + &data).as_bytes());
-            say(&self.log, &format!("read {seq} {} {digest}", told["id"].as_str().unwrap()));
+            say(
+                &self.log,
+                &format!("read {seq} {} {digest}", told["id"].as_str().unwrap()),
+            );
             self.read = seq;
         }
     }
@@ -157,8 +195,11 @@ impl Workload {
 
 fn read_after(store: &Path, after: i64) -> rusqlite::Result<Vec<(i64, String, String)>> {
     let connection = Connection::open_with_flags(store, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let mut select = connection.prepare("SELECT seq, envelope, data FROM records WHERE seq > ?1 ORDER BY seq")?;
-    select.query_map([after], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+    let mut select = connection
+        .prepare("SELECT seq, envelope, data FROM records WHERE seq > ?1 ORDER BY seq")?;
+    select
+        .query_map([after], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect()
 }
 
 async fn hand_in(log: &File, ledger: &Handle, report: Report) {
@@ -169,7 +210,9 @@ async fn hand_in(log: &File, ledger: &Handle, report: Report) {
     let (verdict, digest) = (head.verdict, check::digest(&report.body));
     for _ in 0..PATIENCE {
         match ledger.record(report.clone()).await {
-            Ok(id) if verdict.authentic() => return say(log, &format!("acked {id} {verdict} {digest}")),
+            Ok(id) if verdict.authentic() => {
+                return say(log, &format!("acked {id} {verdict} {digest}"));
+            }
             Ok(_) => return,
             Err(_) => tokio::time::sleep(PAUSE).await,
         }

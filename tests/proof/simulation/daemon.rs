@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use settled::demo::clouds::Keys;
 use settled::demo::plan::{Cloud, Source};
+use settled::ledger::{Reader, RingLimits, View, Writer};
 use settled::limits;
-use settled::polling::{Begun, Rounds, Task};
+use settled::model::At;
+use settled::model::schedule;
 use settled::polling::rate_limit::Pace;
+use settled::polling::{Begun, Rounds, Task};
 use settled::providers::{Answer, Hearing};
 use settled::reconciler::{Fleet, Member, Reconciler};
 use settled::report::{Head, Report};
-use settled::model::At;
-use settled::model::schedule;
-use settled::ledger::{Reader, RingLimits, View, Writer};
 
 use crate::clouds;
 
 /// What is kept of unverified deliveries here: few, so that rings are trimmed.
-pub const RING: RingLimits = RingLimits { rows_max: 40, bytes_max: 1 << 20 };
+pub const RING: RingLimits = RingLimits {
+    rows_max: 40,
+    bytes_max: 1 << 20,
+};
 
 /// One life of the daemon, from its start to its crash.
 pub struct Daemon {
@@ -47,10 +50,18 @@ impl Daemon {
         writer.transaction(|tx| tx.clamp_asks(now, latest)).unwrap();
         let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();
-        let desks = fleet.members().map(|member| Desk::new(member.clone(), now)).collect();
+        let desks = fleet
+            .members()
+            .map(|member| Desk::new(member.clone(), now))
+            .collect();
         let mut reconciler = Reconciler::new(writer, fleet, RING);
         let recovered = reconciler.recover(now, |_| ()).unwrap();
-        Daemon { reconciler, reader, desks, recovered }
+        Daemon {
+            reconciler,
+            reader,
+            desks,
+            recovered,
+        }
     }
 
     /// Limits that have passed, as reports, and when the next one passes.
@@ -58,15 +69,30 @@ impl Daemon {
         let sources: Vec<i64> = self.desks.iter().map(|desk| desk.member.id).collect();
         let look = |view: &View<'_>| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX);
         let (due, next) = self.reader.read(look).unwrap();
-        let ring = |(source, run_id)| Report { source, at: now, head: Head::Clock { run_id }, body: Vec::new() };
-        (due.into_iter().map(ring).collect(), next.unwrap_or(At::NEVER))
+        let ring = |(source, run_id)| Report {
+            source,
+            at: now,
+            head: Head::Clock { run_id },
+            body: Vec::new(),
+        };
+        (
+            due.into_iter().map(ring).collect(),
+            next.unwrap_or(At::NEVER),
+        )
     }
 }
 
 impl Desk {
     fn new(member: Arc<Member>, now: At) -> Desk {
-        let cloud = Source::from_word(member.source.name.as_str()).unwrap().cloud();
-        Desk { cloud, pace: Pace::new(member.source.rate, now), rounds: Rounds::new(member.clone(), now), member }
+        let cloud = Source::from_word(member.source.name.as_str())
+            .unwrap()
+            .cloud();
+        Desk {
+            cloud,
+            pace: Pace::new(member.source.rate, now),
+            rounds: Rounds::new(member.clone(), now),
+            member,
+        }
     }
 
     /// One look around: what is to be asked now, and when looking again is worthwhile.
@@ -74,7 +100,9 @@ impl Desk {
         let mut begun = self.rounds.strike(&mut self.pace, now);
         let mut again = self.rounds.next_at(&self.pace);
         if let Some(wanted) = self.rounds.wanted(&self.pace) {
-            let found = reader.read(|view| wanted.look(view, self.member.id, now)).unwrap();
+            let found = reader
+                .read(|view| wanted.look(view, self.member.id, now))
+                .unwrap();
             let (chosen, look_again) = self.rounds.choose(found, &mut self.pace, now);
             begun.extend(chosen);
             again = again.min(look_again);

@@ -20,13 +20,13 @@ use std::time::Duration;
 use settled::demo::clouds::{Item, Letter, Reply, World, service};
 use settled::demo::dice::Dice;
 use settled::demo::plan::{Form, Life, Mail, Source};
+use settled::ledger::RunRow;
+use settled::model::decide::Phase;
+use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
 use settled::polling::exchange::{Errand, Next};
 use settled::polling::{Begun, Task};
 use settled::providers::{Answer, Hearing, Question};
 use settled::report::{Head, Report, TrackHead};
-use settled::model::decide::Phase;
-use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
-use settled::ledger::RunRow;
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
@@ -173,7 +173,14 @@ impl Simulation {
             script,
         };
         sim.at(Duration::ZERO, Event::Start);
-        for (number, at) in sim.script.inputs.iter().map(|(at, _)| *at).enumerate().collect::<Vec<_>>() {
+        for (number, at) in sim
+            .script
+            .inputs
+            .iter()
+            .map(|(at, _)| *at)
+            .enumerate()
+            .collect::<Vec<_>>()
+        {
             sim.at(at, Event::Input(number));
         }
         sim
@@ -191,13 +198,19 @@ impl Simulation {
 
     /// The moment at which the daemon's clock will show `at`, if nobody sets it.
     fn when(&self, at: At) -> Duration {
-        self.now + at.since(self.clock()).min(Duration::from_secs(400 * 86_400))
+        self.now
+            + at.since(self.clock())
+                .min(Duration::from_secs(400 * 86_400))
     }
 
     /// Plays until a moment.
     fn play(&mut self, until: Duration) -> Result<(), Fault> {
         let mut at_once = 0;
-        while let Some((&(at, _), _)) = self.events.first_key_value().filter(|((at, _), _)| *at <= until) {
+        while let Some((&(at, _), _)) = self
+            .events
+            .first_key_value()
+            .filter(|((at, _), _)| *at <= until)
+        {
             at_once = if at == self.now { at_once + 1 } else { 0 };
             if at_once > 100_000 {
                 return Err("time stands still: something is due for ever".to_owned());
@@ -222,15 +235,24 @@ impl Simulation {
     fn happen(&mut self, event: Event) -> Result<(), Fault> {
         match event {
             Event::Input(number) => self.befall(number),
-            Event::Attempt { run, ghost, letter, attempt } => self.deliver(run, ghost, letter, attempt),
+            Event::Attempt {
+                run,
+                ghost,
+                letter,
+                attempt,
+            } => self.deliver(run, ghost, letter, attempt),
             Event::Track(run) => self.track(run),
             Event::Start => self.start()?,
-            Event::Look(life, desk) if life == self.life && self.looks.get(&desk) == Some(&self.now) => {
+            Event::Look(life, desk)
+                if life == self.life && self.looks.get(&desk) == Some(&self.now) =>
+            {
                 self.look(desk)?;
             }
             Event::Ring(life) if life == self.life && self.rings == Some(self.now) => self.ring(),
             Event::Waiting(life, asking) if life == self.life => self.ask(asking)?,
-            Event::Answered(life, asking, answer) if life == self.life => self.answered(asking, answer)?,
+            Event::Answered(life, asking, answer) if life == self.life => {
+                self.answered(asking, answer)?
+            }
             _ => {} // of an earlier life, or overtaken
         }
         Ok(())
@@ -242,7 +264,9 @@ impl Simulation {
             Input::Track { run } => self.track(run),
             Input::Replay { run } => self.replay(run),
             Input::Spell(_) => {}
-            Input::Crash { down, over } if over == Over::Nothing || self.daemon.is_none() => self.crash(down),
+            Input::Crash { down, over } if over == Over::Nothing || self.daemon.is_none() => {
+                self.crash(down)
+            }
             Input::Crash { down, over } => self.doomed = Some((over, down)),
             Input::Step { millis } => self.step(millis),
         }
@@ -251,16 +275,31 @@ impl Simulation {
     // ── What comes in ───────────────────────────────────────────────────────────────────────────
 
     fn life_of(&self, run: usize, ghost: bool) -> &Life {
-        if ghost { &self.world.plan.ghosts[run] } else { &self.world.plan.runs[run] }
+        if ghost {
+            &self.world.plan.ghosts[run]
+        } else {
+            &self.world.plan.runs[run]
+        }
     }
 
     fn deliver(&mut self, run: usize, ghost: bool, letter: usize, attempt: u32) {
         let life = self.life_of(run, ghost);
         let text = written(&self.world, life, letter, attempt);
-        let sender = Sender::Letter { run, ghost, letter, attempt };
+        let sender = Sender::Letter {
+            run,
+            ghost,
+            letter,
+            attempt,
+        };
         let clock = self.clock();
-        match self.daemon.as_ref().and_then(|daemon| daemon.reader_of(life.source)) {
-            Some(member) => self.waiting.push((clouds::receive(&member, text, clock), sender)),
+        match self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.reader_of(life.source))
+        {
+            Some(member) => self
+                .waiting
+                .push((clouds::receive(&member, text, clock), sender)),
             None => self.refused(&sender),
         }
     }
@@ -268,11 +307,21 @@ impl Simulation {
     /// Nobody listens: the sender tries again as its provider would.
     fn refused(&mut self, sender: &Sender) {
         match *sender {
-            Sender::Letter { run, ghost, letter, attempt } => {
+            Sender::Letter {
+                run,
+                ghost,
+                letter,
+                attempt,
+            } => {
                 let life = self.life_of(run, ghost);
                 let patience = service(life.source.cloud()).patience(life);
                 if let Some(pause) = patience.pauses.get(attempt as usize) {
-                    let again = Event::Attempt { run, ghost, letter, attempt: attempt + 1 };
+                    let again = Event::Attempt {
+                        run,
+                        ghost,
+                        letter,
+                        attempt: attempt + 1,
+                    };
                     self.at(self.now + *pause * 30, again);
                 }
             }
@@ -285,7 +334,11 @@ impl Simulation {
     fn track(&mut self, run: usize) {
         let life = &self.world.plan.runs[run];
         let (now, sender) = (self.clock(), Sender::Client(run));
-        let Some(member) = self.daemon.as_ref().and_then(|daemon| daemon.reader_of(life.source)) else {
+        let Some(member) = self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.reader_of(life.source))
+        else {
             return self.refused(&sender);
         };
         let head = Head::Track(TrackHead {
@@ -294,17 +347,36 @@ impl Simulation {
             group_id: None,
             metadata: None,
         });
-        self.waiting.push((Report { source: member.id, at: now, head, body: Vec::new() }, sender));
+        self.waiting.push((
+            Report {
+                source: member.id,
+                at: now,
+                head,
+                body: Vec::new(),
+            },
+            sender,
+        ));
     }
 
     /// The answer to an operator's wish carries the signed letter as it would be sent now.
     fn replay(&mut self, run: usize) {
         let life = &self.world.plan.runs[run];
-        let Some(member) = self.daemon.as_ref().and_then(|daemon| daemon.reader_of(life.source)) else { return };
-        let Some(letter) = life.mail.iter().position(|mail| mail.says.over && mail.form == Form::Genuine) else {
+        let Some(member) = self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.reader_of(life.source))
+        else {
             return;
         };
-        let mut report = clouds::receive(&member, written(&self.world, life, letter, 0), self.clock());
+        let Some(letter) = life
+            .mail
+            .iter()
+            .position(|mail| mail.says.over && mail.form == Form::Genuine)
+        else {
+            return;
+        };
+        let mut report =
+            clouds::receive(&member, written(&self.world, life, letter, 0), self.clock());
         if let Head::Webhook(head) = report.head {
             report.head = Head::Replay(head);
             self.waiting.push((report, Sender::Nobody));
@@ -316,7 +388,8 @@ impl Simulation {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let (reports, senders): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().unzip();
+        let (reports, senders): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().unzip();
         self.tally.reports += reports.len() as u64;
         if let Some((over, down)) = self.doomed.take() {
             match self.die_over(over, &reports)? {
@@ -326,18 +399,27 @@ impl Simulation {
             self.at(self.now + down, Event::Start);
             return Ok(());
         }
-        let (now, sources) = (self.clock(), reports.iter().map(|report| report.source).collect::<BTreeSet<_>>());
+        let (now, sources) = (
+            self.clock(),
+            reports
+                .iter()
+                .map(|report| report.source)
+                .collect::<BTreeSet<_>>(),
+        );
         let Some(daemon) = &mut self.daemon else {
             for sender in &senders {
                 self.refused(sender);
             }
             return Ok(());
         };
-        let digests =
-            daemon.reconciler.step(reports.clone(), now).map_err(|error| format!("a step failed: {error}"))?;
+        let digests = daemon
+            .reconciler
+            .step(reports.clone(), now)
+            .map_err(|error| format!("a step failed: {error}"))?;
         let ids: Vec<i64> = digests.iter().map(|digest| digest.report).collect();
-        let desks: Vec<usize> =
-            (0..daemon.desks.len()).filter(|desk| sources.contains(&daemon.desks[*desk].member.id)).collect();
+        let desks: Vec<usize> = (0..daemon.desks.len())
+            .filter(|desk| sources.contains(&daemon.desks[*desk].member.id))
+            .collect();
         self.acknowledge(&ids, reports, senders)?;
         self.set_the_clock();
         for desk in desks {
@@ -346,22 +428,42 @@ impl Simulation {
         Ok(())
     }
 
-    fn acknowledge(&mut self, ids: &[i64], reports: Vec<Report>, senders: Vec<Sender>) -> Result<(), Fault> {
+    fn acknowledge(
+        &mut self,
+        ids: &[i64],
+        reports: Vec<Report>,
+        senders: Vec<Sender>,
+    ) -> Result<(), Fault> {
         for ((id, report), sender) in ids.iter().zip(reports).zip(senders) {
             match (&report.head, sender) {
-                (Head::Webhook(head), Sender::Letter { run, ghost, letter, .. }) if head.verdict.authentic() => {
+                (
+                    Head::Webhook(head),
+                    Sender::Letter {
+                        run, ghost, letter, ..
+                    },
+                ) if head.verdict.authentic() => {
                     let verdict = head.verdict;
                     self.acked.push(Acked {
                         report: *id,
                         verdict: verdict.word().to_owned(),
                         body: check::digest(&report.body),
                     });
-                    if !ghost && verdict.trust() > Trust::Hint && self.world.plan.runs[run].mail[letter].tells() {
+                    if !ghost
+                        && verdict.trust() > Trust::Hint
+                        && self.world.plan.runs[run].mail[letter].tells()
+                    {
                         self.believed.insert((run, letter));
                     }
                 }
                 (Head::Track(_), Sender::Client(run)) => drop(self.tracked.insert(run)),
-                (_, Sender::Desk { desk, task, further }) => self.carry_on(desk, task, further)?,
+                (
+                    _,
+                    Sender::Desk {
+                        desk,
+                        task,
+                        further,
+                    },
+                ) => self.carry_on(desk, task, further)?,
                 _ => {}
             }
         }
@@ -378,10 +480,15 @@ impl Simulation {
         let daemon = Daemon::start(&self.store, &self.world.keys, now);
         let owed = std::mem::replace(&mut self.owed, vec![0]);
         if !owed.contains(&daemon.recovered) {
-            return Err(format!("{owed:?} reports were owed, {} were found", daemon.recovered));
+            return Err(format!(
+                "{owed:?} reports were owed, {} were found",
+                daemon.recovered
+            ));
         }
         self.tally.recovered += daemon.recovered as u64;
-        self.meters = (0..daemon.desks.len()).map(|desk| (desk, Meter::full(self.now))).collect();
+        self.meters = (0..daemon.desks.len())
+            .map(|desk| (desk, Meter::full(self.now)))
+            .collect();
         let desks = daemon.desks.len();
         self.daemon = Some(daemon);
         self.check()?;
@@ -392,7 +499,9 @@ impl Simulation {
 
     /// The process is gone; what it had written is there, and nothing is tidied up.
     fn end(&mut self) {
-        let Some(daemon) = self.daemon.take() else { return };
+        let Some(daemon) = self.daemon.take() else {
+            return;
+        };
         let remains = Remains::of(&self.store);
         drop(daemon);
         remains.lay_out();
@@ -410,11 +519,16 @@ impl Simulation {
     /// Dies over these reports; gives their ids if they were promised.
     fn die_over(&mut self, over: Over, reports: &[Report]) -> Result<Option<Vec<i64>>, Fault> {
         let (now, all) = (self.clock(), reports.len());
-        let reconciler = &mut self.daemon.as_mut().expect("only the living are doomed").reconciler;
+        let reconciler = &mut self
+            .daemon
+            .as_mut()
+            .expect("only the living are doomed")
+            .reconciler;
         let before = Remains::of(&self.store);
         let mut turn = |reports: Vec<Report>| {
             let turn = reconciler.turn(reports, Vec::new(), now);
-            turn.map(|turn| turn.stored).map_err(|error| format!("a turn failed: {error}"))
+            turn.map(|turn| turn.stored)
+                .map_err(|error| format!("a turn failed: {error}"))
         };
         let ids = turn(reports.to_vec())?;
         let promised = Remains::of(&self.store);
@@ -443,7 +557,9 @@ impl Simulation {
 
     /// The power failed during the last commit; false, if it cannot be told how that went.
     fn tear(&mut self, before: &Remains, after: &Remains) -> bool {
-        let Some(disk) = Disk::committing(before, after) else { return false };
+        let Some(disk) = Disk::committing(before, after) else {
+            return false;
+        };
         let fate = *self.dice.pick(&Fate::ALL);
         disk.cut(fate, &mut self.dice, self.folder.path());
         self.tally.power_cuts += 1;
@@ -465,21 +581,30 @@ impl Simulation {
     /// Limits have passed: the clock has something to say.
     fn ring(&mut self) {
         let now = self.clock();
-        let Some(daemon) = &mut self.daemon else { return };
+        let Some(daemon) = &mut self.daemon else {
+            return;
+        };
         let (reports, _) = daemon.alarms(now);
         self.rings = None;
         if reports.is_empty() {
             return self.set_the_clock();
         }
-        self.waiting.extend(reports.into_iter().map(|report| (report, Sender::Nobody)));
+        self.waiting
+            .extend(reports.into_iter().map(|report| (report, Sender::Nobody)));
     }
 
     /// Plans the moment at which the next limit passes.
     fn set_the_clock(&mut self) {
         let now = self.clock();
-        let Some(daemon) = &mut self.daemon else { return };
+        let Some(daemon) = &mut self.daemon else {
+            return;
+        };
         let (due, next) = daemon.alarms(now);
-        let at = if due.is_empty() { self.when(next) } else { self.now };
+        let at = if due.is_empty() {
+            self.when(next)
+        } else {
+            self.now
+        };
         self.rings = Some(at);
         let life = self.life;
         self.at(at, Event::Ring(life));
@@ -488,7 +613,11 @@ impl Simulation {
     // ── Questions ───────────────────────────────────────────────────────────────────────────────
 
     fn look_at(&mut self, desk: usize, at: Duration) {
-        if self.looks.get(&desk).is_none_or(|planned| at < *planned || *planned < self.now) {
+        if self
+            .looks
+            .get(&desk)
+            .is_none_or(|planned| at < *planned || *planned < self.now)
+        {
             self.looks.insert(desk, at);
             let life = self.life;
             self.at(at, Event::Look(life, desk));
@@ -498,13 +627,31 @@ impl Simulation {
     fn look(&mut self, desk: usize) -> Result<(), Fault> {
         let now = self.clock();
         self.looks.remove(&desk);
-        let Some(daemon) = &mut self.daemon else { return Ok(()) };
+        let Some(daemon) = &mut self.daemon else {
+            return Ok(());
+        };
         let (begun, again) = daemon.desks[desk].look(&daemon.reader, now);
-        for Begun { task, errand, question } in begun {
-            let asking = Asking { desk, task, errand, question };
-            if task.paid() { self.send(asking)? } else { self.ask(asking)? }
+        for Begun {
+            task,
+            errand,
+            question,
+        } in begun
+        {
+            let asking = Asking {
+                desk,
+                task,
+                errand,
+                question,
+            };
+            if task.paid() {
+                self.send(asking)?
+            } else {
+                self.ask(asking)?
+            }
         }
-        let pause = self.when(again).max(self.now + settled::limits::POLLER_IDLE_MIN);
+        let pause = self
+            .when(again)
+            .max(self.now + settled::limits::POLLER_IDLE_MIN);
         self.look_at(desk, pause);
         Ok(())
     }
@@ -512,7 +659,9 @@ impl Simulation {
     /// Asks as soon as the pace allows it.
     fn ask(&mut self, asking: Asking) -> Result<(), Fault> {
         let now = self.clock();
-        let Some(daemon) = &mut self.daemon else { return Ok(()) };
+        let Some(daemon) = &mut self.daemon else {
+            return Ok(());
+        };
         let desk = &mut daemon.desks[asking.desk];
         match desk.may_go_on(now) {
             Ok(()) => self.send(asking),
@@ -527,10 +676,20 @@ impl Simulation {
     }
 
     /// There is more to ask, or the errand is over.
-    fn carry_on(&mut self, desk: usize, task: Task, further: Option<(Errand, Question)>) -> Result<(), Fault> {
+    fn carry_on(
+        &mut self,
+        desk: usize,
+        task: Task,
+        further: Option<(Errand, Question)>,
+    ) -> Result<(), Fault> {
         match (further, &mut self.daemon) {
             (_, None) => Ok(()),
-            (Some((errand, question)), _) => self.ask(Asking { desk, task, errand, question }),
+            (Some((errand, question)), _) => self.ask(Asking {
+                desk,
+                task,
+                errand,
+                question,
+            }),
             (None, Some(daemon)) => {
                 daemon.desks[desk].finished(task);
                 self.look_at(desk, self.now);
@@ -540,8 +699,15 @@ impl Simulation {
     }
 
     fn send(&mut self, asking: Asking) -> Result<(), Fault> {
-        let Some(daemon) = &self.daemon else { return Ok(()) };
-        let Asking { desk, task, question, .. } = &asking;
+        let Some(daemon) = &self.daemon else {
+            return Ok(());
+        };
+        let Asking {
+            desk,
+            task,
+            question,
+            ..
+        } = &asking;
         let desk = *desk;
         let (cloud, member) = (daemon.desks[desk].cloud, daemon.desks[desk].member.clone());
         self.tally.questions += 1;
@@ -552,15 +718,23 @@ impl Simulation {
             Task::Run(_) | Task::Probe => asked.1 += 1,
         }
         let meter = self.meters.get_mut(&desk).unwrap();
-        meter.count(self.now, member.source.rate).map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
+        meter
+            .count(self.now, member.source.rate)
+            .map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
         let (answer, took) = match self.script.sky(cloud, self.now) {
             None => clouds::ask(&self.world, cloud, &member, question),
             Some(spell) => match spell.sky {
-                Sky::Silent => (Answer::Failed { what: "connection refused".to_owned() }, Duration::from_millis(1)),
+                Sky::Silent => (
+                    Answer::Failed {
+                        what: "connection refused".to_owned(),
+                    },
+                    Duration::from_millis(1),
+                ),
                 Sky::Broken => clouds::answer(service(cloud).broken(), question),
-                Sky::Overwhelmed => {
-                    clouds::answer(service(cloud).overwhelmed(spell.until.saturating_sub(self.now)), question)
-                }
+                Sky::Overwhelmed => clouds::answer(
+                    service(cloud).overwhelmed(spell.until.saturating_sub(self.now)),
+                    question,
+                ),
                 Sky::Refusing => clouds::answer(Reply::json(401, &serde_json::json!({})), question),
             },
         };
@@ -571,14 +745,33 @@ impl Simulation {
 
     fn answered(&mut self, asking: Asking, answer: Answer) -> Result<(), Fault> {
         let now = self.clock();
-        let Asking { desk, task, errand, question } = asking;
-        let Some(daemon) = &mut self.daemon else { return Ok(()) };
+        let Asking {
+            desk,
+            task,
+            errand,
+            question,
+        } = asking;
+        let Some(daemon) = &mut self.daemon else {
+            return Ok(());
+        };
         let heard = daemon.desks[desk].hear(&answer, now);
         self.meters.get_mut(&desk).unwrap().hear(&heard, self.now);
         match errand.go_on(question, answer, now) {
-            Next::Ask(errand, question) => self.ask(Asking { desk, task, errand, question }),
+            Next::Ask(errand, question) => self.ask(Asking {
+                desk,
+                task,
+                errand,
+                question,
+            }),
             Next::Report(report, further) => {
-                self.waiting.push((report, Sender::Desk { desk, task, further }));
+                self.waiting.push((
+                    report,
+                    Sender::Desk {
+                        desk,
+                        task,
+                        further,
+                    },
+                ));
                 Ok(())
             }
             Next::Done => self.carry_on(desk, task, None),
@@ -589,8 +782,9 @@ impl Simulation {
 
     fn check(&mut self) -> Result<(), Fault> {
         let world = &self.world;
-        let exists =
-            |source: &str, id: &str| Source::from_word(source).is_some_and(|source| world.life(source, id).is_some());
+        let exists = |source: &str, id: &str| {
+            Source::from_word(source).is_some_and(|source| world.life(source, id).is_some())
+        };
         let world = check::World {
             store: &self.store,
             acked: &self.acked,
@@ -603,9 +797,14 @@ impl Simulation {
     }
 
     fn row(&self, life: &Life) -> Option<RunRow> {
-        let key =
-            RunKey { source: SourceName::new(life.source.word()).unwrap(), run_id: RunId::new(&life.id).unwrap() };
-        let daemon = self.daemon.as_ref().expect("the daemon runs when all is calm");
+        let key = RunKey {
+            source: SourceName::new(life.source.word()).unwrap(),
+            run_id: RunId::new(&life.id).unwrap(),
+        };
+        let daemon = self
+            .daemon
+            .as_ref()
+            .expect("the daemon runs when all is calm");
         daemon.reader.read(|view| view.run(&key)).unwrap()
     }
 
@@ -613,7 +812,8 @@ impl Simulation {
     fn call_the_roll(&mut self) -> Result<(), Fault> {
         for run in 0..self.world.plan.runs.len() {
             let life = &self.world.plan.runs[run];
-            let told = self.tracked.contains(&run) || self.believed.iter().any(|(heard, _)| *heard == run);
+            let told =
+                self.tracked.contains(&run) || self.believed.iter().any(|(heard, _)| *heard == run);
             match (self.row(life), told) {
                 (None, true) => return Err(format!("I1: forgotten: {}", self.story(life))),
                 (None, false) => {
@@ -629,11 +829,18 @@ impl Simulation {
     /// I5: every run is settled; those that were watched closely are so soon.
     fn all_over(&self, overdue_too: bool) -> Result<(), Fault> {
         let open = self.world.plan.runs.iter().filter(|life| {
-            self.row(life)
-                .is_none_or(|row| matches!(row.run.phase, Phase::Open(_)) && (overdue_too || !row.run.overdue))
+            self.row(life).is_none_or(|row| {
+                matches!(row.run.phase, Phase::Open(_)) && (overdue_too || !row.run.overdue)
+            })
         });
-        let open: Vec<String> = open.map(|life| format!("I5: still open: {}", self.story(life))).collect();
-        if open.is_empty() { Ok(()) } else { Err(open.join("\n")) }
+        let open: Vec<String> = open
+            .map(|life| format!("I5: still open: {}", self.story(life)))
+            .collect();
+        if open.is_empty() {
+            Ok(())
+        } else {
+            Err(open.join("\n"))
+        }
     }
 
     /// What is believed in the end is what is true, as far as anybody told it.
@@ -644,10 +851,17 @@ impl Simulation {
             .runs
             .iter()
             .enumerate()
-            .filter(|(run, life)| self.outcome(life).is_none_or(|outcome| !self.acceptable(*run, life, outcome)))
+            .filter(|(run, life)| {
+                self.outcome(life)
+                    .is_none_or(|outcome| !self.acceptable(*run, life, outcome))
+            })
             .map(|(_, life)| format!("wrong: {}", self.story(life)))
             .collect();
-        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join("\n"))
+        }
     }
 
     fn outcome(&self, life: &Life) -> Option<Outcome> {
@@ -661,7 +875,10 @@ impl Simulation {
         let truth = life.truth.expect("every run of the plan has an end");
         let excused = truth.hinge.is_some_and(|hinge| {
             outcome == hinge.otherwise
-                && !self.believed.iter().any(|(other, letter)| *other == run && same_words(life, *letter, hinge.letter))
+                && !self
+                    .believed
+                    .iter()
+                    .any(|(other, letter)| *other == run && same_words(life, *letter, hinge.letter))
         });
         outcome == truth.outcome || excused
     }
@@ -671,16 +888,42 @@ impl Simulation {
         let mut text = format!("{}:{} ({})", life.source, life.id, life.story);
         let clock = |at: Duration| At(0).plus(at).rfc3339()[8..19].to_owned();
         for (at, state) in &life.states {
-            let _ = write!(text, "\n    {} is {} {}", clock(life.begins + *at), state.word, state.attempt);
+            let _ = write!(
+                text,
+                "\n    {} is {} {}",
+                clock(life.begins + *at),
+                state.word,
+                state.attempt
+            );
         }
         for mail in life.mail.iter().filter(|mail| !mail.dropped) {
-            let times: Vec<_> = mail.times.iter().map(|at| clock(life.begins + *at)).collect();
-            let _ = write!(text, "\n    {} {:?} says {}", times.join(" "), mail.form, mail.says.word);
+            let times: Vec<_> = mail
+                .times
+                .iter()
+                .map(|at| clock(life.begins + *at))
+                .collect();
+            let _ = write!(
+                text,
+                "\n    {} {:?} says {}",
+                times.join(" "),
+                mail.form,
+                mail.says.word
+            );
         }
-        let Some(row) = self.row(life) else { return text + "\n    unknown" };
-        let lines = self.daemon.as_ref().unwrap().reader.read(|view| view.timeline(row.row)).unwrap();
+        let Some(row) = self.row(life) else {
+            return text + "\n    unknown";
+        };
+        let lines = self
+            .daemon
+            .as_ref()
+            .unwrap()
+            .reader
+            .read(|view| view.timeline(row.row))
+            .unwrap();
         for line in lines {
-            let at = clock(Duration::from_millis(u64::try_from(line.at.0 - BEGIN.0).unwrap_or_default()));
+            let at = clock(Duration::from_millis(
+                u64::try_from(line.at.0 - BEGIN.0).unwrap_or_default(),
+            ));
             let _ = write!(
                 text,
                 "\n    {at} heard by {} ({}): {} {:?} → {}",
@@ -698,7 +941,12 @@ impl Simulation {
     /// Plays the whole world, and looks at what became of it.
     fn whole(mut self) -> Result<Tally, Fault> {
         let calm = self.script.calm();
-        let clock_stepped = self.script.inputs.iter().filter(|(_, input)| matches!(input, Input::Step { .. })).count();
+        let clock_stepped = self
+            .script
+            .inputs
+            .iter()
+            .filter(|(_, input)| matches!(input, Input::Step { .. }))
+            .count();
         self.play(calm)?;
         if let Some((_, down)) = self.doomed.take() {
             self.crash(down);
@@ -729,7 +977,12 @@ impl Simulation {
             completions += u64::from(id.ends_with(":completion"));
             amendments += u64::from(id.contains(":amendment:"));
         }
-        Tally { completions, amendments, hours: self.now.as_secs() / 3600, ..self.tally }
+        Tally {
+            completions,
+            amendments,
+            hours: self.now.as_secs() / 3600,
+            ..self.tally
+        }
     }
 }
 
@@ -744,7 +997,13 @@ const LONG: Duration = Duration::from_secs(26 * 3600);
 fn written(world: &World, life: &Life, number: usize, attempt: u32) -> Letter {
     let mail = &life.mail[number];
     let written_at = world.wall(life.begins + mail.times[0]);
-    world.letter(&Item { life, number, mail, written_at, attempt })
+    world.letter(&Item {
+        life,
+        number,
+        mail,
+        written_at,
+        attempt,
+    })
 }
 
 /// Whether two letters of a run say the same.
@@ -755,13 +1014,20 @@ fn same_words(life: &Life, one: usize, other: usize) -> bool {
 
 impl Daemon {
     fn reader_of(&self, source: Source) -> Option<std::sync::Arc<settled::reconciler::Member>> {
-        self.desks.iter().find(|desk| desk.member.source.name.as_str() == source.word()).map(|desk| desk.member.clone())
+        self.desks
+            .iter()
+            .find(|desk| desk.member.source.name.as_str() == source.word())
+            .map(|desk| desk.member.clone())
     }
 }
 
 impl Meter {
     fn full(now: Duration) -> Meter {
-        Meter { tokens: f64::INFINITY, at: now, quiet_until: Duration::ZERO }
+        Meter {
+            tokens: f64::INFINITY,
+            at: now,
+            quiet_until: Duration::ZERO,
+        }
     }
 
     fn count(&mut self, now: Duration, rate: f64) -> Result<(), String> {
@@ -769,10 +1035,17 @@ impl Meter {
         self.tokens = (self.tokens + now.saturating_sub(self.at).as_secs_f64() * rate).min(burst);
         self.at = now;
         if now < self.quiet_until {
-            return Err(format!("asked before {:?}, against the provider's wish", self.quiet_until));
+            return Err(format!(
+                "asked before {:?}, against the provider's wish",
+                self.quiet_until
+            ));
         }
         self.tokens -= 1.0;
-        if self.tokens < -0.01 { Err("asked too often".to_owned()) } else { Ok(()) }
+        if self.tokens < -0.01 {
+            Err("asked too often".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     fn hear(&mut self, hearing: &Hearing, now: Duration) {
@@ -826,7 +1099,10 @@ fn days_in_which_everything_goes_wrong_end_well() {
         }
         return;
     }
-    let (first, count) = (number("SETTLED_FIRST").unwrap_or(1), number("SETTLED_SEEDS").unwrap_or(4));
+    let (first, count) = (
+        number("SETTLED_FIRST").unwrap_or(1),
+        number("SETTLED_SEEDS").unwrap_or(4),
+    );
     let next = AtomicU64::new(first);
     let hands = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
@@ -845,15 +1121,25 @@ fn days_in_which_everything_goes_wrong_end_well() {
     };
     let results: Vec<_> = std::thread::scope(|scope| {
         let hands: Vec<_> = (0..hands).map(|_| scope.spawn(work)).collect();
-        hands.into_iter().flat_map(|hand| hand.join().unwrap()).collect()
+        hands
+            .into_iter()
+            .flat_map(|hand| hand.join().unwrap())
+            .collect()
     });
     let mut sum = Tally::default();
-    for tally in results.iter().filter_map(|(_, result)| result.as_ref().ok()) {
+    for tally in results
+        .iter()
+        .filter_map(|(_, result)| result.as_ref().ok())
+    {
         sum.add(tally);
     }
     println!("{count} worlds: {sum:?}");
     if let Some((seed, Err(fault))) = results.iter().find(|(_, result)| result.is_err()) {
-        let failed: Vec<u64> = results.iter().filter(|(_, result)| result.is_err()).map(|(seed, _)| *seed).collect();
+        let failed: Vec<u64> = results
+            .iter()
+            .filter(|(_, result)| result.is_err())
+            .map(|(seed, _)| *seed)
+            .collect();
         let (cut, shorter) = shortest(*seed);
         let fault = if shorter.is_empty() { fault } else { &shorter };
         panic!(

@@ -24,8 +24,14 @@ const ACCOUNTS: [(Source, Kind); 7] = [
 /// A world in which so many runs are open and nothing happens for hours. A client has told of each.
 fn still(source: Source, kind: Kind, open: usize) -> Script {
     let mut plan = Plan::new(1, 3_000, &Rates::HONEST);
-    let like = |life: &&Life| life.source == source && life.kind == kind && life.last_open().is_some();
-    let like = plan.runs.iter().find(like).expect("a run of this kind").clone();
+    let like =
+        |life: &&Life| life.source == source && life.kind == kind && life.last_open().is_some();
+    let like = plan
+        .runs
+        .iter()
+        .find(like)
+        .expect("a run of this kind")
+        .clone();
     let life = |number: usize| Life {
         id: format!("{}{number:06}", &like.id[..like.id.len() - 6]),
         begins: Duration::ZERO,
@@ -64,7 +70,11 @@ fn open_runs_cost_few_calls() {
         );
         // Asked about one by one, each would take eleven. What a list shows as open is spared that;
         // Firecrawl lists no agents.
-        let each = if (source, kind) == (Source::Jobs, Kind::Agent) { 12 } else { 2 };
+        let each = if (source, kind) == (Source::Jobs, Kind::Agent) {
+            12
+        } else {
+            2
+        };
         assert!(questions <= each * open as u64, "too many questions");
         assert!(pages <= 60 * open.div_ceil(100) as u64, "too many pages");
     }

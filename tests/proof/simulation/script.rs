@@ -10,7 +10,11 @@ use settled::demo::plan::{Cloud, Life, Plan, Rates, Stumble};
 #[derive(Clone, Debug)]
 pub enum Input {
     /// A letter leaves: of a run, or of one that never was.
-    Letter { run: usize, ghost: bool, letter: usize },
+    Letter {
+        run: usize,
+        ghost: bool,
+        letter: usize,
+    },
     /// A client tells of a run.
     Track { run: usize },
     /// An operator asks for a run's webhook once more, and reads it out of the answer.
@@ -76,8 +80,19 @@ impl Script {
     pub fn new(seed: u64) -> Script {
         let honest = seed % 4 == 3;
         let mut dice = Dice::new(seed, 0x5157);
-        let (runs, days) = if honest { (60, 6) } else { (40, 1 + dice.below(2)) };
-        let rates = if honest { Rates::HONEST } else { Rates { tracked_late: 0.3, ..Rates::default() } };
+        let (runs, days) = if honest {
+            (60, 6)
+        } else {
+            (40, 1 + dice.below(2))
+        };
+        let rates = if honest {
+            Rates::HONEST
+        } else {
+            Rates {
+                tracked_late: 0.3,
+                ..Rates::default()
+            }
+        };
         let window = Duration::from_secs(days * 86_400);
         let mut plan = Plan::new(seed, runs, &rates);
         for life in plan.runs.iter_mut().chain(&mut plan.ghosts) {
@@ -117,7 +132,11 @@ impl Script {
             // A sender that finds nobody tries for minutes.
             _ => *at + 5 * MINUTE,
         });
-        let lives = self.plan.runs.iter().map(|life| life.begins + life.ends() + lateness(life));
+        let lives = self
+            .plan
+            .runs
+            .iter()
+            .map(|life| life.begins + life.ends() + lateness(life));
         faults.chain(lives).max().unwrap_or_default() + MINUTE
     }
 
@@ -127,31 +146,50 @@ impl Script {
             Input::Spell(spell) => Some(*spell),
             _ => None,
         });
-        spells.into_iter().find(|spell| spell.cloud == cloud && (spell.from..spell.until).contains(&now))
+        spells
+            .into_iter()
+            .find(|spell| spell.cloud == cloud && (spell.from..spell.until).contains(&now))
     }
 }
 
 /// How long after its end a run's status may show something else.
 fn lateness(life: &Life) -> Duration {
-    let deaf = life.answers.deaf_until.unwrap_or_default().saturating_sub(life.ends());
+    let deaf = life
+        .answers
+        .deaf_until
+        .unwrap_or_default()
+        .saturating_sub(life.ends());
     life.answers.lag.max(deaf).max(life.answers.hidden_until)
 }
 
 /// Lives a life at the pace of a real one; half of the plain ones for hours.
 fn stretch(life: &mut Life, dice: &mut Dice) {
     let plain = life.states.iter().filter(|(_, state)| state.over).count() == 1;
-    let factor = if plain && dice.chance(0.5) { SLOWER * u32::try_from(2 + dice.below(30)).unwrap() } else { SLOWER };
+    let factor = if plain && dice.chance(0.5) {
+        SLOWER * u32::try_from(2 + dice.below(30)).unwrap()
+    } else {
+        SLOWER
+    };
     let ended = life.ends();
     life.states.iter_mut().for_each(|(at, _)| *at *= factor);
-    life.mail.iter_mut().flat_map(|mail| &mut mail.times).for_each(|at| *at *= factor);
+    life.mail
+        .iter_mut()
+        .flat_map(|mail| &mut mail.times)
+        .for_each(|at| *at *= factor);
     let ends = life.ends();
-    life.tracked = life.tracked.map(|at| at.checked_sub(ended).map_or(at, |late| ends + late * SLOWER));
+    life.tracked = life.tracked.map(|at| {
+        at.checked_sub(ended)
+            .map_or(at, |late| ends + late * SLOWER)
+    });
     if let Some(replay) = &mut life.replay {
         replay.at *= factor;
     }
     life.answers.lag *= SLOWER;
     life.answers.hidden_until *= SLOWER / 2;
-    life.answers.deaf_until = life.answers.deaf_until.map(|_| ends + dice.part(HOUR, 0.01, 1.0));
+    life.answers.deaf_until = life
+        .answers
+        .deaf_until
+        .map(|_| ends + dice.part(HOUR, 0.01, 1.0));
     for stumble in life.answers.stumbles.iter_mut().flatten() {
         if let Stumble::Slow(span) = stumble {
             *span *= 30;
@@ -169,7 +207,8 @@ fn delay_and_repeat(life: &mut Life, dice: &mut Dice) {
         if dice.chance(0.2) {
             let first = mail.times[0];
             let copies = 1 + dice.below(5);
-            mail.times.extend((0..copies).map(|_| first + up_to_half_a_day(dice)));
+            mail.times
+                .extend((0..copies).map(|_| first + up_to_half_a_day(dice)));
             mail.times.sort();
         }
     }
@@ -185,17 +224,34 @@ fn outside(plan: &Plan) -> Vec<(Duration, Input)> {
     let mut inputs = Vec::new();
     for (run, life) in plan.runs.iter().enumerate() {
         inputs.extend(letters(life, run, false));
-        inputs.extend(life.tracked.map(|at| (life.begins + at, Input::Track { run })));
-        inputs.extend(life.replay.map(|replay| (life.begins + replay.at, Input::Replay { run })));
+        inputs.extend(
+            life.tracked
+                .map(|at| (life.begins + at, Input::Track { run })),
+        );
+        inputs.extend(
+            life.replay
+                .map(|replay| (life.begins + replay.at, Input::Replay { run })),
+        );
     }
-    inputs.extend(plan.ghosts.iter().enumerate().flat_map(|(run, life)| letters(life, run, true)));
+    inputs.extend(
+        plan.ghosts
+            .iter()
+            .enumerate()
+            .flat_map(|(run, life)| letters(life, run, true)),
+    );
     inputs
 }
 
 fn letters(life: &Life, run: usize, ghost: bool) -> impl Iterator<Item = (Duration, Input)> {
-    let sent = life.mail.iter().enumerate().filter(|(_, mail)| !mail.dropped);
+    let sent = life
+        .mail
+        .iter()
+        .enumerate()
+        .filter(|(_, mail)| !mail.dropped);
     sent.flat_map(move |(letter, mail)| {
-        mail.times.iter().map(move |at| (life.begins + *at, Input::Letter { run, ghost, letter }))
+        mail.times
+            .iter()
+            .map(move |at| (life.begins + *at, Input::Letter { run, ghost, letter }))
     })
 }
 
@@ -208,17 +264,32 @@ fn misfortunes(window: Duration, dice: &mut Dice) -> Vec<(Duration, Input)> {
             let most = *dice.pick(&[5 * MINUTE, HOUR, 6 * HOUR]);
             let until = from + MINUTE + dice.part(most, 0.0, 1.0);
             let sky = *dice.pick(&[Sky::Silent, Sky::Broken, Sky::Overwhelmed, Sky::Refusing]);
-            all.push((from, Input::Spell(Spell { cloud: *cloud, sky, from, until })));
+            all.push((
+                from,
+                Input::Spell(Spell {
+                    cloud: *cloud,
+                    sky,
+                    from,
+                    until,
+                }),
+            ));
         }
     }
     for _ in 0..dice.below(7) {
         let most = *dice.pick(&[2 * Duration::from_secs(1), MINUTE, HOUR]);
         let over = *dice.pick(&[Over::Nothing, Over::Promise, Over::Between, Over::Opinion]);
-        let crash = Input::Crash { down: dice.part(most, 0.1, 1.0), over };
+        let crash = Input::Crash {
+            down: dice.part(most, 0.1, 1.0),
+            over,
+        };
         all.push((dice.part(window, 0.0, 1.0), crash));
     }
     for _ in 0..dice.below(3) {
-        let millis = if dice.chance(0.5) { 3_600_000 } else { -3_600_000 };
+        let millis = if dice.chance(0.5) {
+            3_600_000
+        } else {
+            -3_600_000
+        };
         all.push((dice.part(window, 0.0, 1.0), Input::Step { millis }));
     }
     all
