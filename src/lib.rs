@@ -26,7 +26,7 @@
 //!    transaction: [`reconciler`].
 //! 4. Everything meets in one place, and the decision is a pure function: [`run::decide::decide`].
 //! 5. The phase never goes back and the order of arrival never matters: [`run::decide`],
-//!    [`run::observation::Voice`].
+//!    [`run::observation::Evidence`].
 //! 6. Nothing is guessed: what nobody said ends as [`run::Outcome::Indeterminate`].
 //! 7. A hint changes nothing but when the run is polled next: [`run::decide`].
 //! 8. The same seq never names two records, a record is visible only after its commit, a restored

@@ -456,7 +456,7 @@ impl Desk {
         found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_source", message()))
     }
 
-    /// The voice of a source that can be asked.
+    /// The evidence of a source that can be asked.
     fn asker(&self, name: &str) -> Result<Arc<Asker>, Problem> {
         let member = self.member(name)?;
         if member.source.api_key.is_none() {

@@ -41,7 +41,7 @@ pub struct Desk {
     pub reader: Reader,
     /// The configured sources.
     pub fleet: watch::Receiver<Arc<Fleet>>,
-    /// Each source's voice, by row id.
+    /// Each source's evidence, by row id.
     pub askers: watch::Receiver<Arc<BTreeMap<i64, Arc<Asker>>>>,
     /// The time.
     pub clock: Clock,

@@ -94,7 +94,7 @@ pub struct Daemon {
     sockets: Vec<PathBuf>,
     fleet: watch::Sender<Arc<Fleet>>,
     trouble: watch::Sender<Option<String>>,
-    voices: Voices,
+    pollers: Pollers,
     pulse: Pulse,
 }
 
@@ -149,10 +149,10 @@ impl Daemon {
             clock.clone(),
             body_limit,
         ));
-        // Known before the control socket answers, so that nobody is told of a source without a voice.
+        // Known before the control socket answers, so that nobody is told of a source without a evidence.
         // Webhooks that come meanwhile wait in the sockets, which are open.
         let mut tasks = JoinSet::new();
-        let mut voices = Voices {
+        let mut pollers = Pollers {
             askers,
             tasks: BTreeMap::new(),
             calls,
@@ -161,7 +161,7 @@ impl Daemon {
             clock: clock.clone(),
             stop: stopped.clone(),
         };
-        voices.follow(&fleet_seen.borrow(), &mut tasks);
+        pollers.follow(&fleet_seen.borrow(), &mut tasks);
         let mut servers = JoinSet::new();
         for socket in listeners.hooks {
             serve_hooks(
@@ -219,7 +219,7 @@ impl Daemon {
             sockets,
             fleet,
             trouble,
-            voices,
+            pollers,
             pulse,
         })
     }
@@ -251,20 +251,20 @@ impl Daemon {
             tracing::warn!("{warning}");
         }
         warn_of_fixed(&self.config, &config);
-        let (sources, now) = (config.sources.clone(), (self.voices.clock)());
+        let (sources, now) = (config.sources.clone(), (self.pollers.clock)());
         let fleet = self
-            .voices
+            .pollers
             .ledger
             .write(move |tx| Fleet::enlist_in(tx, &sources, now))
             .await?;
         let earlier = self.fleet.borrow().clone();
-        self.voices
+        self.pollers
             .ledger
             .set_fleet(fleet.remembering(&earlier))
             .await?;
         let fleet = Arc::new(fleet);
         self.fleet.send_replace(fleet.clone());
-        self.voices.follow(&fleet, &mut self.tasks);
+        self.pollers.follow(&fleet, &mut self.tasks);
         self.config.sources = config.sources;
         tracing::info!(sources = self.config.sources.len(), origin = %config.origin, "reloaded");
         Ok(())
@@ -278,10 +278,10 @@ impl Daemon {
     /// Stops: drains connections, lets the writer finish, takes our sockets away.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        self.voices.hush();
+        self.pollers.hush();
         while self.tasks.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
-        drop((self.voices, self.pulse, self.fleet));
+        drop((self.pollers, self.pulse, self.fleet));
         // Every handle is gone with those who held it, so the writer's loop ends by itself.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
@@ -351,8 +351,8 @@ fn warn_of_fixed(old: &Config, new: &Config) {
     }
 }
 
-/// Those who ask: one voice and one loop per source.
-struct Voices {
+/// Those who ask: one evidence and one loop per source.
+struct Pollers {
     askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
     tasks: BTreeMap<i64, AbortHandle>,
     calls: Calls,
@@ -362,8 +362,8 @@ struct Voices {
     stop: watch::Receiver<bool>,
 }
 
-impl Voices {
-    /// Gives every source of the fleet its voice and its loop. One that has not changed keeps both,
+impl Pollers {
+    /// Gives every source of the fleet its evidence and its loop. One that has not changed keeps both,
     /// with its pace and its breaker. Questions of the others that are under way are dropped, and
     /// asked again.
     fn follow(&mut self, fleet: &Fleet, tasks: &mut JoinSet<()>) {
@@ -380,7 +380,7 @@ impl Voices {
             }
             keep
         });
-        let voices: BTreeMap<i64, Arc<Asker>> = fleet
+        let pollers: BTreeMap<i64, Arc<Asker>> = fleet
             .members()
             .map(|member| {
                 let fresh = || {
@@ -393,10 +393,10 @@ impl Voices {
                 (member.id, unchanged(&member.id).unwrap_or_else(fresh))
             })
             .collect();
-        for (id, asker) in &voices {
+        for (id, asker) in &pollers {
             self.start_loop(*id, asker, tasks);
         }
-        self.askers.send_replace(Arc::new(voices));
+        self.askers.send_replace(Arc::new(pollers));
     }
 
     fn start_loop(&mut self, id: i64, asker: &Arc<Asker>, tasks: &mut JoinSet<()>) {

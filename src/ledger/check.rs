@@ -408,7 +408,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
             for held in open
                 .claim
                 .iter()
-                .map(|claim| &claim.voice)
+                .map(|claim| &claim.evidence)
                 .chain(&open.seen)
             {
                 if !report.exists([held.report])? {

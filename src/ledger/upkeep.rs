@@ -17,7 +17,7 @@ use crate::model::At;
 /// A report is needed while an open run holds what it said, and while a record that is kept refers
 /// to its body or was caused by it and refers to another's (the line that leads there is its line).
 const NEEDED: &str = "EXISTS (SELECT 1 FROM heard h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
-        AND r.id IN (json_extract(u.state, '$.phase.open.claim.voice.report'), json_extract(u.state, '$.phase.open.seen.report')))
+        AND r.id IN (json_extract(u.state, '$.phase.open.claim.evidence.report'), json_extract(u.state, '$.phase.open.seen.report')))
     OR EXISTS (SELECT 1 FROM heard h JOIN heard o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
         WHERE h.report = r.id AND (instr(c.data, '\"payload_ref\":\"/v1/deliveries/' || r.id || '/body\"') > 0
             OR (o.report = r.id AND instr(c.data, '\"payload_ref\":\"') > 0)))";
@@ -171,7 +171,7 @@ mod tests {
     /// Four digested reports, an undigested fifth; the run of the second holds it, the record of the
     /// third refers to its body.
     fn fill(writer: &mut Writer) {
-        let state = r#"{"phase":{"open":{"claim":{"voice":{"report":2}}}}}"#;
+        let state = r#"{"phase":{"open":{"claim":{"evidence":{"report":2}}}}}"#;
         let sql = format!(
             "INSERT INTO sources (id, name, provider, since) VALUES (1, 'a', 'skyvern', 0);
              INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),

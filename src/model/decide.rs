@@ -23,13 +23,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::{Claim, Detail, Ending, Latch, Observation, Rank, Voice};
+use super::observation::{Claim, Detail, Ending, Evidence, Latch, Observation, Rank};
 use super::schedule::{self, Confirm, Policy};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
 /// No run is ever amended more often than this; a further contradiction is reported, not published.
 pub const AMENDMENTS_MAX: u32 = 3;
-/// How often a settled run is asked about because a weaker voice disputes it.
+/// How often a settled run is asked about because a weaker evidence disputes it.
 const DISPUTES_MAX: u32 = 3;
 
 /// Everything `decide` needs to know of a run, and all it changes.
@@ -60,7 +60,7 @@ pub struct Run {
     pub overdue: bool,
     /// Status records published.
     pub statuses: u32,
-    /// Every outcome that an entitled voice has told, so that one that only covers another is
+    /// Every outcome that an entitled evidence has told, so that one that only covers another is
     /// read as that other whichever came first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub told: Vec<Outcome>,
@@ -115,7 +115,7 @@ pub struct Open {
     pub claim: Option<Claimed>,
     /// An answer's "ended" that waits for a second one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Voice>,
+    pub seen: Option<Evidence>,
     /// Consecutive misses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub misses: Option<Misses>,
@@ -123,10 +123,10 @@ pub struct Open {
 
 impl Open {
     /// The ends that were heard.
-    fn held(&self) -> impl Iterator<Item = &Voice> {
+    fn held(&self) -> impl Iterator<Item = &Evidence> {
         self.claim
             .as_ref()
-            .map(|held| &held.voice)
+            .map(|held| &held.evidence)
             .into_iter()
             .chain(&self.seen)
     }
@@ -137,7 +137,7 @@ impl Open {
         let answered = |claim: &Claimed| {
             self.seen
                 .as_ref()
-                .is_some_and(|seen| seen.asked_at >= claim.voice.heard_at)
+                .is_some_and(|seen| seen.asked_at >= claim.evidence.received_at)
         };
         let claim = self
             .claim
@@ -145,7 +145,7 @@ impl Open {
             .filter(|claim| !answered(claim))
             .map(|claim| claim.until);
         let seen = self.seen.as_ref().map(|seen| {
-            seen.heard_at
+            seen.received_at
                 .plus(policy.grace)
                 .plus(policy.confirm_timeout)
         });
@@ -157,7 +157,7 @@ impl Open {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claimed {
     /// What it said.
-    pub voice: Voice,
+    pub evidence: Evidence,
     /// When it settles the run even if no answer was to be had.
     pub until: At,
     /// Questions asked since.
@@ -176,8 +176,8 @@ pub struct Misses {
 /// What we believe of a settled run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settled {
-    /// The voice last published.
-    pub belief: Voice,
+    /// The evidence last published.
+    pub belief: Evidence,
     /// What settled it.
     pub origin: Origin,
     /// Nothing the policy wanted to hear is missing; see [`Publication::Completion`].
@@ -233,7 +233,7 @@ words! {
         Amended = "amended",
         /// A settled run heard its own end again.
         Confirmed = "confirmed",
-        /// A weaker voice contradicts; we ask where an answer could change anything.
+        /// A weaker evidence contradicts; we ask where an answer could change anything.
         Disputed = "disputed",
         /// A contradiction beyond the last amendment; it stays unpublished.
         Exhausted = "exhausted",
@@ -357,11 +357,11 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
         Claim::Listed { over } => (None, listed(run, heard, *over, at)),
         Claim::Open(rank) => goes_on(run, heard, *rank, at),
         Claim::Ended(ending) => {
-            let voice = run.refined(voice(*ending, heard, at));
-            if voice.trust == Trust::Authoritative {
-                answered_ended(run, voice, at)
+            let evidence = run.refined(evidence(*ending, heard, at));
+            if evidence.trust == Trust::Authoritative {
+                answered_ended(run, evidence, at)
             } else {
-                told_ended(run, voice, at)
+                told_ended(run, evidence, at)
             }
         }
         Claim::Missing => missing(run, heard, at),
@@ -373,13 +373,13 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
     }
 }
 
-fn voice(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Voice {
-    Voice {
+fn evidence(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Evidence {
+    Evidence {
         ending,
         trust: heard.trust,
         via: heard.via,
         asked_at: heard.asked_at,
-        heard_at: at.now,
+        received_at: at.now,
         report: at.report,
         detail: heard.detail.clone(),
     }
@@ -451,7 +451,7 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
 }
 
 /// A webhook (or a replayed one) says that the run has ended.
-fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+fn told_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conclusion {
     let latch = at.policy.latch;
     let Phase::Open(open) = &run.phase else {
         unreachable!("called while open")
@@ -459,24 +459,24 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
     let enough = match at.policy.confirm {
         Confirm::Never => true,
         Confirm::Always => false,
-        Confirm::Auto => voice.ending.sufficient,
+        Confirm::Auto => evidence.ending.sufficient,
     };
     // Something stronger already said otherwise and is held: an answer decides.
     let contradicted = open
         .held()
-        .any(|other| other.outranks(&voice, latch) && !other.allows(&voice));
+        .any(|other| other.outranks(&evidence, latch) && !other.allows(&evidence));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
-        return run.settle(voice, confirmed, at);
+        return run.settle(evidence, confirmed, at);
     }
     let held = match &open.claim {
-        Some(held) if !voice.outranks(&held.voice, latch) => held.clone(),
+        Some(held) if !evidence.outranks(&held.evidence, latch) => held.clone(),
         Some(held) => Claimed {
-            voice,
+            evidence,
             ..held.clone()
         },
         None => Claimed {
-            voice,
+            evidence,
             until: at.now.plus(at.policy.confirm_timeout),
             asks: 0,
         },
@@ -490,18 +490,18 @@ fn told_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
 }
 
 /// An answer of the provider says that the run has ended.
-fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+fn answered_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conclusion {
     let policy = at.policy;
     let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
     };
     open.misses = None;
-    let (seen, second) = look_twice(open.seen.take(), voice, policy.latch);
+    let (seen, second) = look_twice(open.seen.take(), evidence, policy.latch);
     let seconded = open
         .claim
         .as_ref()
-        .is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
-    let held_true = second && at.now.since(seen.heard_at) >= policy.grace;
+        .is_some_and(|held| held.evidence.ending.sufficient && seen.allows(&held.evidence));
+    let held_true = second && at.now.since(seen.received_at) >= policy.grace;
     if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
         return run.settle(seen, true, at);
     }
@@ -512,20 +512,20 @@ fn answered_ended(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclu
 
 /// The answer to go by after one more, with the time since which it holds, and whether it has been
 /// given twice: a later question did not change it.
-fn look_twice(seen: Option<Voice>, voice: Voice, latch: Latch) -> (Voice, bool) {
+fn look_twice(seen: Option<Evidence>, evidence: Evidence, latch: Latch) -> (Evidence, bool) {
     let Some(seen) = seen else {
-        return (voice, false);
+        return (evidence, false);
     };
-    let later = voice.asked_at >= seen.asked_at;
-    match (voice.outranks(&seen, latch), voice.agrees(&seen)) {
+    let later = evidence.asked_at >= seen.asked_at;
+    match (evidence.outranks(&seen, latch), evidence.agrees(&seen)) {
         (true, true) => (
-            Voice {
-                heard_at: seen.heard_at,
-                ..voice
+            Evidence {
+                received_at: seen.received_at,
+                ..evidence
             },
             later,
         ),
-        (true, false) => (voice, false),
+        (true, false) => (evidence, false),
         (false, _) => (seen, later),
     }
 }
@@ -586,7 +586,7 @@ fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
     (None, Effect::Unchanged)
 }
 
-/// Settles on the strongest voice held, or, where there is none, as indeterminate.
+/// Settles on the strongest evidence held, or, where there is none, as indeterminate.
 fn conclude_without_answer(
     run: &mut Run,
     reason: &str,
@@ -598,11 +598,11 @@ fn conclude_without_answer(
     };
     match (open.seen.clone(), open.claim.clone()) {
         (Some(seen), claim) => {
-            let confirmed =
-                claim.is_some_and(|held| held.voice.ending.sufficient && seen.allows(&held.voice));
+            let confirmed = claim
+                .is_some_and(|held| held.evidence.ending.sufficient && seen.allows(&held.evidence));
             return run.settle(seen, confirmed, at);
         }
-        (None, Some(held)) => return run.settle(held.voice, false, at),
+        (None, Some(held)) => return run.settle(held.evidence, false, at),
         (None, None) => {}
     }
     let detail = Detail {
@@ -610,12 +610,12 @@ fn conclude_without_answer(
         provider_status: run.detail.provider_status.clone(),
         ..Detail::default()
     };
-    let inferred = Voice {
+    let inferred = Evidence {
         ending: Ending::needs_answer(Outcome::Indeterminate),
         trust: Trust::Hint,
         via,
         asked_at: at.now,
-        heard_at: at.now,
+        received_at: at.now,
         report: at.report,
         detail,
     };
@@ -627,8 +627,8 @@ fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> C
     let asked = heard.via == Via::Poll;
     let conclusion = match &heard.claim {
         Claim::Ended(ending) if heard.entitled() => {
-            let voice = run.refined(voice(*ending, heard, at));
-            hear_again(run, voice, at)
+            let evidence = run.refined(evidence(*ending, heard, at));
+            hear_again(run, evidence, at)
         }
         _ => (
             None,
@@ -673,25 +673,25 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
 }
 
 /// A settled run hears an end, its own or another.
-fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion {
+fn hear_again(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Settled(settled) = &mut run.phase else {
         unreachable!("called once settled")
     };
     let belief = &settled.belief;
-    let authoritative = voice.trust == Trust::Authoritative;
-    let outranks = voice.outranks(belief, at.policy.latch);
-    if voice.agrees(belief) {
+    let authoritative = evidence.trust == Trust::Authoritative;
+    let outranks = evidence.outranks(belief, at.policy.latch);
+    if evidence.agrees(belief) {
         if authoritative {
             settled.confirm();
         }
         if outranks {
-            settled.belief.trust = voice.trust;
-            settled.belief.asked_at = voice.asked_at;
-            settled.belief.ending.covers = voice.ending.covers;
+            settled.belief.trust = evidence.trust;
+            settled.belief.asked_at = evidence.asked_at;
+            settled.belief.ending.covers = evidence.ending.covers;
         }
         return (None, Effect::Confirmed);
     }
-    if !outranks && !belief.is_refined_by(&voice) {
+    if !outranks && !belief.is_refined_by(&evidence) {
         if authoritative {
             return (None, Effect::Ignored);
         }
@@ -702,17 +702,17 @@ fn hear_again(run: &mut Run, voice: Voice, at: &Circumstances<'_>) -> Conclusion
         return (None, Effect::Exhausted);
     }
     let previous = belief.ending.outcome;
-    let overtaken = voice.overtaken_by(belief);
+    let overtaken = evidence.overtaken_by(belief);
     // A refinement keeps the authority of what it refines.
     let (trust, asked_at) = if outranks {
-        (voice.trust, voice.asked_at)
+        (evidence.trust, evidence.asked_at)
     } else {
         (belief.trust, belief.asked_at)
     };
-    settled.belief = Voice {
+    settled.belief = Evidence {
         trust,
         asked_at,
-        ..voice
+        ..evidence
     };
     settled.amendments += 1;
     let publication = Publication::Amendment {
@@ -772,7 +772,7 @@ impl Run {
             held.until = held.until.min(now.plus(policy.confirm_timeout));
         }
         if let Some(seen) = &mut open.seen {
-            seen.heard_at = seen.heard_at.min(now);
+            seen.received_at = seen.received_at.min(now);
         }
     }
 
@@ -803,20 +803,20 @@ impl Run {
         }
     }
 
-    /// The voice, saying as exactly as anybody did what it says.
-    fn refined(&self, mut voice: Voice) -> Voice {
-        if let Some(finer) = voice
+    /// The evidence, saying as exactly as anybody did what it says.
+    fn refined(&self, mut evidence: Evidence) -> Evidence {
+        if let Some(finer) = evidence
             .ending
             .covers
             .filter(|finer| self.told.contains(finer))
         {
-            voice.ending = Ending {
+            evidence.ending = Ending {
                 outcome: finer,
                 covers: None,
-                ..voice.ending
+                ..evidence.ending
             };
         }
-        voice
+        evidence
     }
 
     /// Keeps what is said about the run itself. What was said first stays, except metadata, where
@@ -857,7 +857,7 @@ impl Run {
         Effect::Hinted
     }
 
-    /// A voice without the last word contradicts what was published: we ask, unless that was an
+    /// A evidence without the last word contradicts what was published: we ask, unless that was an
     /// answer already which no later one can outrank.
     fn dispute(&mut self, at: &Circumstances<'_>) {
         let Phase::Settled(settled) = &mut self.phase else {
@@ -896,7 +896,7 @@ impl Run {
             Phase::Open(Open {
                 seen: Some(seen), ..
             }) => {
-                let due = seen.heard_at.plus(at.policy.grace);
+                let due = seen.received_at.plus(at.policy.grace);
                 self.ask_urgently(
                     due.max(schedule::after_failing_since(due, at.now)),
                     at.policy,
@@ -924,31 +924,36 @@ impl Run {
         }
     }
 
-    /// Publishes the end: the strongest of `voice` and what was held. A claim that was waiting
+    /// Publishes the end: the strongest of `evidence` and what was held. A claim that was waiting
     /// makes the origin a webhook.
-    fn settle(&mut self, voice: Voice, confirmed: bool, at: &Circumstances<'_>) -> Conclusion {
+    fn settle(
+        &mut self,
+        evidence: Evidence,
+        confirmed: bool,
+        at: &Circumstances<'_>,
+    ) -> Conclusion {
         let Phase::Open(open) = &self.phase else {
             unreachable!("a run settles once")
         };
         let latch = at.policy.latch;
-        let stronger = |best, other: &Voice| {
+        let stronger = |best, other: &Evidence| {
             if other.outranks(&best, latch) {
                 other.clone()
             } else {
                 best
             }
         };
-        let claim = open.claim.as_ref().map(|held| &held.voice);
-        let told_by = claim.unwrap_or(&voice).via;
-        let voice = open.held().fold(voice, stronger);
-        let origin = match (voice.trust, told_by) {
+        let claim = open.claim.as_ref().map(|held| &held.evidence);
+        let told_by = claim.unwrap_or(&evidence).via;
+        let evidence = open.held().fold(evidence, stronger);
+        let origin = match (evidence.trust, told_by) {
             (Trust::Hint, _) => Origin::Inferred,
             (_, Via::Webhook) => Origin::Webhook,
             (_, Via::Replay) => Origin::Replay,
             _ => Origin::Poll,
         };
-        let overtaken = claim.is_some_and(|claim| voice.overtaken_by(claim));
-        let belief = self.refined(voice);
+        let overtaken = claim.is_some_and(|claim| evidence.overtaken_by(claim));
+        let belief = self.refined(evidence);
         let checks = (!confirmed && at.policy.can_ask).then_some(0);
         let settled = Settled {
             belief,

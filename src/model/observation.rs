@@ -44,7 +44,7 @@ pub enum Claim {
 pub struct Ending {
     /// How it ended.
     pub outcome: Outcome,
-    /// Another outcome for which this provider uses the same word here, so that a weaker voice
+    /// Another outcome for which this provider uses the same word here, so that a weaker evidence
     /// saying it refines instead of contradicts (a cancelled Firecrawl agent polls as failed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub covers: Option<Outcome>,
@@ -190,7 +190,7 @@ impl Observation {
 
 /// One entitled "it ended" that we heard, kept with the run until something stronger replaces it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Voice {
+pub struct Evidence {
     /// What it said.
     pub ending: Ending,
     /// How far it may be believed.
@@ -200,7 +200,7 @@ pub struct Voice {
     /// See [`Observation::asked_at`].
     pub asked_at: At,
     /// When we heard it.
-    pub heard_at: At,
+    pub received_at: At,
     /// The stored report that said it; its body is the payload of the completion.
     pub report: i64,
     /// The rest of what was said.
@@ -218,7 +218,7 @@ pub enum Latch {
     First,
 }
 
-impl Voice {
+impl Evidence {
     /// Position in the order of belief. Trust first. Among answers the order of the questions;
     /// among equal webhooks, which carry no order that can be relied on, the outcome: Skyvern's
     /// contradicting pairs end as the one that ranks higher here (cancelled then completed,
@@ -239,14 +239,14 @@ impl Voice {
         (self.trust, order, outcome)
     }
 
-    /// Whether this voice is to be believed over `other`.
-    pub fn outranks(&self, other: &Voice, latch: Latch) -> bool {
+    /// Whether this evidence is to be believed over `other`.
+    pub fn outranks(&self, other: &Evidence, latch: Latch) -> bool {
         self.rank(latch) > other.rank(latch)
     }
 
     /// Whether this is an answer to a question that was asked before a webhook told another end: it
     /// is believed, being an answer, but only a new one decides.
-    pub fn overtaken_by(&self, told: &Voice) -> bool {
+    pub fn overtaken_by(&self, told: &Evidence) -> bool {
         let (answer, webhook) = (
             self.trust == Trust::Authoritative,
             told.trust < Trust::Authoritative,
@@ -254,24 +254,24 @@ impl Voice {
         answer
             && webhook
             && told.trust > Trust::Hint
-            && self.asked_at < told.heard_at
+            && self.asked_at < told.received_at
             && !self.allows(told)
     }
 
     /// Whether both say the same end: the material projection of an ending is its outcome.
     /// Everything else (signed addresses, credits, texts) differs benignly between two tellings
     /// of one fact.
-    pub fn agrees(&self, other: &Voice) -> bool {
+    pub fn agrees(&self, other: &Evidence) -> bool {
         self.ending.outcome == other.ending.outcome
     }
 
-    /// Whether `other` says what this voice says too, perhaps more exactly.
-    pub fn allows(&self, other: &Voice) -> bool {
+    /// Whether `other` says what this evidence says too, perhaps more exactly.
+    pub fn allows(&self, other: &Evidence) -> bool {
         self.agrees(other) || self.is_refined_by(other)
     }
 
-    /// Whether `other` says more exactly what this voice says too.
-    pub fn is_refined_by(&self, other: &Voice) -> bool {
+    /// Whether `other` says more exactly what this evidence says too.
+    pub fn is_refined_by(&self, other: &Evidence) -> bool {
         self.ending.covers == Some(other.ending.outcome)
     }
 }

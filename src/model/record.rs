@@ -232,7 +232,7 @@ fn end<'a>(
         metadata: run.detail.metadata.as_ref(),
         opened_at: run.opened_at().rfc3339(),
         provider_time: provider_time.map(At::rfc3339),
-        observed_at: settled.belief.heard_at.rfc3339(),
+        observed_at: settled.belief.received_at.rfc3339(),
         webhooks: Webhooks {
             count: run.webhooks.count,
             first_at: run.webhooks.first.map(At::rfc3339),

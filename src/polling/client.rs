@@ -1,6 +1,6 @@
 //! Questions to providers over HTTPS: timeouts, a byte cap, no redirects, the key put in last.
 //!
-//! An [`Asker`] is one source's voice: everything that is asked of its provider goes through it,
+//! An [`Asker`] is one source's evidence: everything that is asked of its provider goes through it,
 //! so that there is one pace, one breaker and one count of calls per account.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,7 +118,7 @@ fn describe(error: reqwest::Error) -> String {
     text
 }
 
-/// One source's voice.
+/// One source's evidence.
 pub struct Asker {
     /// The source.
     pub member: Arc<Member>,
@@ -129,7 +129,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// A voice with a fresh pace.
+    /// A evidence with a fresh pace.
     pub fn new(member: Arc<Member>, calls: Calls, clock: Clock) -> Asker {
         let pace = Pace::new(member.source.rate, clock());
         Asker {

@@ -1,7 +1,7 @@
 //! What must hold of every decision, and of every history.
 
 use settled::model::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, Run, Settled};
-use settled::model::observation::{Claim, Latch, Observation, Voice};
+use settled::model::observation::{Claim, Evidence, Latch, Observation};
 use settled::model::{At, Outcome, Trust};
 
 use super::speech::{Subject, observation};
@@ -240,13 +240,13 @@ fn hints_change_nothing(before: Option<&Run>, after: &Run, publish: Option<Publi
     assert_eq!(&same, after, "a hint changes nothing but when we ask");
 }
 
-fn belief_never_sinks(was: &Voice, is: &Voice, latch: Latch) {
+fn belief_never_sinks(was: &Evidence, is: &Evidence, latch: Latch) {
     assert!(is.trust >= was.trust, "trust never sinks");
-    let order = |voice: &Voice| {
+    let order = |evidence: &Evidence| {
         if latch == Latch::Last {
-            voice.asked_at.0
+            evidence.asked_at.0
         } else {
-            -voice.asked_at.0
+            -evidence.asked_at.0
         }
     };
     if was.trust == Trust::Authoritative {

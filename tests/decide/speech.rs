@@ -1,6 +1,6 @@
 //! A small language for what is heard about a run, and a run that hears it.
 //!
-//! An observation is written `voice:claim`. Voices: `hint`, `secret`, `signed` (webhooks), `replay`,
+//! An observation is written `evidence:claim`. Pollers: `hint`, `secret`, `signed` (webhooks), `replay`,
 //! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
 //! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
 //! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `alarm`. `get@5:failed` is an
@@ -96,16 +96,16 @@ pub fn span(text: &str) -> Duration {
     }
 }
 
-/// Reads `voice:claim`, heard at `now`.
+/// Reads `evidence:claim`, heard at `now`.
 pub fn observation(text: &str, now: At) -> Observation {
-    let (voice, claim) = text
+    let (evidence, claim) = text
         .split_once(':')
         .unwrap_or_else(|| panic!("no claim in {text}"));
-    let (voice, asked_at) = match voice.split_once('@') {
-        Some((voice, asked)) => (voice, START.plus(span(asked))),
-        None => (voice, now),
+    let (evidence, asked_at) = match evidence.split_once('@') {
+        Some((evidence, asked)) => (evidence, START.plus(span(asked))),
+        None => (evidence, now),
     };
-    let (trust, via) = match voice {
+    let (trust, via) = match evidence {
         "hint" => (Trust::Hint, Via::Webhook),
         "secret" => (Trust::SharedSecret, Via::Webhook),
         "signed" => (Trust::Signed, Via::Webhook),
@@ -114,7 +114,7 @@ pub fn observation(text: &str, now: At) -> Observation {
         "list" => (Trust::Authoritative, Via::Sweep),
         "client" => (Trust::Authoritative, Via::Operator),
         "clock" => (Trust::Authoritative, Via::Clock),
-        other => panic!("no such voice: {other}"),
+        other => panic!("no such evidence: {other}"),
     };
     let (claim, ask_after) = match claim.split_once('+') {
         Some((claim, after)) => (claim, Some(span(after))),
@@ -205,7 +205,7 @@ impl<'a> Subject<'a> {
         (decision.publish, decision.effect)
     }
 
-    /// Hears `time voice:claim` steps, separated by `;`.
+    /// Hears `time evidence:claim` steps, separated by `;`.
     pub fn lives(&mut self, story: &str) {
         for step in story
             .split(';')
@@ -216,7 +216,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Hears one `time voice:claim`.
+    /// Hears one `time evidence:claim`.
     pub fn hears_step(&mut self, step: &str) -> (Option<Publication>, Effect) {
         let (time, words) = step
             .split_once(' ')

@@ -150,7 +150,7 @@ an unsigned one against an answer too                     | auto   | 0 get:faile
 the answer decides for what was published                 | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:failed | confirmed | - | - | -
 or against it                                             | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 the fourth dispute is not asked about                     | auto   | 0 signed:failed!; 1 signed:succeeded!; 2 get:failed; 3 signed:succeeded!; 4 get:failed; 5 signed:succeeded!; 6 get:failed | 7 signed:succeeded! | disputed | - | - | -
-what was inferred is corrected by any entitled voice      | auto   | 0 client:track; 8d clock:alarm | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
+what was inferred is corrected by any entitled evidence      | auto   | 0 client:track; 8d clock:alarm | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
 what was inferred overtakes no answer                     | auto   | 0 client:track; 8d clock:alarm | 9d get@7d:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
 three amendments and no more                              | auto   | 0 get:failed; 1 get:succeeded; 2 get:failed; 3 get:succeeded | 4 get:failed | exhausted | - | - | -
 

@@ -161,7 +161,7 @@ pub const BUGS: &[Bug] = &[
         name: "the last to arrive is believed, not the strongest",
         file: "src/model/observation.rs",
         old: "        self.rank(latch) > other.rank(latch)",
-        new: "        self.rank(latch) >= other.rank(latch) || self.heard_at > other.heard_at",
+        new: "        self.rank(latch) >= other.rank(latch) || self.received_at > other.received_at",
         target: "decide",
         test: "enumeration::of_up_to_four_voices_the_strongest_is_believed_in_every_order",
     },
@@ -173,7 +173,7 @@ pub const BUGS: &[Bug] = &[
         return Effect::Hinted;
     }",
         new: "    if over {
-        let end = voice(Ending::needs_answer(Outcome::Succeeded), heard, at);
+        let end = evidence(Ending::needs_answer(Outcome::Succeeded), heard, at);
         let _ = run.settle(end, true, at);
         return Effect::Settled;
     }",

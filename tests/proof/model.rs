@@ -197,7 +197,7 @@ impl Reference {
                 let claimed = open
                     .claim
                     .as_ref()
-                    .is_some_and(|claim| claim.voice.report == id);
+                    .is_some_and(|claim| claim.evidence.report == id);
                 claimed || open.seen.as_ref().is_some_and(|seen| seen.report == id)
             }
             Phase::Settled(_) => false,
