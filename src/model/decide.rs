@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::{Claim, Detail, Ending, Evidence, Latch, Observation, Rank};
+use super::observation::{AnswerPrecedence, Claim, Detail, Ending, Evidence, Observation, Rank};
 use super::schedule::{self, Confirm, Policy};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
@@ -452,7 +452,7 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
 
 /// A webhook (or a replayed one) says that the run has ended.
 fn told_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conclusion {
-    let latch = at.policy.latch;
+    let answer_precedence = at.policy.answer_precedence;
     let Phase::Open(open) = &run.phase else {
         unreachable!("called while open")
     };
@@ -464,13 +464,13 @@ fn told_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
     // Something stronger already said otherwise and is held: an answer decides.
     let contradicted = open
         .held()
-        .any(|other| other.outranks(&evidence, latch) && !other.allows(&evidence));
+        .any(|other| other.outranks(&evidence, answer_precedence) && !other.allows(&evidence));
     if (enough && !contradicted) || !at.policy.can_ask {
         let confirmed = enough || open.seen.is_some();
         return run.settle(evidence, confirmed, at);
     }
     let held = match &open.claim {
-        Some(held) if !evidence.outranks(&held.evidence, latch) => held.clone(),
+        Some(held) if !evidence.outranks(&held.evidence, answer_precedence) => held.clone(),
         Some(held) => Claimed {
             evidence,
             ..held.clone()
@@ -496,7 +496,7 @@ fn answered_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> 
         unreachable!("called while open")
     };
     open.misses = None;
-    let (seen, second) = look_twice(open.seen.take(), evidence, policy.latch);
+    let (seen, second) = look_twice(open.seen.take(), evidence, policy.answer_precedence);
     let seconded = open
         .claim
         .as_ref()
@@ -512,12 +512,19 @@ fn answered_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> 
 
 /// The answer to go by after one more, with the time since which it holds, and whether it has been
 /// given twice: a later question did not change it.
-fn look_twice(seen: Option<Evidence>, evidence: Evidence, latch: Latch) -> (Evidence, bool) {
+fn look_twice(
+    seen: Option<Evidence>,
+    evidence: Evidence,
+    answer_precedence: AnswerPrecedence,
+) -> (Evidence, bool) {
     let Some(seen) = seen else {
         return (evidence, false);
     };
     let later = evidence.asked_at >= seen.asked_at;
-    match (evidence.outranks(&seen, latch), evidence.agrees(&seen)) {
+    match (
+        evidence.outranks(&seen, answer_precedence),
+        evidence.agrees(&seen),
+    ) {
         (true, true) => (
             Evidence {
                 received_at: seen.received_at,
@@ -679,7 +686,7 @@ fn hear_again(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
     };
     let belief = &settled.belief;
     let authoritative = evidence.trust == Trust::Authoritative;
-    let outranks = evidence.outranks(belief, at.policy.latch);
+    let outranks = evidence.outranks(belief, at.policy.answer_precedence);
     if evidence.agrees(belief) {
         if authoritative {
             settled.confirm();
@@ -863,8 +870,8 @@ impl Run {
         let Phase::Settled(settled) = &mut self.phase else {
             return;
         };
-        let final_word =
-            settled.belief.trust == Trust::Authoritative && at.policy.latch == Latch::First;
+        let final_word = settled.belief.trust == Trust::Authoritative
+            && at.policy.answer_precedence == AnswerPrecedence::FirstWins;
         if settled.disputes < DISPUTES_MAX && !final_word {
             settled.disputes += 1;
             settled.disputed_at = Some(at.now);
@@ -935,9 +942,9 @@ impl Run {
         let Phase::Open(open) = &self.phase else {
             unreachable!("a run settles once")
         };
-        let latch = at.policy.latch;
+        let answer_precedence = at.policy.answer_precedence;
         let stronger = |best, other: &Evidence| {
-            if other.outranks(&best, latch) {
+            if other.outranks(&best, answer_precedence) {
                 other.clone()
             } else {
                 best

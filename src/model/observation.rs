@@ -210,12 +210,12 @@ pub struct Evidence {
 /// Which of two authoritative answers is believed when they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Latch {
+pub enum AnswerPrecedence {
     /// The one asked for last: a provider may correct itself.
-    Last,
+    LastWins,
     /// The one asked for first: the provider forgets (a cancelled Firecrawl crawl can read back
     /// as completed once its record has expired).
-    First,
+    FirstWins,
 }
 
 impl Evidence {
@@ -223,7 +223,7 @@ impl Evidence {
     /// among equal webhooks, which carry no order that can be relied on, the outcome: Skyvern's
     /// contradicting pairs end as the one that ranks higher here (cancelled then completed,
     /// cancelled then failed, completed then failed).
-    fn rank(&self, latch: Latch) -> (Trust, i64, u8) {
+    fn rank(&self, answer_precedence: AnswerPrecedence) -> (Trust, i64, u8) {
         let outcome = match self.ending.outcome {
             Outcome::Indeterminate => 0,
             Outcome::Cancelled => 1,
@@ -231,17 +231,17 @@ impl Evidence {
             Outcome::Succeeded => 3,
             Outcome::Failed => 4,
         };
-        let order = match (self.trust, latch) {
-            (Trust::Authoritative, Latch::Last) => self.asked_at.0,
-            (Trust::Authoritative, Latch::First) => -self.asked_at.0,
+        let order = match (self.trust, answer_precedence) {
+            (Trust::Authoritative, AnswerPrecedence::LastWins) => self.asked_at.0,
+            (Trust::Authoritative, AnswerPrecedence::FirstWins) => -self.asked_at.0,
             _ => 0,
         };
         (self.trust, order, outcome)
     }
 
     /// Whether this evidence is to be believed over `other`.
-    pub fn outranks(&self, other: &Evidence, latch: Latch) -> bool {
-        self.rank(latch) > other.rank(latch)
+    pub fn outranks(&self, other: &Evidence, answer_precedence: AnswerPrecedence) -> bool {
+        self.rank(answer_precedence) > other.rank(answer_precedence)
     }
 
     /// Whether this is an answer to a question that was asked before a webhook told another end: it

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::observation::Latch;
+use super::observation::AnswerPrecedence;
 use super::{At, words};
 
 words! {
@@ -40,7 +40,7 @@ pub struct Policy {
     /// Ages at which the provider's own limits make an answer likely: asked at in any case.
     pub landmarks: &'static [Duration],
     /// Which of two differing answers is believed.
-    pub latch: Latch,
+    pub answer_precedence: AnswerPrecedence,
     /// Whether we have what it takes to ask (an API key).
     pub can_ask: bool,
     /// How long being listed as open spares a run its own question.
@@ -156,7 +156,7 @@ pub(crate) mod tests {
             first_poll: 20 * SECOND,
             max_interval: 5 * MINUTE,
             landmarks: &[],
-            latch: Latch::Last,
+            answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,
         }

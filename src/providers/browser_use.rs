@@ -23,7 +23,7 @@ use super::{
     Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
     missing_if_canary_worked, python_json, told,
 };
-use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::providers::signature::Signature;
@@ -94,7 +94,7 @@ impl Provider for BrowserUse {
             first_poll: Duration::from_secs(20),
             max_interval: 5 * MINUTE,
             landmarks: LIMIT,
-            latch: Latch::Last,
+            answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,
         }

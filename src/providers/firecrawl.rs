@@ -67,7 +67,7 @@ use super::{
     Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
     missing_if_canary_worked, told,
 };
-use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::Keyring;
@@ -144,7 +144,7 @@ impl Provider for Firecrawl {
             max_interval: Duration::from_secs(300),
             landmarks: &[],
             // A cancelled crawl can read back as completed once its record has been evicted.
-            latch: Latch::First,
+            answer_precedence: AnswerPrecedence::FirstWins,
             can_ask: true,
             // No list here shows a state, so being listed spares no run its own question.
             listed_for: Duration::ZERO,

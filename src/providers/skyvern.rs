@@ -47,7 +47,7 @@ use super::{
     Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question,
     Reading, Response, RetryResult, Settings, Subject, Verdict, Webhook,
 };
-use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::Keyring;
@@ -120,7 +120,7 @@ impl Provider for Skyvern {
             first_poll: Duration::from_secs(20),
             max_interval: Duration::from_secs(300),
             landmarks: &[],
-            latch: Latch::Last,
+            answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,
         }

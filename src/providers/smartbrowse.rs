@@ -43,7 +43,7 @@ use super::{
     Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings,
     Subject, Verdict, Webhook,
 };
-use crate::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::{Keyring, RequiredHeader, SecretLabel, same};
@@ -99,7 +99,7 @@ impl Provider for SmartBrowse {
             first_poll: Duration::from_secs(20),
             max_interval: 5 * MINUTE,
             landmarks: LANDMARKS,
-            latch: Latch::Last,
+            answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,
         }

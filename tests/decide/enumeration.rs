@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use settled::model::observation::{Claim, Latch, Observation};
+use settled::model::observation::{AnswerPrecedence, Claim, Observation};
 use settled::model::schedule::Policy;
 use settled::model::{At, Outcome, Trust};
 
@@ -145,7 +145,7 @@ const VOICES: [&str; 10] = [
 ];
 
 /// Whom to believe, said independently of `decide`.
-fn strongest(voices: &[Observation], latch: Latch) -> Outcome {
+fn strongest(voices: &[Observation], answer_precedence: AnswerPrecedence) -> Outcome {
     let gravity = |outcome| match outcome {
         Outcome::Indeterminate => 0,
         Outcome::Cancelled => 1,
@@ -157,9 +157,9 @@ fn strongest(voices: &[Observation], latch: Latch) -> Outcome {
         Claim::Ended(ending) => Some((heard, ending)),
         _ => None,
     });
-    let order = |heard: &Observation| match (heard.trust, latch) {
-        (Trust::Authoritative, Latch::Last) => heard.asked_at.0,
-        (Trust::Authoritative, Latch::First) => -heard.asked_at.0,
+    let order = |heard: &Observation| match (heard.trust, answer_precedence) {
+        (Trust::Authoritative, AnswerPrecedence::LastWins) => heard.asked_at.0,
+        (Trust::Authoritative, AnswerPrecedence::FirstWins) => -heard.asked_at.0,
         _ => 0,
     };
     let (_, ending) = ends
@@ -247,7 +247,7 @@ fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
     let believed = outcome(history.subject.run.as_ref());
     assert_eq!(
         believed,
-        Some(strongest(&voices, policy.latch)),
+        Some(strongest(&voices, policy.answer_precedence)),
         "{order:?} {policy:?}"
     );
     says_nothing_new(&history, voices.iter());

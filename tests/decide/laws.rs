@@ -1,7 +1,7 @@
 //! What must hold of every decision, and of every history.
 
 use settled::model::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, Run, Settled};
-use settled::model::observation::{Claim, Evidence, Latch, Observation};
+use settled::model::observation::{AnswerPrecedence, Claim, Evidence, Observation};
 use settled::model::{At, Outcome, Trust};
 
 use super::speech::{Subject, observation};
@@ -142,7 +142,11 @@ fn obeys(
         hints_change_nothing(before, after, publish);
     }
     if let (Some(earlier), Some(later)) = (before.and_then(settled), settled(after)) {
-        belief_never_sinks(&earlier.belief, &later.belief, subject.policy.latch);
+        belief_never_sinks(
+            &earlier.belief,
+            &later.belief,
+            subject.policy.answer_precedence,
+        );
         assert_eq!(
             (earlier.at, earlier.origin),
             (later.at, later.origin),
@@ -240,10 +244,10 @@ fn hints_change_nothing(before: Option<&Run>, after: &Run, publish: Option<Publi
     assert_eq!(&same, after, "a hint changes nothing but when we ask");
 }
 
-fn belief_never_sinks(was: &Evidence, is: &Evidence, latch: Latch) {
+fn belief_never_sinks(was: &Evidence, is: &Evidence, answer_precedence: AnswerPrecedence) {
     assert!(is.trust >= was.trust, "trust never sinks");
     let order = |evidence: &Evidence| {
-        if latch == Latch::Last {
+        if answer_precedence == AnswerPrecedence::LastWins {
             evidence.asked_at.0
         } else {
             -evidence.asked_at.0

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use settled::model::decide::{Circumstances, Run, decide};
-use settled::model::observation::{Latch, Observation};
+use settled::model::observation::{AnswerPrecedence, Observation};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Trust};
 
@@ -119,7 +119,11 @@ fn policies() -> impl Strategy<Value = Policy> {
                     first_poll,
                     max_interval,
                     landmarks: if landmarks { &[MINUTE, DAY] } else { &[] },
-                    latch: if first { Latch::First } else { Latch::Last },
+                    answer_precedence: if first {
+                        AnswerPrecedence::FirstWins
+                    } else {
+                        AnswerPrecedence::LastWins
+                    },
                     can_ask,
                     listed_for,
                 }

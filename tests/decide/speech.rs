@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
-use settled::model::observation::{Claim, Detail, Ending, Latch, Observation, Rank};
+use settled::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Outcome, RunId, Trust, Via};
 
@@ -32,7 +32,7 @@ pub fn policy(words: &str) -> Policy {
         first_poll: 20 * SECOND,
         max_interval: 5 * MINUTE,
         landmarks: &[],
-        latch: Latch::Last,
+        answer_precedence: AnswerPrecedence::LastWins,
         can_ask: true,
         listed_for: Duration::ZERO,
     };
@@ -51,7 +51,7 @@ pub fn policy(words: &str) -> Policy {
             ..policy
         },
         "first" => Policy {
-            latch: Latch::First,
+            answer_precedence: AnswerPrecedence::FirstWins,
             ..policy
         },
         "patient" => Policy {

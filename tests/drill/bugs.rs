@@ -160,8 +160,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "the last to arrive is believed, not the strongest",
         file: "src/model/observation.rs",
-        old: "        self.rank(latch) > other.rank(latch)",
-        new: "        self.rank(latch) >= other.rank(latch) || self.received_at > other.received_at",
+        old: "        self.rank(answer_precedence) > other.rank(answer_precedence)",
+        new: "        self.rank(answer_precedence) >= other.rank(answer_precedence) || self.received_at > other.received_at",
         target: "decide",
         test: "enumeration::of_up_to_four_voices_the_strongest_is_believed_in_every_order",
     },

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use settled::model::decide::{Circumstances, Decision, Phase, Publication, decide};
-use settled::model::observation::{Claim, Ending, Latch, Observation, Rank};
+use settled::model::observation::{AnswerPrecedence, Claim, Ending, Observation, Rank};
 use settled::model::schedule::Confirm;
 use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
 use settled::providers::firecrawl::Firecrawl;
@@ -1192,8 +1192,8 @@ fn each_kind_has_its_patience() {
     assert_eq!(hours(Some(Kind::Agent)), (24, 168));
     let policy = Firecrawl.policy(None);
     assert_eq!(
-        (policy.grace, policy.latch, policy.confirm),
-        (Duration::ZERO, Latch::First, Confirm::Auto)
+        (policy.grace, policy.answer_precedence, policy.confirm),
+        (Duration::ZERO, AnswerPrecedence::FirstWins, Confirm::Auto)
     );
     assert_eq!(
         (policy.confirm_timeout, policy.listed_for),
