@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::{AnswerPrecedence, Claim, Detail, Ending, Evidence, Observation, Rank};
+use super::observation::{
+    AnswerPrecedence, Claim, Detail, Ending, Evidence, Observation, Progress,
+};
 use super::schedule::{self, Confirm, Policy};
 use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
@@ -45,7 +47,7 @@ pub struct Run {
     /// What is known about it beside its end: group, metadata, birth, last open status.
     pub detail: Detail,
     /// How far along it was seen to be while open.
-    pub rank: Rank,
+    pub progress: Progress,
     /// Authentic webhooks about it.
     pub webhooks: Arrivals,
     /// Questions asked about it that were answered or failed.
@@ -325,7 +327,7 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         known_since: at.now,
         found_by: heard.via,
         detail: Detail::default(),
-        rank: Rank::Waiting,
+        progress: Progress::Waiting,
         webhooks: Arrivals::default(),
         asks: 0,
         answered_at: None,
@@ -409,7 +411,12 @@ fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>
 }
 
 /// Somebody entitled says that the run goes on.
-fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_>) -> Conclusion {
+fn goes_on(
+    run: &mut Run,
+    heard: &Observation,
+    rank: Progress,
+    at: &Circumstances<'_>,
+) -> Conclusion {
     let authoritative = heard.trust == Trust::Authoritative;
     let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
@@ -429,8 +436,8 @@ fn goes_on(run: &mut Run, heard: &Observation, rank: Rank, at: &Circumstances<'_
     let news = heard.detail.provider_status.is_some()
         && (heard.detail.provider_status != run.detail.provider_status
             || heard.detail.reason != run.detail.reason);
-    if news && (authoritative || rank >= run.rank) {
-        run.rank = rank;
+    if news && (authoritative || rank >= run.progress) {
+        run.progress = rank;
         run.detail
             .provider_status
             .clone_from(&heard.detail.provider_status);

@@ -9,7 +9,7 @@ use super::{At, Kind, Outcome, RunId, Trust, Via};
 /// How far along an open run is. Only used to keep a late "queued" from hiding a "running".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Rank {
+pub enum Progress {
     /// Not started yet, or the word is not known to us.
     Waiting,
     /// Work was seen to begin (running, paused, between two attempts).
@@ -28,7 +28,7 @@ pub enum Claim {
         over: bool,
     },
     /// The run is not over.
-    Open(Rank),
+    Open(Progress),
     /// The run is over.
     Ended(Ending),
     /// The provider says that it knows no such run, and a call that must work with this key worked.

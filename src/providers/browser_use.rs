@@ -23,7 +23,7 @@ use super::{
     Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
     missing_if_canary_worked, python_json, told,
 };
-use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::providers::signature::Signature;
@@ -559,7 +559,7 @@ fn told_status(
     webhook: &Webhook<'_>,
 ) -> Observation {
     let (claim, reason) =
-        word_claim(status).unwrap_or((Claim::Open(Rank::Waiting), Some("unknown_status")));
+        word_claim(status).unwrap_or((Claim::Open(Progress::Waiting), Some("unknown_status")));
     let detail = Detail {
         provider_status: Some(status.to_owned()),
         reason: reason.map(str::to_owned),
@@ -589,9 +589,9 @@ fn word_claim(status: &str) -> Option<(Claim, Option<&'static str>)> {
     let over = |outcome, reason| Some((Claim::Ended(Ending::needs_answer(outcome)), reason));
     match status {
         "created" | "queued" | "dispatching" | "initializing" => {
-            Some((Claim::Open(Rank::Waiting), None))
+            Some((Claim::Open(Progress::Waiting), None))
         }
-        "started" | "running" | "paused" => Some((Claim::Open(Rank::Started), None)),
+        "started" | "running" | "paused" => Some((Claim::Open(Progress::Started), None)),
         // "Ready, nothing began yet" and "done" are one word: only worth a look.
         "idle" => Some((Claim::Listed { over: true }, Some("idle_unconfirmed"))),
         // No flag says whether what finished was a success.
@@ -779,7 +779,7 @@ fn counters(view: &Map<String, Value>) -> Option<Map<String, Value>> {
 
 type Judged = (Claim, Option<&'static str>);
 
-const fn open(rank: Rank) -> Judged {
+const fn open(rank: Progress) -> Judged {
     (Claim::Open(rank), None)
 }
 
@@ -787,7 +787,7 @@ const fn ended(outcome: Outcome, reason: Option<&'static str>) -> Judged {
     (Claim::Ended(Ending::sufficient(outcome)), reason)
 }
 
-const UNKNOWN_STATUS: Judged = (Claim::Open(Rank::Waiting), Some("unknown_status"));
+const UNKNOWN_STATUS: Judged = (Claim::Open(Progress::Waiting), Some("unknown_status"));
 
 /// An end whose word leaves the outcome to a flag; without the flag it is what `silent` says.
 const fn by_flag(success: Option<bool>, silent: Judged) -> Judged {
@@ -805,9 +805,9 @@ const STOPPED: Judged = ended(Outcome::Cancelled, Some("stopped_cause_unknown"))
 fn task_claim(status: &str, view: &Map<String, Value>) -> Judged {
     let success = flag(view, "isSuccess");
     match status {
-        "created" => open(Rank::Waiting),
+        "created" => open(Progress::Waiting),
         // Until November 2025 a task could be paused.
-        "started" | "paused" => open(Rank::Started),
+        "started" | "paused" => open(Progress::Started),
         "finished" => finished_claim(success, flag(view, "judgeVerdict")),
         "failed" => ended(Outcome::Failed, None),
         "stopped" => by_flag(success, STOPPED),
@@ -831,8 +831,8 @@ fn finished_claim(success: Option<bool>, verdict: Option<bool>) -> Judged {
 /// v4. A completed run has no success flag.
 fn run_claim(status: &str) -> Judged {
     match status {
-        "queued" | "dispatching" => open(Rank::Waiting),
-        "running" => open(Rank::Started),
+        "queued" | "dispatching" => open(Progress::Waiting),
+        "running" => open(Progress::Started),
         "completed" => ended(Outcome::Succeeded, None),
         "failed" => ended(Outcome::Failed, None),
         "cancelled" => ended(Outcome::Cancelled, None),
@@ -844,9 +844,9 @@ fn run_claim(status: &str) -> Judged {
 fn session_claim(status: &str, view: &Map<String, Value>) -> Judged {
     let success = flag(view, "isTaskSuccessful");
     match status {
-        "running" => open(Rank::Started),
+        "running" => open(Progress::Started),
         "idle" if has_worked(view) => by_flag(success, UNREPORTED),
-        "created" | "idle" => open(Rank::Waiting),
+        "created" | "idle" => open(Progress::Waiting),
         "stopped" if field(view, "output").is_some() => by_flag(success, UNREPORTED),
         "stopped" => by_flag(success, STOPPED),
         "timed_out" => ended(Outcome::TimedOut, None),
@@ -929,16 +929,16 @@ fn turn_claim(turn: usize, status: &str, view: &Map<String, Value>, pages: &[Ans
         return session_claim(status, view);
     }
     let Some(turns) = turns(pages) else {
-        return (Claim::Open(Rank::Waiting), Some("turns_not_counted"));
+        return (Claim::Open(Progress::Waiting), Some("turns_not_counted"));
     };
     let success = flag(view, "isTaskSuccessful");
     match turns.get(turn - 1) {
-        None => (Claim::Open(Rank::Waiting), Some("turn_not_seen")),
+        None => (Claim::Open(Progress::Waiting), Some("turn_not_seen")),
         Some(true) if turn < turns.len() => UNREPORTED,
         Some(false) if turn < turns.len() => ended(Outcome::Indeterminate, Some("turn_superseded")),
         Some(true) => by_flag(success, UNREPORTED),
         Some(false) if turn == 1 => session_claim(status, view),
-        Some(false) if status == "idle" => open(Rank::Waiting),
+        Some(false) if status == "idle" => open(Progress::Waiting),
         Some(false)
             if status == "stopped" && (success.is_some() || field(view, "output").is_some()) =>
         {

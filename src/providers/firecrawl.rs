@@ -67,7 +67,7 @@ use super::{
     Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
     missing_if_canary_worked, told,
 };
-use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::Keyring;
@@ -438,8 +438,8 @@ fn event_claim(
         "completed" => Outcome::Succeeded,
         "failed" => Outcome::Failed,
         "cancelled" => Outcome::Cancelled,
-        "started" | "page" | "action" => return (Claim::Open(Rank::Started), None),
-        _ => return (Claim::Open(Rank::Waiting), None),
+        "started" | "page" | "action" => return (Claim::Open(Progress::Started), None),
+        _ => return (Claim::Open(Progress::Waiting), None),
     };
     let enough = matches!(
         (kind, outcome),
@@ -464,7 +464,7 @@ fn check_completed(
     match success {
         Some(true) => (Claim::Ended(Ending::needs_answer(Outcome::Succeeded)), None),
         Some(false) => (Claim::Ended(Ending::needs_answer(Outcome::Failed)), None),
-        None => (Claim::Open(Rank::Started), None),
+        None => (Claim::Open(Progress::Started), None),
     }
 }
 
@@ -617,9 +617,9 @@ fn state_claim(kind: Kind, word: &str) -> (Claim, Option<&'static str>) {
     };
     let started = matches!(word, "scraping" | "processing" | "running");
     let open = Claim::Open(if started {
-        Rank::Started
+        Progress::Started
     } else {
-        Rank::Waiting
+        Progress::Waiting
     });
     (ending.map_or(open, Claim::Ended), None)
 }

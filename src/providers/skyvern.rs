@@ -47,7 +47,7 @@ use super::{
     Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question,
     Reading, Response, RetryResult, Settings, Subject, Verdict, Webhook,
 };
-use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::Keyring;
@@ -298,7 +298,7 @@ impl State {
     /// Nothing is said, but the run exists.
     fn silent() -> State {
         State {
-            claim: Claim::Open(Rank::Waiting),
+            claim: Claim::Open(Progress::Waiting),
             reason: None,
             next_attempt_at: None,
         }
@@ -315,7 +315,7 @@ impl State {
         };
         match said.fields.get("retry_pending") {
             Some(Value::Bool(true)) => Some(State {
-                claim: Claim::Open(Rank::Started),
+                claim: Claim::Open(Progress::Started),
                 reason: Some("retry_pending"),
                 next_attempt_at: json::time(&said.fields, "next_attempt_at"),
             }),
@@ -365,11 +365,11 @@ fn end(status: &str) -> Option<(Outcome, Option<&'static str>)> {
     }
 }
 
-fn rank(status: &str) -> Rank {
+fn rank(status: &str) -> Progress {
     if matches!(status, "running" | "paused") {
-        Rank::Started
+        Progress::Started
     } else {
-        Rank::Waiting
+        Progress::Waiting
     }
 }
 

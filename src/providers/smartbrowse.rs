@@ -43,7 +43,7 @@ use super::{
     Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings,
     Subject, Verdict, Webhook,
 };
-use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
+use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::{Keyring, RequiredHeader, SecretLabel, same};
@@ -254,8 +254,8 @@ fn matching_value<'a>(
 fn claim_of(state: &str) -> Claim {
     match (end(state), state) {
         (Some(outcome), _) => Claim::Ended(Ending::needs_answer(outcome)),
-        (None, "running") => Claim::Open(Rank::Started),
-        _ => Claim::Open(Rank::Waiting),
+        (None, "running") => Claim::Open(Progress::Started),
+        _ => Claim::Open(Progress::Waiting),
     }
 }
 
@@ -302,7 +302,7 @@ fn read_run(body: &[u8], run_id: &RunId) -> (Claim, Detail) {
         let there = ours && !data.is_empty() && said.broken.is_none();
         return (
             if there {
-                Claim::Open(Rank::Waiting)
+                Claim::Open(Progress::Waiting)
             } else {
                 Claim::Nothing
             },

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, Settled, decide};
-use settled::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Rank};
+use settled::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Outcome, RunId, Trust, Via};
 
@@ -147,8 +147,8 @@ fn claim(text: &str) -> Claim {
         "track" => Claim::Tracked,
         "open" => Claim::Listed { over: false },
         "over" | "history" => Claim::Listed { over: true },
-        "waiting" => Claim::Open(Rank::Waiting),
-        "running" | "paused" => Claim::Open(Rank::Started),
+        "waiting" => Claim::Open(Progress::Waiting),
+        "running" | "paused" => Claim::Open(Progress::Started),
         "404" => Claim::Missing,
         "5xx" => Claim::Nothing,
         "alarm" => Claim::Alarm,

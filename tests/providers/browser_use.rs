@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use settled::model::decide::{Circumstances, Effect, Phase, decide};
-use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::observation::{Claim, Observation, Progress};
 use settled::model::{At, Kind, Outcome, RunId, Trust, Via};
 use settled::providers::browser_use::BrowserUse;
 use settled::providers::signature::sign;
@@ -759,13 +759,13 @@ fn two_spellings_of_an_id_that_differ_are_malformed() {
 fn each_status_word_means_what_the_table_says_and_no_ending_settles_alone() {
     let over = |outcome| (Some(outcome), None);
     for (word, (ended, open), reason) in [
-        ("created", (None, Some(Rank::Waiting)), None),
-        ("queued", (None, Some(Rank::Waiting)), None),
-        ("dispatching", (None, Some(Rank::Waiting)), None),
-        ("initializing", (None, Some(Rank::Waiting)), None),
-        ("started", (None, Some(Rank::Started)), None),
-        ("running", (None, Some(Rank::Started)), None),
-        ("paused", (None, Some(Rank::Started)), None),
+        ("created", (None, Some(Progress::Waiting)), None),
+        ("queued", (None, Some(Progress::Waiting)), None),
+        ("dispatching", (None, Some(Progress::Waiting)), None),
+        ("initializing", (None, Some(Progress::Waiting)), None),
+        ("started", (None, Some(Progress::Started)), None),
+        ("running", (None, Some(Progress::Started)), None),
+        ("paused", (None, Some(Progress::Started)), None),
         ("finished", over(Outcome::Succeeded), Some("unreported")),
         ("completed", over(Outcome::Succeeded), Some("unreported")),
         (
@@ -779,7 +779,7 @@ fn each_status_word_means_what_the_table_says_and_no_ending_settles_alone() {
         ("cancelled", over(Outcome::Cancelled), None),
         (
             "hibernating",
-            (None, Some(Rank::Waiting)),
+            (None, Some(Progress::Waiting)),
             Some("unknown_status"),
         ),
     ] {
@@ -816,7 +816,7 @@ fn an_unknown_word_leaves_the_run_open_and_brings_its_poll_forward() {
     let (id, _, claim, hinted) = told(&body, "v2");
     assert_eq!(
         (id.as_str(), claim, hinted),
-        (TASK, Claim::Open(Rank::Waiting), vec![TASK.to_owned()])
+        (TASK, Claim::Open(Progress::Waiting), vec![TASK.to_owned()])
     );
 }
 
@@ -1040,8 +1040,8 @@ impl Asked {
 fn meaning(seen: &Observation) -> (String, &str) {
     let claim = match &seen.claim {
         Claim::Ended(ending) => ending.outcome.to_string(),
-        Claim::Open(Rank::Waiting) => "waiting".to_owned(),
-        Claim::Open(Rank::Started) => "started".to_owned(),
+        Claim::Open(Progress::Waiting) => "waiting".to_owned(),
+        Claim::Open(Progress::Started) => "started".to_owned(),
         other => format!("{other:?}"),
     };
     (claim, seen.detail.reason.as_deref().unwrap_or(""))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use settled::model::decide::{Circumstances, Decision, Phase, Publication, decide};
-use settled::model::observation::{AnswerPrecedence, Claim, Ending, Observation, Rank};
+use settled::model::observation::{AnswerPrecedence, Claim, Ending, Observation, Progress};
 use settled::model::schedule::Confirm;
 use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
 use settled::providers::firecrawl::Firecrawl;
@@ -168,7 +168,7 @@ fn outcome(observation: &Observation) -> Option<(Outcome, bool)> {
     }
 }
 
-const OPEN: Claim = Claim::Open(Rank::Started);
+const OPEN: Claim = Claim::Open(Progress::Started);
 
 // ── Who sent it (§4.3) ──────────────────────────────────────────────────────────────────────────
 
@@ -495,7 +495,7 @@ fn unknown_types_are_never_refused() {
     ] {
         assert_eq!(
             event(known_family, json!({})).claim,
-            Claim::Open(Rank::Waiting),
+            Claim::Open(Progress::Waiting),
             "{known_family}"
         );
     }
@@ -772,7 +772,7 @@ fn every_state_is_read_as_the_table_says() {
             OPEN
         );
         let unknown = state(kind, json!({"success": true, "status": "paused"}));
-        assert_eq!(unknown.claim, Claim::Open(Rank::Waiting));
+        assert_eq!(unknown.claim, Claim::Open(Progress::Waiting));
         assert_eq!(unknown.detail.provider_status.as_deref(), Some("paused"));
     }
 }
@@ -910,11 +910,11 @@ fn a_monitor_checks_state_is_inside_its_data() {
     assert_eq!(state(Kind::MonitorCheck, body("running")).claim, OPEN);
     assert_eq!(
         state(Kind::MonitorCheck, body("queued")).claim,
-        Claim::Open(Rank::Waiting)
+        Claim::Open(Progress::Waiting)
     );
     assert_eq!(
         state(Kind::MonitorCheck, body("cancelled")).claim,
-        Claim::Open(Rank::Waiting),
+        Claim::Open(Progress::Waiting),
         "not one of its words"
     );
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use settled::model::decide::{Circumstances, Publication, decide};
-use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::observation::{Claim, Observation, Progress};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::skyvern::Skyvern;
@@ -127,8 +127,8 @@ fn follow_up(run: &str, answers: &[Answer]) -> Option<String> {
 
 fn words(heard: &Observation) -> String {
     let claim = match &heard.claim {
-        Claim::Open(Rank::Waiting) => "open waiting".to_owned(),
-        Claim::Open(Rank::Started) => "open started".to_owned(),
+        Claim::Open(Progress::Waiting) => "open waiting".to_owned(),
+        Claim::Open(Progress::Started) => "open started".to_owned(),
         Claim::Ended(end) => format!(
             "{} {}",
             end.outcome,

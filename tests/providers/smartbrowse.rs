@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use settled::model::decide::{Circumstances, Effect, decide};
-use settled::model::observation::{Claim, Observation, Rank};
+use settled::model::observation::{Claim, Observation, Progress};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::smartbrowse::SmartBrowse;
@@ -104,8 +104,8 @@ fn status_of(answers: &[Answer]) -> Observation {
 
 fn words(heard: &Observation) -> String {
     match &heard.claim {
-        Claim::Open(Rank::Waiting) => "open waiting".to_owned(),
-        Claim::Open(Rank::Started) => "open started".to_owned(),
+        Claim::Open(Progress::Waiting) => "open waiting".to_owned(),
+        Claim::Open(Progress::Started) => "open started".to_owned(),
         Claim::Listed { over: true } => "look".to_owned(),
         Claim::Nothing => "nothing".to_owned(),
         Claim::Ended(end) if !end.sufficient => end.outcome.word().to_owned(),
