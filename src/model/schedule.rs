@@ -38,7 +38,7 @@ pub struct Policy {
     /// The longest interval of the curve.
     pub max_interval: Duration,
     /// Ages at which the provider's own limits make an answer likely: asked at in any case.
-    pub landmarks: &'static [Duration],
+    pub expected_end_ages: &'static [Duration],
     /// Which of two differing answers is believed.
     pub answer_precedence: AnswerPrecedence,
     /// Whether we have what it takes to ask (an API key).
@@ -89,11 +89,11 @@ pub fn first(policy: &Policy, opened_at: At, now: At) -> At {
 pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64, now: At) -> At {
     let curve = now.plus(interval(policy, asks, overdue, seed));
     policy
-        .landmarks
+        .expected_end_ages
         .iter()
         .map(|age| opened_at.plus(*age))
-        .find(|landmark| *landmark > now)
-        .map_or(curve, |landmark| curve.min(landmark))
+        .find(|expected_end| *expected_end > now)
+        .map_or(curve, |expected_end| curve.min(expected_end))
 }
 
 /// When to look again while the provider's answers lag behind what it already told us.
@@ -155,7 +155,7 @@ pub(crate) mod tests {
             give_up: Duration::from_secs(7 * 24 * 3600),
             first_poll: 20 * SECOND,
             max_interval: 5 * MINUTE,
-            landmarks: &[],
+            expected_end_ages: &[],
             answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,
@@ -203,7 +203,7 @@ pub(crate) mod tests {
     fn a_landmark_is_never_slept_through() {
         const AGES: &[Duration] = &[Duration::from_secs(900), Duration::from_secs(960)];
         let policy = Policy {
-            landmarks: AGES,
+            expected_end_ages: AGES,
             ..policy()
         };
         let at = next(&policy, At(0), 50, false, 3, At(800_000));

@@ -93,7 +93,7 @@ impl Provider for BrowserUse {
             give_up: 24 * HOUR,
             first_poll: Duration::from_secs(20),
             max_interval: 5 * MINUTE,
-            landmarks: LIMIT,
+            expected_end_ages: LIMIT,
             answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,

@@ -142,7 +142,7 @@ impl Provider for Firecrawl {
             give_up,
             first_poll: Duration::from_secs(20),
             max_interval: Duration::from_secs(300),
-            landmarks: &[],
+            expected_end_ages: &[],
             // A cancelled crawl can read back as completed once its record has been evicted.
             answer_precedence: AnswerPrecedence::FirstWins,
             can_ask: true,

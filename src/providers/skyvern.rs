@@ -119,7 +119,7 @@ impl Provider for Skyvern {
             give_up: Duration::from_secs(7 * 24 * 3600),
             first_poll: Duration::from_secs(20),
             max_interval: Duration::from_secs(300),
-            landmarks: &[],
+            expected_end_ages: &[],
             answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,

@@ -98,7 +98,7 @@ impl Provider for SmartBrowse {
             give_up: 24 * 60 * MINUTE,
             first_poll: Duration::from_secs(20),
             max_interval: 5 * MINUTE,
-            landmarks: LANDMARKS,
+            expected_end_ages: LANDMARKS,
             answer_precedence: AnswerPrecedence::LastWins,
             can_ask: true,
             listed_for: Duration::ZERO,

@@ -107,7 +107,7 @@ fn policies() -> impl Strategy<Value = Policy> {
                 (deadline, give_up, listed_for),
                 first,
                 can_ask,
-                landmarks,
+                expected_end_ages,
             )| {
                 Policy {
                     confirm,
@@ -118,7 +118,11 @@ fn policies() -> impl Strategy<Value = Policy> {
                     give_up,
                     first_poll,
                     max_interval,
-                    landmarks: if landmarks { &[MINUTE, DAY] } else { &[] },
+                    expected_end_ages: if expected_end_ages {
+                        &[MINUTE, DAY]
+                    } else {
+                        &[]
+                    },
                     answer_precedence: if first {
                         AnswerPrecedence::FirstWins
                     } else {

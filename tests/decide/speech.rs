@@ -31,7 +31,7 @@ pub fn policy(words: &str) -> Policy {
         give_up: 7 * DAY,
         first_poll: 20 * SECOND,
         max_interval: 5 * MINUTE,
-        landmarks: &[],
+        expected_end_ages: &[],
         answer_precedence: AnswerPrecedence::LastWins,
         can_ask: true,
         listed_for: Duration::ZERO,

@@ -659,7 +659,7 @@ fn the_policy_knows_the_fifteen_minutes_a_run_may_take() {
         give_up,
         first_poll,
         max_interval,
-        landmarks,
+        expected_end_ages,
         can_ask,
         ..
     } = SmartBrowse.policy(None);
@@ -667,7 +667,10 @@ fn the_policy_knows_the_fifteen_minutes_a_run_may_take() {
     let seconds = [grace, deadline, give_up, first_poll, max_interval].map(|span| span.as_secs());
     assert_eq!(seconds, [0, 1500, 86_400, 20, 300]);
     assert_eq!(
-        landmarks.iter().map(Duration::as_secs).collect::<Vec<_>>(),
+        expected_end_ages
+            .iter()
+            .map(Duration::as_secs)
+            .collect::<Vec<_>>(),
         [900, 960, 1080]
     );
 }
