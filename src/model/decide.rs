@@ -65,7 +65,7 @@ pub struct Run {
     /// Every outcome that an entitled evidence has told, so that one that only covers another is
     /// read as that other whichever came first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub told: Vec<Outcome>,
+    pub claimed_outcomes: Vec<Outcome>,
     /// Open, with what we hold against it, or settled, with what we believe.
     pub phase: Phase,
     /// When to ask next.
@@ -334,7 +334,7 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         hinted_at: None,
         overdue: false,
         statuses: 0,
-        told: Vec::new(),
+        claimed_outcomes: Vec::new(),
         phase: Phase::Open(Open::default()),
         ask: None,
         wake_at: None,
@@ -822,7 +822,7 @@ impl Run {
         if let Some(finer) = evidence
             .ending
             .covers
-            .filter(|finer| self.told.contains(finer))
+            .filter(|finer| self.claimed_outcomes.contains(finer))
         {
             evidence.ending = Ending {
                 outcome: finer,
@@ -839,9 +839,9 @@ impl Run {
         let (mine, said) = (&mut self.detail, &heard.detail);
         self.kind = self.kind.or(heard.kind);
         if let Claim::Ended(Ending { outcome, .. }) = heard.claim
-            && !self.told.contains(&outcome)
+            && !self.claimed_outcomes.contains(&outcome)
         {
-            self.told.push(outcome);
+            self.claimed_outcomes.push(outcome);
         }
         mine.opened_at = mine.opened_at.or(said.opened_at);
         if mine.group_id.is_none() {
