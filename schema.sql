@@ -114,7 +114,7 @@ CREATE TABLE settlements (
 ) STRICT, WITHOUT ROWID;
 
 -- What each report did to each run it spoke of: the timeline.
-CREATE TABLE heard (
+CREATE TABLE timeline (
     run    INTEGER NOT NULL REFERENCES runs (id),
     report INTEGER NOT NULL,
     at     INTEGER NOT NULL,
@@ -126,7 +126,7 @@ CREATE TABLE heard (
     seq    INTEGER,                           -- the record it caused
     PRIMARY KEY (run, report)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX heard_report ON heard (report);
+CREATE INDEX timeline_report ON timeline (report);
 
 -- The feed. Rows never change.
 CREATE TABLE records (

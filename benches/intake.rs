@@ -254,7 +254,7 @@ fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
             &[&id, &at, &envelope, &data, &std::str::from_utf8(body).expect("text")],
         );
         execute(
-            "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+            "INSERT INTO timeline (run, report, at, via, trust, claim, status, effect, seq)
              VALUES (?1, ?1, ?2, 'webhook', 'signed', 'succeeded', 'completed', 'settled', ?1)",
             &[&id, &at],
         );

@@ -252,8 +252,8 @@ impl Report {
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         let mut reading = self.understand(provider, settings);
         if let Reading::Said(observations) | Reading::Counted(observations, _) = &mut reading {
-            for heard in observations {
-                shorten(&mut heard.detail);
+            for observation in observations {
+                shorten(&mut observation.detail);
             }
         }
         reading

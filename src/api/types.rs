@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ConsumerView;
-use crate::ledger::{DamagedRow, DeliveryRow, HeardRow, Losses, RunRow, SecretUse, SourceCounts};
+use crate::ledger::{
+    DamagedRow, DeliveryRow, Losses, RunRow, SecretUse, SourceCounts, TimelineRow,
+};
 use crate::model::decide::{Phase, Run};
 use crate::model::observation::Detail;
 use crate::model::record::Cursor;
@@ -155,7 +157,7 @@ pub struct TimelineLine {
 
 impl TimelineLine {
     /// The view of a stored line.
-    pub fn of(row: HeardRow, epoch: &str) -> TimelineLine {
+    pub fn of(row: TimelineRow, epoch: &str) -> TimelineLine {
         TimelineLine {
             at: row.at.rfc3339(),
             via: row.via,

@@ -92,7 +92,7 @@ const INVARIANTS: [(&str, &str); 16] = [
     (
         "records without a cause that was entitled to cause them",
         // A line of the timeline says what caused a record; it goes when retention takes the report.
-        "SELECT r.seq FROM records r JOIN heard h ON h.run = r.run AND h.seq = r.seq LEFT JOIN reports p ON p.id = h.report
+        "SELECT r.seq FROM records r JOIN timeline h ON h.run = r.run AND h.seq = r.seq LEFT JOIN reports p ON p.id = h.report
          WHERE p.id IS NULL OR p.ring IS NOT NULL OR p.via <> h.via OR NOT CASE
             WHEN h.via IN ('webhook', 'replay') THEN h.trust = p.verdict AND p.verdict IN ('signed', 'shared_secret')
             ELSE h.trust = 'authoritative' END",
@@ -104,7 +104,7 @@ const INVARIANTS: [(&str, &str); 16] = [
     ),
     (
         "lines in timelines that name a record of another run or none",
-        "SELECT h.report FROM heard h LEFT JOIN records r ON r.seq = h.seq
+        "SELECT h.report FROM timeline h LEFT JOIN records r ON r.seq = h.seq
          WHERE h.seq > (SELECT trimmed FROM meta) AND r.run IS NOT h.run",
     ),
     (
@@ -144,7 +144,7 @@ const INVARIANTS: [(&str, &str); 16] = [
 /// What holds beside that as long as retention has never removed a report.
 const WITH_ALL_REPORTS: [(&str, &str); 1] = [(
     "records without a cause",
-    "SELECT seq FROM records r WHERE NOT EXISTS (SELECT 1 FROM heard h WHERE h.run = r.run AND h.seq = r.seq)",
+    "SELECT seq FROM records r WHERE NOT EXISTS (SELECT 1 FROM timeline h WHERE h.run = r.run AND h.seq = r.seq)",
 )];
 
 /// Tables of which the number of rows is told.

@@ -161,10 +161,10 @@ impl Transaction<'_> {
 
     /// Writes a line of a run's timeline: one per report, the last, unless an earlier one names the
     /// record that it caused.
-    pub fn note_heard(&mut self, run: i64, report: i64, line: &HeardRow) -> Result<()> {
+    pub fn add_timeline_row(&mut self, run: i64, report: i64, line: &TimelineRow) -> Result<()> {
         self.tx
             .prepare_cached(
-                "INSERT INTO heard (run, report, at, via, trust, claim, status, effect, seq)
+                "INSERT INTO timeline (run, report, at, via, trust, claim, status, effect, seq)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
                  ON CONFLICT DO UPDATE SET at = excluded.at, via = excluded.via, trust = excluded.trust,
                     claim = excluded.claim, status = excluded.status, effect = excluded.effect, seq = excluded.seq
@@ -187,7 +187,7 @@ impl Transaction<'_> {
 
 /// A line of a run's timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeardRow {
+pub struct TimelineRow {
     /// The report that spoke.
     pub report: i64,
     /// When it reached us.
@@ -255,7 +255,7 @@ impl View<'_> {
         let sql = format!(
             "{DELIVERY_COLUMNS} WHERE r.via IN ('webhook', 'replay')
                AND (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR r.verdict = ?2)
-               AND (?3 IS NULL OR r.id IN (SELECT h.report FROM heard h JOIN runs u ON u.id = h.run WHERE u.run_id = ?3))
+               AND (?3 IS NULL OR r.id IN (SELECT h.report FROM timeline h JOIN runs u ON u.id = h.run WHERE u.run_id = ?3))
                AND (?4 IS NULL OR r.id < ?4)
              ORDER BY r.id DESC LIMIT ?5"
         );
@@ -312,12 +312,12 @@ impl View<'_> {
     }
 
     /// What was heard about a run, oldest first.
-    pub fn timeline(&self, run: i64) -> Result<Vec<HeardRow>> {
+    pub fn timeline(&self, run: i64) -> Result<Vec<TimelineRow>> {
         let mut select = self
             .connection
-            .prepare_cached("SELECT * FROM heard WHERE run = ?1 ORDER BY report")?;
+            .prepare_cached("SELECT * FROM timeline WHERE run = ?1 ORDER BY report")?;
         let rows = select.query_and_then([run], |row| {
-            Ok(HeardRow {
+            Ok(TimelineRow {
                 report: row.get("report")?,
                 at: At(row.get("at")?),
                 via: row.get("via")?,
@@ -334,7 +334,7 @@ impl View<'_> {
     fn runs_of_report(&self, report: i64) -> Result<Vec<String>> {
         let mut select = self
             .connection
-            .prepare_cached("SELECT u.run_id FROM heard h JOIN runs u ON u.id = h.run WHERE h.report = ?1 LIMIT 100")?;
+            .prepare_cached("SELECT u.run_id FROM timeline h JOIN runs u ON u.id = h.run WHERE h.report = ?1 LIMIT 100")?;
         let rows = select.query_map([report], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

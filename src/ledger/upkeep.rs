@@ -16,9 +16,9 @@ use crate::model::At;
 
 /// A report is needed while an open run holds what it said, and while a record that is kept refers
 /// to its body or was caused by it and refers to another's (the line that leads there is its line).
-const NEEDED: &str = "EXISTS (SELECT 1 FROM heard h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
+const NEEDED: &str = "EXISTS (SELECT 1 FROM timeline h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
         AND r.id IN (json_extract(u.state, '$.phase.open.claim.evidence.report'), json_extract(u.state, '$.phase.open.seen.report')))
-    OR EXISTS (SELECT 1 FROM heard h JOIN heard o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
+    OR EXISTS (SELECT 1 FROM timeline h JOIN timeline o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
         WHERE h.report = r.id AND (instr(c.data, '\"payload_ref\":\"/v1/deliveries/' || r.id || '/body\"') > 0
             OR (o.report = r.id AND instr(c.data, '\"payload_ref\":\"') > 0)))";
 
@@ -90,7 +90,9 @@ impl Transaction<'_> {
     pub fn remove_reports(&mut self, ids: &[i64]) -> Result<usize> {
         let ids = to_json(&ids);
         self.tx
-            .prepare_cached("DELETE FROM heard WHERE report IN (SELECT value FROM json_each(?1))")?
+            .prepare_cached(
+                "DELETE FROM timeline WHERE report IN (SELECT value FROM json_each(?1))",
+            )?
             .execute([&ids])?;
         let mut remove = self
             .tx
@@ -181,7 +183,7 @@ mod tests {
              INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, opened_at, state) VALUES (1, 1, 'r', 'open', 0, 9, 1, '{state}');
              INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
                 '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
-             INSERT INTO heard (run, report, at, via, trust, claim, effect, seq) VALUES (1, 1, 1, '', '', '', '', NULL),
+             INSERT INTO timeline (run, report, at, via, trust, claim, effect, seq) VALUES (1, 1, 1, '', '', '', '', NULL),
                 (1, 2, 1, '', '', '', 'held', NULL), (2, 3, 1, '', '', '', 'settled', 1);"
         );
         let settled = r#"INSERT INTO runs (id, source, run_id, phase, overdue, outcome, origin, settled_at, first_webhook_at, completion, opened_at, state)
@@ -229,7 +231,7 @@ mod tests {
             })
         };
         assert_eq!(left("SELECT count(*) FROM reports").unwrap(), 3);
-        assert_eq!(left("SELECT count(*) FROM heard").unwrap(), 2);
+        assert_eq!(left("SELECT count(*) FROM timeline").unwrap(), 2);
         assert_eq!(left("SELECT count(*) FROM runs").unwrap(), 2);
     }
 

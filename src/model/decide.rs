@@ -124,7 +124,7 @@ pub struct Open {
 }
 
 impl Open {
-    /// The ends that were heard.
+    /// The ends that were observation.
     fn held(&self) -> impl Iterator<Item = &Evidence> {
         self.claim
             .as_ref()
@@ -277,24 +277,24 @@ pub struct Circumstances<'a> {
 }
 
 /// Concludes.
-pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> Decision {
+pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_>) -> Decision {
     let known = run.is_some();
-    let Some(mut run) = run.or_else(|| open(heard, at)) else {
+    let Some(mut run) = run.or_else(|| open(observation, at)) else {
         return Decision {
             run: None,
             publish: None,
             effect: Effect::Ignored,
         };
     };
-    if heard.entitled() {
+    if observation.entitled() {
         run.clamp(at.policy, at.now);
     }
-    run.note(heard, at.now);
+    run.note(observation, at.now);
     let settled = matches!(run.phase, Phase::Settled(_));
     let (publish, effect) = if settled {
-        once_settled(&mut run, heard, at)
+        once_settled(&mut run, observation, at)
     } else {
-        while_open(&mut run, heard, at)
+        while_open(&mut run, observation, at)
     };
     run.set_alarm(at.policy, at.now);
     let quiet = matches!(effect, Effect::Unchanged | Effect::Ignored | Effect::Hinted);
@@ -311,21 +311,21 @@ pub fn decide(run: Option<Run>, heard: &Observation, at: &Circumstances<'_>) -> 
 }
 
 /// A run we had not heard of, if what we hear may open one.
-fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
-    let opens = match heard.claim {
-        Claim::Listed { over: true } if heard.via == Via::Sweep => {
-            heard.last_sign() >= Some(at.since)
+fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
+    let opens = match observation.claim {
+        Claim::Listed { over: true } if observation.via == Via::Sweep => {
+            observation.last_sign() >= Some(at.since)
         }
         Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
         Claim::Missing | Claim::Nothing | Claim::Alarm => false,
     };
-    if !opens || !heard.entitled() {
+    if !opens || !observation.entitled() {
         return None;
     }
     let mut run = Run {
-        kind: heard.kind,
+        kind: observation.kind,
         known_since: at.now,
-        found_by: heard.via,
+        found_by: observation.via,
         detail: Detail::default(),
         progress: Progress::Waiting,
         webhooks: Arrivals::default(),
@@ -339,7 +339,7 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         ask: None,
         wake_at: None,
     };
-    run.learn(heard);
+    run.learn(observation);
     run.ask_at(
         schedule::first(at.policy, run.opened_at(), at.now),
         at.policy,
@@ -350,23 +350,23 @@ fn open(heard: &Observation, at: &Circumstances<'_>) -> Option<Run> {
 type Conclusion = (Option<Publication>, Effect);
 
 /// An observation about a run that has not ended yet.
-fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    if !heard.entitled() {
+fn while_open(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> Conclusion {
+    if !observation.entitled() {
         return (None, run.hint(at));
     }
-    match &heard.claim {
+    match &observation.claim {
         Claim::Tracked => (None, Effect::Unchanged),
-        Claim::Listed { over } => (None, listed(run, heard, *over, at)),
-        Claim::Open(rank) => goes_on(run, heard, *rank, at),
+        Claim::Listed { over } => (None, listed(run, observation, *over, at)),
+        Claim::Open(rank) => goes_on(run, observation, *rank, at),
         Claim::Ended(ending) => {
-            let evidence = run.refined(evidence(*ending, heard, at));
+            let evidence = run.refined(evidence(*ending, observation, at));
             if evidence.trust == Trust::Authoritative {
                 answered_ended(run, evidence, at)
             } else {
                 told_ended(run, evidence, at)
             }
         }
-        Claim::Missing => missing(run, heard, at),
+        Claim::Missing => missing(run, observation, at),
         Claim::Nothing => {
             run.ask_again(at);
             (None, Effect::Unchanged)
@@ -375,22 +375,22 @@ fn while_open(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Con
     }
 }
 
-fn evidence(ending: Ending, heard: &Observation, at: &Circumstances<'_>) -> Evidence {
+fn evidence(ending: Ending, observation: &Observation, at: &Circumstances<'_>) -> Evidence {
     Evidence {
         ending,
-        trust: heard.trust,
-        via: heard.via,
-        asked_at: heard.asked_at,
+        trust: observation.trust,
+        via: observation.via,
+        asked_at: observation.asked_at,
         received_at: at.now,
         report: at.report,
-        detail: heard.detail.clone(),
+        detail: observation.detail.clone(),
     }
 }
 
 /// A list shows the run, so it is not gone. Still open there: its own question can wait, within
 /// reason. Over there: ask, since a list is a copy that may be wrong.
-fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
-    if let (Trust::Authoritative, Phase::Open(open)) = (heard.trust, &mut run.phase) {
+fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
+    if let (Trust::Authoritative, Phase::Open(open)) = (observation.trust, &mut run.phase) {
         open.misses = None;
     }
     if over {
@@ -413,11 +413,11 @@ fn listed(run: &mut Run, heard: &Observation, over: bool, at: &Circumstances<'_>
 /// Somebody entitled says that the run goes on.
 fn goes_on(
     run: &mut Run,
-    heard: &Observation,
+    observation: &Observation,
     rank: Progress,
     at: &Circumstances<'_>,
 ) -> Conclusion {
-    let authoritative = heard.trust == Trust::Authoritative;
+    let authoritative = observation.trust == Trust::Authoritative;
     let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
     };
@@ -426,22 +426,22 @@ fn goes_on(
         open.misses = None;
         if open
             .seen
-            .take_if(|seen| seen.asked_at <= heard.asked_at)
+            .take_if(|seen| seen.asked_at <= observation.asked_at)
             .is_some()
         {
             effect = Effect::Withdrawn;
         }
     }
     let mut publish = None;
-    let news = heard.detail.provider_status.is_some()
-        && (heard.detail.provider_status != run.detail.provider_status
-            || heard.detail.reason != run.detail.reason);
+    let news = observation.detail.provider_status.is_some()
+        && (observation.detail.provider_status != run.detail.provider_status
+            || observation.detail.reason != run.detail.reason);
     if news && (authoritative || rank >= run.progress) {
         run.progress = rank;
         run.detail
             .provider_status
-            .clone_from(&heard.detail.provider_status);
-        run.detail.reason.clone_from(&heard.detail.reason);
+            .clone_from(&observation.detail.provider_status);
+        run.detail.reason.clone_from(&observation.detail.reason);
         run.statuses += 1;
         publish = Some(Publication::Status(run.statuses));
         effect = Effect::Status;
@@ -449,7 +449,7 @@ fn goes_on(
     if authoritative {
         run.ask_again(at);
     }
-    if let (Some(span), Some(ask)) = (heard.ask_after, &mut run.ask)
+    if let (Some(span), Some(ask)) = (observation.ask_after, &mut run.ask)
         && !ask.urgent
     {
         ask.at = ask.at.max(at.now.plus(span));
@@ -545,7 +545,7 @@ fn look_twice(
 }
 
 /// The provider does not know the run, and our key works.
-fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
+fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> Conclusion {
     let asks = run.asks;
     let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
@@ -568,7 +568,7 @@ fn missing(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclu
     });
     misses.count += 1;
     if misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN {
-        return conclude_without_answer(run, "provider_gone", heard.via, at);
+        return conclude_without_answer(run, "provider_gone", observation.via, at);
     }
     run.ask_at(at.now.plus(schedule::MISS_INTERVAL), at.policy);
     (None, Effect::Missed)
@@ -637,11 +637,11 @@ fn conclude_without_answer(
 }
 
 /// An observation about a run whose completion is published.
-fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let asked = heard.via == Via::Poll;
-    let conclusion = match &heard.claim {
-        Claim::Ended(ending) if heard.entitled() => {
-            let evidence = run.refined(evidence(*ending, heard, at));
+fn once_settled(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> Conclusion {
+    let asked = observation.via == Via::Poll;
+    let conclusion = match &observation.claim {
+        Claim::Ended(ending) if observation.entitled() => {
+            let evidence = run.refined(evidence(*ending, observation, at));
             hear_again(run, evidence, at)
         }
         _ => (
@@ -654,7 +654,7 @@ fn once_settled(run: &mut Run, heard: &Observation, at: &Circumstances<'_>) -> C
         ),
     };
     if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
-        settled.note_answer(heard);
+        settled.note_answer(observation);
         run.ask = next_look(settled, at);
     }
     conclusion
@@ -750,15 +750,17 @@ impl Settled {
 
     /// A question was answered: the check that was due is done, and a dispute older than the
     /// question is decided.
-    fn note_answer(&mut self, heard: &Observation) {
-        if heard.claim == Claim::Nothing {
+    fn note_answer(&mut self, observation: &Observation) {
+        if observation.claim == Claim::Nothing {
             return;
         }
-        self.disputed_at = self.disputed_at.filter(|since| *since > heard.asked_at);
+        self.disputed_at = self
+            .disputed_at
+            .filter(|since| *since > observation.asked_at);
         let due = |done: u32| {
             schedule::CHECKS
                 .get(done as usize)
-                .is_some_and(|span| self.at.plus(*span) <= heard.asked_at)
+                .is_some_and(|span| self.at.plus(*span) <= observation.asked_at)
         };
         self.checks = self.checks.map(|done| done + u32::from(due(done)));
     }
@@ -791,9 +793,9 @@ impl Run {
     }
 
     /// Counts what came and keeps what it tells.
-    fn note(&mut self, heard: &Observation, now: At) {
-        match heard.via {
-            Via::Webhook if heard.entitled() => {
+    fn note(&mut self, observation: &Observation, now: At) {
+        match observation.via {
+            Via::Webhook if observation.entitled() => {
                 self.webhooks.count = self.webhooks.count.saturating_add(1);
                 self.webhooks.first.get_or_insert(now);
                 self.webhooks.last = self.webhooks.last.max(Some(now));
@@ -806,14 +808,14 @@ impl Run {
                 {
                     held.asks += 1;
                 }
-                if heard.claim != Claim::Nothing {
+                if observation.claim != Claim::Nothing {
                     self.answered_at = Some(now);
                 }
             }
             _ => {}
         }
-        if heard.entitled() {
-            self.learn(heard);
+        if observation.entitled() {
+            self.learn(observation);
         }
     }
 
@@ -835,10 +837,10 @@ impl Run {
 
     /// Keeps what is said about the run itself. What was said first stays, except metadata, where
     /// later keys are added.
-    fn learn(&mut self, heard: &Observation) {
-        let (mine, said) = (&mut self.detail, &heard.detail);
-        self.kind = self.kind.or(heard.kind);
-        if let Claim::Ended(Ending { outcome, .. }) = heard.claim
+    fn learn(&mut self, observation: &Observation) {
+        let (mine, said) = (&mut self.detail, &observation.detail);
+        self.kind = self.kind.or(observation.kind);
+        if let Claim::Ended(Ending { outcome, .. }) = observation.claim
             && !self.claimed_outcomes.contains(&outcome)
         {
             self.claimed_outcomes.push(outcome);

@@ -4,7 +4,7 @@
 use super::fleet::{Fleet, Member};
 use super::{Aftermath, Digest};
 use crate::config::Source;
-use crate::ledger::{HeardRow, StoreError, Transaction};
+use crate::ledger::{StoreError, TimelineRow, Transaction};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
 use crate::model::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
@@ -52,18 +52,21 @@ fn effects(
             }
         };
     let (mut effects, mut news) = (Vec::new(), false);
-    for heard in &mut observations {
-        heard.detail.rewrite(|text| member.redactor().redact(text));
-        let Some((effect, seq)) = conclude(tx, member, id, report, heard, now, aftermath)? else {
+    for observation in &mut observations {
+        observation
+            .detail
+            .rewrite(|text| member.redactor().redact(text));
+        let Some((effect, seq)) = conclude(tx, member, id, report, observation, now, aftermath)?
+        else {
             continue;
         };
         news |= match effect {
             Effect::Unchanged => false,
-            Effect::Ignored => heard.via != Via::Sweep,
+            Effect::Ignored => observation.via != Via::Sweep,
             _ => true,
         };
         if effect != Effect::Ignored {
-            effects.push((heard.run_id.clone(), effect, seq));
+            effects.push((observation.run_id.clone(), effect, seq));
         }
     }
     if let Some(gap) = counted {
@@ -107,20 +110,25 @@ fn conclude(
     member: &Member,
     id: i64,
     report: &Report,
-    heard: &Observation,
+    observation: &Observation,
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
     let source = &member.source;
-    let known = match tx.run(member.id, &heard.run_id) {
+    let known = match tx.run(member.id, &observation.run_id) {
         Err(error) if !error.blames_the_disk() => {
-            return pass_over(tx, source, id, report, heard, &error, now).map(|()| None);
+            return pass_over(tx, source, id, report, observation, &error, now).map(|()| None);
         }
         known => known?,
     };
     let before = known.as_ref().map(|(_, run)| run.clone());
-    let policy = source.policy(before.as_ref().and_then(|run| run.kind).or(heard.kind));
-    let seed = schedule::seed(source.name.as_str(), heard.run_id.as_str());
+    let policy = source.policy(
+        before
+            .as_ref()
+            .and_then(|run| run.kind)
+            .or(observation.kind),
+    );
+    let seed = schedule::seed(source.name.as_str(), observation.run_id.as_str());
     let at = Circumstances {
         policy: &policy,
         now,
@@ -132,7 +140,7 @@ fn conclude(
         run,
         publish,
         effect,
-    } = decide(before, heard, &at);
+    } = decide(before, observation, &at);
     let Some(run) = run else { return Ok(None) };
     let completion = if publish == Some(Publication::Completion) {
         Some(tx.next_seq()?)
@@ -140,7 +148,7 @@ fn conclude(
         None
     };
     let known = known.as_ref().map(|(row, before)| (*row, before));
-    let row = tx.save_run((member.id, &heard.run_id), known, &run, completion)?;
+    let row = tx.save_run((member.id, &observation.run_id), known, &run, completion)?;
     let seq = match publish {
         Some(publication) => Some(append(
             tx,
@@ -148,17 +156,17 @@ fn conclude(
             row,
             &run,
             publication,
-            (id, report, heard),
+            (id, report, observation),
             now,
         )?),
         None => None,
     };
-    if worth_a_line(heard, effect) {
-        tx.note_heard(row, id, &line(id, heard, effect, seq, now))?;
+    if belongs_in_timeline(observation, effect) {
+        tx.add_timeline_row(row, id, &line(id, observation, effect, seq, now))?;
     }
     aftermath.head = seq.or(aftermath.head);
     aftermath.urgent |= run.is_urgent();
-    tell(source, &heard.run_id, &run, effect, heard);
+    tell(source, &observation.run_id, &run, effect, observation);
     Ok(Some((effect, seq)))
 }
 
@@ -170,16 +178,16 @@ fn pass_over(
     source: &Source,
     id: i64,
     report: &Report,
-    heard: &Observation,
+    observation: &Observation,
     error: &StoreError,
     now: At,
 ) -> Result<(), StoreError> {
     let (source, run_id, via) = (
         source.name.as_str(),
-        heard.run_id.as_str(),
-        heard.via.word(),
+        observation.run_id.as_str(),
+        observation.via.word(),
     );
-    if report.head.via() == Via::Sweep || !heard.entitled() {
+    if report.head.via() == Via::Sweep || !observation.entitled() {
         tracing::debug!(source, run_id, via, %error, "the run's row is damaged");
         return Ok(());
     }
@@ -198,12 +206,12 @@ fn append(
     row: i64,
     run: &Run,
     publication: Publication,
-    (id, report, heard): (i64, &Report, &Observation),
+    (id, report, observation): (i64, &Report, &Observation),
     now: At,
 ) -> Result<i64, StoreError> {
     let key = RunKey {
         source: member.source.name.clone(),
-        run_id: heard.run_id.clone(),
+        run_id: observation.run_id.clone(),
     };
     let about = About {
         provider: member.source.provider.name(),
@@ -250,16 +258,22 @@ fn append(
 
 /// A list that shows what we know, and a hint without consequence, leave no line: a flood of
 /// forged deliveries must not grow the timeline.
-fn worth_a_line(heard: &Observation, effect: Effect) -> bool {
+fn belongs_in_timeline(observation: &Observation, effect: Effect) -> bool {
     match effect {
-        Effect::Ignored => heard.entitled() && heard.via != Via::Sweep,
-        Effect::Unchanged => heard.via != Via::Sweep,
+        Effect::Ignored => observation.entitled() && observation.via != Via::Sweep,
+        Effect::Unchanged => observation.via != Via::Sweep,
         _ => true,
     }
 }
 
-fn line(report: i64, heard: &Observation, effect: Effect, seq: Option<i64>, at: At) -> HeardRow {
-    let claim = match &heard.claim {
+fn line(
+    report: i64,
+    observation: &Observation,
+    effect: Effect,
+    seq: Option<i64>,
+    at: At,
+) -> TimelineRow {
+    let claim = match &observation.claim {
         Claim::Tracked => "tracked",
         Claim::Listed { .. } => "listed",
         Claim::Open(_) => "open",
@@ -268,21 +282,25 @@ fn line(report: i64, heard: &Observation, effect: Effect, seq: Option<i64>, at: 
         Claim::Nothing => "nothing",
         Claim::Alarm => "alarm",
     };
-    HeardRow {
+    TimelineRow {
         report,
         at,
-        via: heard.via.word().to_owned(),
-        trust: heard.trust.word().to_owned(),
+        via: observation.via.word().to_owned(),
+        trust: observation.trust.word().to_owned(),
         claim: claim.to_owned(),
-        status: heard.detail.provider_status.clone(),
+        status: observation.detail.provider_status.clone(),
         effect: effect.word().to_owned(),
         seq,
     }
 }
 
 /// One log line per thing that happened to a run.
-fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, heard: &Observation) {
-    let (source, run_id, via) = (source.name.as_str(), run_id.as_str(), heard.via.word());
+fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, observation: &Observation) {
+    let (source, run_id, via) = (
+        source.name.as_str(),
+        run_id.as_str(),
+        observation.via.word(),
+    );
     match (effect, &run.phase) {
         (Effect::Settled, Phase::Settled(settled)) => {
             let (outcome, origin) = (settled.belief.ending.outcome.word(), settled.origin.word());

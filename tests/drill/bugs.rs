@@ -361,7 +361,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/ledger/trimming.rs",
         old: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;",
         new: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;
-        self.tx.execute(\"DELETE FROM heard WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;
+        self.tx.execute(\"DELETE FROM timeline WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;
         self.tx.execute(\"DELETE FROM runs WHERE completion <= ?1 AND id NOT IN (SELECT run FROM records)\", [last])?;",
         target: "feed",
         test: "retention::the_size_beats_consumers_and_says_so",

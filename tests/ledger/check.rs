@@ -116,7 +116,7 @@ fn whatever_is_broken_is_named() {
             "records without a cause that was entitled to cause them",
         ),
         (
-            "UPDATE heard SET trust = 'hint' WHERE seq IS NOT NULL AND via = 'poll'",
+            "UPDATE timeline SET trust = 'hint' WHERE seq IS NOT NULL AND via = 'poll'",
             "records without a cause that was entitled to cause them",
         ),
         (
@@ -124,11 +124,11 @@ fn whatever_is_broken_is_named() {
             "deliveries that nobody verified outside of the ring, or others in it",
         ),
         (
-            "UPDATE heard SET seq = NULL WHERE seq = 1",
+            "UPDATE timeline SET seq = NULL WHERE seq = 1",
             "records without a cause",
         ),
         (
-            "UPDATE heard SET seq = 2 WHERE seq = 3",
+            "UPDATE timeline SET seq = 2 WHERE seq = 3",
             "lines in timelines that name a record of another run or none",
         ),
         (

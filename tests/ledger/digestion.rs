@@ -355,7 +355,7 @@ fn a_forged_flood_grows_neither_the_runs_nor_the_timeline() {
     ledger.hears(signed("wr_over", "failed"));
     let before = (
         ledger.count("SELECT count(*) FROM runs"),
-        ledger.count("SELECT count(*) FROM heard"),
+        ledger.count("SELECT count(*) FROM timeline"),
     );
     let flood = |number: i64| {
         let names = ["wr_open", "wr_over", "wr_unknown"];
@@ -370,7 +370,7 @@ fn a_forged_flood_grows_neither_the_runs_nor_the_timeline() {
         .unwrap();
     let after = (
         ledger.count("SELECT count(*) FROM runs"),
-        ledger.count("SELECT count(*) FROM heard"),
+        ledger.count("SELECT count(*) FROM timeline"),
     );
     assert_eq!(
         after,

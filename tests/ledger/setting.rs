@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use settled::config::Source;
 use settled::ledger::{
-    FeedBounds, Filter, HeardRow, Reader, RingLimits, RunRow, StoredRecord, Writer,
+    FeedBounds, Filter, Reader, RingLimits, RunRow, StoredRecord, TimelineRow, Writer,
 };
 use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
@@ -157,7 +157,7 @@ impl Ledger {
         self.reader.read(|view| view.run(&key)).unwrap()
     }
 
-    pub fn timeline(&self, run_id: &str) -> Vec<HeardRow> {
+    pub fn timeline(&self, run_id: &str) -> Vec<TimelineRow> {
         let row = self.run(run_id).unwrap().row;
         self.reader.read(|view| view.timeline(row)).unwrap()
     }
