@@ -76,17 +76,17 @@ CREATE TABLE runs (
     origin           TEXT,
     settled_at       INTEGER,
     first_webhook_at INTEGER,
-    ask_at           INTEGER,                 -- when to ask, once the source's gate opens
-    urgent_at        INTEGER,                 -- when to ask, gate or no gate
+    poll_at           INTEGER,                 -- when to ask, once the source's gate opens
+    poll_urgent_at        INTEGER,                 -- when to ask, gate or no gate
     wake_at          INTEGER,                 -- when our own clock has something to say
     completion       INTEGER,                 -- seq of its completion
     state            TEXT    NOT NULL,
     UNIQUE (source, run_id),
     CHECK ((phase = 'settled') = (completion IS NOT NULL)),
-    CHECK (ask_at IS NULL OR urgent_at IS NULL)
+    CHECK (poll_at IS NULL OR poll_urgent_at IS NULL)
 ) STRICT;
-CREATE INDEX runs_ask ON runs (source, ask_at) WHERE ask_at IS NOT NULL;
-CREATE INDEX runs_urgent ON runs (source, urgent_at) WHERE urgent_at IS NOT NULL;
+CREATE INDEX runs_ask ON runs (source, poll_at) WHERE poll_at IS NOT NULL;
+CREATE INDEX runs_urgent ON runs (source, poll_urgent_at) WHERE poll_urgent_at IS NOT NULL;
 -- Exactly the open runs. Source is in it to be told apart without reading the runs.
 CREATE INDEX runs_wake ON runs (wake_at, source) WHERE wake_at IS NOT NULL;
 

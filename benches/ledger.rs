@@ -141,7 +141,7 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
     };
     let mut run = copy(
         "runs",
-        "?1, source, ?2, phase, overdue, opened_at, outcome, origin, settled_at, first_webhook_at, ask_at, urgent_at,
+        "?1, source, ?2, phase, overdue, opened_at, outcome, origin, settled_at, first_webhook_at, poll_at, poll_urgent_at,
          wake_at, ?1, state",
         "id",
     );

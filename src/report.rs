@@ -81,7 +81,7 @@ pub struct PollHead {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
     /// When the first question was sent.
-    pub asked_at: At,
+    pub requested_at: At,
     /// The answers without their bodies.
     pub answers: Vec<AnswerHead>,
 }
@@ -115,7 +115,7 @@ pub struct SweepHead {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<String>,
     /// When.
-    pub asked_at: At,
+    pub requested_at: At,
     /// The answer without its body.
     pub answer: AnswerHead,
 }
@@ -281,13 +281,13 @@ impl Report {
                 Reading::Said(vec![provider.read_status(
                     &subject,
                     &head.answers(&self.body),
-                    head.asked_at,
+                    head.requested_at,
                 )])
             }
             Head::Sweep(head) => {
                 let answer = head.answer.join(&mut self.body.as_slice());
                 let listing =
-                    provider.read_list(head.page.as_deref(), &answer, settings, head.asked_at);
+                    provider.read_list(head.page.as_deref(), &answer, settings, head.requested_at);
                 match listing.gap {
                     Some(gap) => Reading::Counted(listing.runs, gap),
                     None => Reading::Said(listing.runs),
@@ -329,8 +329,8 @@ impl Report {
             claim,
             trust: Trust::Authoritative,
             via: self.head.via(),
-            asked_at: self.at,
-            ask_after: None,
+            requested_at: self.at,
+            poll_after: None,
             detail,
         }
     }

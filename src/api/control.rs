@@ -205,7 +205,7 @@ pub async fn retry_webhook(
             let message = format!("{} has no call that sends a webhook again", provider.name());
             Problem::new(StatusCode::CONFLICT, "no_retry", message)
         })?;
-    let answer = asker.ask_now(&question).await;
+    let answer = asker.poll_now(&question).await;
     let (delivered_status, error, target_url, latency_ms, payload) =
         match provider.read_retry(&key.run_id, &answer) {
             RetryResult::Refused {

@@ -64,11 +64,11 @@ pub struct RunView {
     /// When the last came.
     pub last_webhook_at: Option<String>,
     /// Questions asked about it.
-    pub questions: u32,
+    pub polls: u32,
     /// When one was last answered.
     pub answered_at: Option<String>,
     /// When the next is due.
-    pub next_question_at: Option<String>,
+    pub next_poll_at: Option<String>,
     /// Amendments published.
     pub amendments: u32,
     /// Cursor of its completion.
@@ -113,9 +113,9 @@ impl RunView {
             webhooks: run.webhooks.count,
             first_webhook_at: run.webhooks.first.map(At::rfc3339),
             last_webhook_at: run.webhooks.last.map(At::rfc3339),
-            questions: run.asks,
+            polls: run.polls,
             answered_at: run.answered_at.map(At::rfc3339),
-            next_question_at: run.ask.map(|ask| ask.at.rfc3339()),
+            next_poll_at: run.poll.map(|plan| plan.at.rfc3339()),
             amendments: settled.map_or(0, |settled| settled.amendments),
             completion: row.completion.map(|seq| cursor(epoch, seq)),
         }

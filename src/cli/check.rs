@@ -537,7 +537,7 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
         calls,
         system_clock(),
     );
-    let answer = asker.ask_now(&question).await;
+    let answer = asker.poll_now(&question).await;
     let (ok, verdict) = judge(&source.provider.hearing(&answer), &answer);
     Online {
         ok,

@@ -85,7 +85,7 @@ fn sentence(told: &Told, now: At) -> String {
     let Told { effect, run, .. } = told;
     let effect = effect.map_or("the answer says nothing of the run", meaning);
     let next = run
-        .next_question_at
+        .next_poll_at
         .as_deref()
         .filter(|_| run.outcome.is_none());
     let next = next

@@ -110,8 +110,8 @@ fn about(run: &RunView, now: At) -> String {
             )),
         ),
         ("webhooks", Some(webhooks)),
-        ("questions", Some(format!("{}{answered}", run.questions))),
-        ("next question", ago(&run.next_question_at)),
+        ("polls", Some(format!("{}{answered}", run.polls))),
+        ("next question", ago(&run.next_poll_at)),
         (
             "amendments",
             (run.amendments > 0).then(|| run.amendments.to_string()),

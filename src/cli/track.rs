@@ -87,7 +87,7 @@ impl Track {
 fn told(reply: &Reply, run: &RunView, now: At) -> String {
     let name = format!("{} {}", show::clean(&run.source), show::clean(&run.run_id));
     let next = run
-        .next_question_at
+        .next_poll_at
         .as_deref()
         .map(|at| format!("; next question {}", show::when_text(now, at)));
     let next = next.unwrap_or_default();

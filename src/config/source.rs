@@ -114,16 +114,16 @@ impl Source {
     /// How runs of this kind are settled and asked about: the provider's way, with the
     /// configuration's values laid over it.
     pub fn policy(&self, kind: Option<Kind>) -> Policy {
-        let can_ask = self.api_key.is_some();
+        let can_poll = self.api_key.is_some();
         // Half as long again as lists are apart, so that one late list does not set off a question
         // for every run on it.
-        let listed_for = if can_ask {
+        let listed_for = if can_poll {
             self.sweep.largest_gap().mul_f64(1.5)
         } else {
             Duration::ZERO
         };
         Policy {
-            can_ask,
+            can_poll,
             listed_for,
             ..self.overrides.over(&self.provider.policy(kind))
         }

@@ -359,10 +359,10 @@ fn what_is_not_configured_stays_as_the_provider_has_it() {
 #[test]
 fn without_a_key_nothing_can_be_asked_and_no_list_spares_a_question() {
     let policy = source("").policy(None);
-    assert!(!policy.can_ask);
+    assert!(!policy.can_poll);
     assert_eq!(policy.listed_for, Duration::ZERO);
     let hourly = source("api_key = { env = \"KEY\" }\nsweep = \"0 * * * *\"").policy(None);
-    assert!(hourly.can_ask);
+    assert!(hourly.can_poll);
     assert_eq!(hourly.listed_for, seconds(5400));
 }
 

@@ -311,7 +311,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
     writer.transaction(|tx| {
-        tx.clamp_asks(
+        tx.clamp_polls(
             clock(),
             clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
         )

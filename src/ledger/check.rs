@@ -1,5 +1,5 @@
 //! Whether a ledger is what it must be: the invariants that can be seen in the file alone, written
-//! once. `settled check` asks this of a person's ledger, the demo of its own when it closes, and
+//! once. `settled check` polls this of a person's ledger, the demo of its own when it closes, and
 //! every layer of the tests after the worst they could think of; what the world outside knows
 //! beside it, those add themselves.
 //!
@@ -307,8 +307,8 @@ struct Columns {
     origin: Option<String>,
     settled_at: Option<i64>,
     first_webhook_at: Option<i64>,
-    ask_at: Option<i64>,
-    urgent_at: Option<i64>,
+    poll_at: Option<i64>,
+    poll_urgent_at: Option<i64>,
     wake_at: Option<i64>,
     completed: bool,
 }
@@ -323,8 +323,8 @@ impl Columns {
             origin: row.get("origin")?,
             settled_at: row.get("settled_at")?,
             first_webhook_at: row.get("first_webhook_at")?,
-            ask_at: row.get("ask_at")?,
-            urgent_at: row.get("urgent_at")?,
+            poll_at: row.get("poll_at")?,
+            poll_urgent_at: row.get("poll_urgent_at")?,
             wake_at: row.get("wake_at")?,
             completed: row.get("completed")?,
         })
@@ -336,9 +336,9 @@ impl Columns {
             Phase::Settled(settled) => Some(settled),
         };
         let ask = |urgent| {
-            run.ask
-                .filter(|ask| ask.urgent == urgent)
-                .map(|ask| ask.at.0)
+            run.poll
+                .filter(|plan| plan.urgent == urgent)
+                .map(|plan| plan.at.0)
         };
         Columns {
             phase: if settled.is_some() { "settled" } else { "open" }.to_owned(),
@@ -348,8 +348,8 @@ impl Columns {
             origin: settled.map(|settled| settled.origin.word().to_owned()),
             settled_at: settled.map(|settled| settled.at.0),
             first_webhook_at: run.webhooks.first.map(|at| at.0),
-            ask_at: ask(false),
-            urgent_at: ask(true),
+            poll_at: ask(false),
+            poll_urgent_at: ask(true),
             wake_at: run.wake_at.map(|at| at.0),
             completed: settled.is_some(),
         }

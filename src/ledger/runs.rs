@@ -47,20 +47,20 @@ impl Transaction<'_> {
                 Some(settled.at.0),
             ),
         };
-        let (urgent_at, ask_at) = match run.ask {
-            Some(ask) if ask.urgent => (Some(ask.at.0), None),
-            Some(ask) => (None, Some(ask.at.0)),
+        let (poll_urgent_at, poll_at) = match run.poll {
+            Some(plan) if plan.urgent => (Some(plan.at.0), None),
+            Some(plan) => (None, Some(plan.at.0)),
             None => (None, None),
         };
         let mut save = self.tx.prepare_cached(match known {
             None => {
-                "INSERT INTO runs (id, phase, overdue, outcome, origin, settled_at, first_webhook_at, ask_at, urgent_at,
+                "INSERT INTO runs (id, phase, overdue, outcome, origin, settled_at, first_webhook_at, poll_at, poll_urgent_at,
                     wake_at, completion, state, opened_at, source, run_id)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
             }
             Some(_) => {
                 "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
-                    first_webhook_at = ?7, ask_at = ?8, urgent_at = ?9, wake_at = ?10,
+                    first_webhook_at = ?7, poll_at = ?8, poll_urgent_at = ?9, wake_at = ?10,
                     completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
                  WHERE id = ?1 AND source = ?14 AND run_id = ?15"
             }
@@ -73,8 +73,8 @@ impl Transaction<'_> {
             origin,
             settled_at,
             run.webhooks.first.map(|at| at.0),
-            ask_at,
-            urgent_at,
+            poll_at,
+            poll_urgent_at,
             run.wake_at.map(|at| at.0),
             completion,
             to_json(run),
@@ -131,11 +131,11 @@ impl Transaction<'_> {
 
     /// Moves every question that lies further ahead than any rule could have put it back to `now`:
     /// the clock was stepped back, and must not freeze polling.
-    pub fn clamp_asks(&mut self, now: At, latest: At) -> Result<usize> {
+    pub fn clamp_polls(&mut self, now: At, latest: At) -> Result<usize> {
         Ok(self.tx.execute(
-            "UPDATE runs SET ask_at = ?1,
-                    state = CASE WHEN json_valid(state) THEN json_set(state, '$.ask.at', ?1) ELSE state END
-                 WHERE ask_at IS NOT NULL AND ask_at > ?2",
+            "UPDATE runs SET poll_at = ?1,
+                    state = CASE WHEN json_valid(state) THEN json_set(state, '$.poll.at', ?1) ELSE state END
+                 WHERE poll_at IS NOT NULL AND poll_at > ?2",
             (now.0, latest.0),
         )?)
     }
@@ -270,9 +270,9 @@ impl View<'_> {
     /// opened at `gate`, lets through. Among those that have been due for longest the oldest run
     /// comes first: it has the least time left before its provider forgets it.
     pub fn due(&self, source: i64, now: At, gate: At, max: u32) -> Result<Vec<Due>> {
-        let mut due = self.due_by("urgent_at", source, now, max)?;
+        let mut due = self.due_by("poll_urgent_at", source, now, max)?;
         let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
-        due.extend(self.due_by("ask_at", source, gate.min(now), room)?);
+        due.extend(self.due_by("poll_at", source, gate.min(now), room)?);
         Ok(due)
     }
 
@@ -292,7 +292,7 @@ impl View<'_> {
     /// When the next urgent question of `source` after `now` falls due.
     pub fn next_urgent_after(&self, source: i64, now: At) -> Result<Option<At>> {
         let mut select = self.connection.prepare_cached(
-            "SELECT min(urgent_at) FROM runs WHERE source = ?1 AND urgent_at IS NOT NULL AND urgent_at > ?2",
+            "SELECT min(poll_urgent_at) FROM runs WHERE source = ?1 AND poll_urgent_at IS NOT NULL AND poll_urgent_at > ?2",
         )?;
         let at: Option<i64> = select.query_row((source, now.0), |row| row.get(0))?;
         Ok(at.map(At))

@@ -51,7 +51,7 @@ pub struct Run {
     /// Authentic webhooks about it.
     pub webhooks: Arrivals,
     /// Questions asked about it that were answered or failed.
-    pub asks: u32,
+    pub polls: u32,
     /// When a question was last really answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<At>,
@@ -70,7 +70,7 @@ pub struct Run {
     pub phase: Phase,
     /// When to ask next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ask: Option<Ask>,
+    pub poll: Option<PollPlan>,
     /// When our own clock has something to say next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake_at: Option<At>,
@@ -91,7 +91,7 @@ pub struct Arrivals {
 
 /// A question that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct PollPlan {
     /// Not before this.
     pub at: At,
     /// Does not wait for the source's cron gate.
@@ -139,7 +139,7 @@ impl Open {
         let answered = |claim: &Claimed| {
             self.seen
                 .as_ref()
-                .is_some_and(|seen| seen.asked_at >= claim.evidence.received_at)
+                .is_some_and(|seen| seen.requested_at >= claim.evidence.received_at)
         };
         let claim = self
             .claim
@@ -163,7 +163,7 @@ pub struct Claimed {
     /// When it settles the run even if no answer was to be had.
     pub until: At,
     /// Questions asked since.
-    pub asks: u32,
+    pub polls: u32,
 }
 
 /// Consecutive answers "no such run", each with a canary that worked.
@@ -329,18 +329,18 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         detail: Detail::default(),
         progress: Progress::Waiting,
         webhooks: Arrivals::default(),
-        asks: 0,
+        polls: 0,
         answered_at: None,
         hinted_at: None,
         overdue: false,
         statuses: 0,
         claimed_outcomes: Vec::new(),
         phase: Phase::Open(Open::default()),
-        ask: None,
+        poll: None,
         wake_at: None,
     };
     run.learn(observation);
-    run.ask_at(
+    run.poll_at(
         schedule::first(at.policy, run.opened_at(), at.now),
         at.policy,
     );
@@ -368,7 +368,7 @@ fn while_open(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) 
         }
         Claim::Missing => missing(run, observation, at),
         Claim::Nothing => {
-            run.ask_again(at);
+            run.poll_again(at);
             (None, Effect::Unchanged)
         }
         Claim::Alarm => alarm(run, at),
@@ -380,7 +380,7 @@ fn evidence(ending: Ending, observation: &Observation, at: &Circumstances<'_>) -
         ending,
         trust: observation.trust,
         via: observation.via,
-        asked_at: observation.asked_at,
+        requested_at: observation.requested_at,
         received_at: at.now,
         report: at.report,
         detail: observation.detail.clone(),
@@ -394,7 +394,7 @@ fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstanc
         open.misses = None;
     }
     if over {
-        run.ask_now(at);
+        run.poll_now(at);
         return Effect::Hinted;
     }
     let bound = run
@@ -402,10 +402,10 @@ fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstanc
         .unwrap_or(run.known_since)
         .plus(at.policy.max_interval.saturating_mul(10));
     let spared = at.now.plus(at.policy.listed_for).min(bound);
-    if let Some(ask) = &mut run.ask
-        && !ask.urgent
+    if let Some(plan) = &mut run.poll
+        && !plan.urgent
     {
-        ask.at = ask.at.max(spared);
+        plan.at = plan.at.max(spared);
     }
     Effect::Unchanged
 }
@@ -426,7 +426,7 @@ fn goes_on(
         open.misses = None;
         if open
             .seen
-            .take_if(|seen| seen.asked_at <= observation.asked_at)
+            .take_if(|seen| seen.requested_at <= observation.requested_at)
             .is_some()
         {
             effect = Effect::Withdrawn;
@@ -447,12 +447,12 @@ fn goes_on(
         effect = Effect::Status;
     }
     if authoritative {
-        run.ask_again(at);
+        run.poll_again(at);
     }
-    if let (Some(span), Some(ask)) = (observation.ask_after, &mut run.ask)
-        && !ask.urgent
+    if let (Some(span), Some(plan)) = (observation.poll_after, &mut run.poll)
+        && !plan.urgent
     {
-        ask.at = ask.at.max(at.now.plus(span));
+        plan.at = plan.at.max(at.now.plus(span));
     }
     (publish, effect)
 }
@@ -472,7 +472,7 @@ fn told_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
     let contradicted = open
         .held()
         .any(|other| other.outranks(&evidence, answer_precedence) && !other.allows(&evidence));
-    if (enough && !contradicted) || !at.policy.can_ask {
+    if (enough && !contradicted) || !at.policy.can_poll {
         let confirmed = enough || open.seen.is_some();
         return run.settle(evidence, confirmed, at);
     }
@@ -485,14 +485,14 @@ fn told_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
         None => Claimed {
             evidence,
             until: at.now.plus(at.policy.confirm_timeout),
-            asks: 0,
+            polls: 0,
         },
     };
     run.phase = Phase::Open(Open {
         claim: Some(held),
         ..open.clone()
     });
-    run.ask_now(at);
+    run.poll_now(at);
     (None, Effect::Held)
 }
 
@@ -509,11 +509,11 @@ fn answered_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> 
         .as_ref()
         .is_some_and(|held| held.evidence.ending.sufficient && seen.allows(&held.evidence));
     let held_true = second && at.now.since(seen.received_at) >= policy.grace;
-    if policy.grace.is_zero() || seconded || held_true || !policy.can_ask {
+    if policy.grace.is_zero() || seconded || held_true || !policy.can_poll {
         return run.settle(seen, true, at);
     }
     open.seen = Some(seen);
-    run.ask_again(at);
+    run.poll_again(at);
     (None, Effect::Held)
 }
 
@@ -527,7 +527,7 @@ fn look_twice(
     let Some(seen) = seen else {
         return (evidence, false);
     };
-    let later = evidence.asked_at >= seen.asked_at;
+    let later = evidence.requested_at >= seen.requested_at;
     match (
         evidence.outranks(&seen, answer_precedence),
         evidence.agrees(&seen),
@@ -546,18 +546,18 @@ fn look_twice(
 
 /// The provider does not know the run, and our key works.
 fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> Conclusion {
-    let asks = run.asks;
+    let polls = run.polls;
     let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
     };
     if open.held().next().is_some() {
         // It lags behind its own word, or has forgotten a run that is over; the hold has its end.
-        run.ask_again(at);
+        run.poll_again(at);
         return (None, Effect::Missed);
     }
     if at.now.since(run.known_since) < schedule::YOUNG {
-        run.ask_at(
-            schedule::after_lag(asks.saturating_sub(1), at.now),
+        run.poll_at(
+            schedule::after_lag(polls.saturating_sub(1), at.now),
             at.policy,
         );
         return (None, Effect::Missed);
@@ -570,7 +570,7 @@ fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> 
     if misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN {
         return conclude_without_answer(run, "provider_gone", observation.via, at);
     }
-    run.ask_at(at.now.plus(schedule::MISS_INTERVAL), at.policy);
+    run.poll_at(at.now.plus(schedule::MISS_INTERVAL), at.policy);
     (None, Effect::Missed)
 }
 
@@ -588,10 +588,10 @@ fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
     let end = run.known_since.plus(at.policy.give_up);
     if end <= at.now {
         let answered = run.answered_at.is_some_and(|answered| answered >= end);
-        if answered || !at.policy.can_ask || end.plus(schedule::LAST_CHANCE) <= at.now {
+        if answered || !at.policy.can_poll || end.plus(schedule::LAST_CHANCE) <= at.now {
             return conclude_without_answer(run, "deadline_exceeded", Via::Clock, at);
         }
-        run.ask_now(at);
+        run.poll_now(at);
     }
     if !run.overdue && run.opened_at().plus(at.policy.deadline) <= at.now {
         run.overdue = true;
@@ -628,7 +628,7 @@ fn conclude_without_answer(
         ending: Ending::needs_answer(Outcome::Indeterminate),
         trust: Trust::Hint,
         via,
-        asked_at: at.now,
+        requested_at: at.now,
         received_at: at.now,
         report: at.report,
         detail,
@@ -655,16 +655,16 @@ fn once_settled(run: &mut Run, observation: &Observation, at: &Circumstances<'_>
     };
     if let (true, Phase::Settled(settled)) = (asked, &mut run.phase) {
         settled.note_answer(observation);
-        run.ask = next_look(settled, at);
+        run.poll = next_look(settled, at);
     }
     conclusion
 }
 
 /// When a settled run is looked at again, if at all: while it is disputed, and on the occasions of
 /// [`schedule::CHECKS`] if nobody confirmed it.
-fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
+fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<PollPlan> {
     let pending = |since: At| at.now.since(since) < schedule::LOOK_FOR;
-    if !at.policy.can_ask {
+    if !at.policy.can_poll {
         None
     } else if let Some(since) = settled.disputed_at.filter(|since| pending(*since)) {
         // Soon at first (the answer was merely late or lost), then ever more rarely.
@@ -672,14 +672,14 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<Ask> {
             .now
             .since(since)
             .clamp(Duration::from_secs(1), schedule::MISS_INTERVAL);
-        Some(Ask {
+        Some(PollPlan {
             at: at.now.plus(pause),
             urgent: true,
         })
     } else {
         let span = *schedule::CHECKS.get(settled.checks? as usize)?;
         let next = settled.at.plus(span).max(at.now.plus(schedule::CHECKS[0]));
-        pending(settled.at).then_some(Ask {
+        pending(settled.at).then_some(PollPlan {
             at: next,
             urgent: false,
         })
@@ -700,7 +700,7 @@ fn hear_again(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
         }
         if outranks {
             settled.belief.trust = evidence.trust;
-            settled.belief.asked_at = evidence.asked_at;
+            settled.belief.requested_at = evidence.requested_at;
             settled.belief.ending.covers = evidence.ending.covers;
         }
         return (None, Effect::Confirmed);
@@ -718,14 +718,14 @@ fn hear_again(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conc
     let previous = belief.ending.outcome;
     let overtaken = evidence.overtaken_by(belief);
     // A refinement keeps the authority of what it refines.
-    let (trust, asked_at) = if outranks {
-        (evidence.trust, evidence.asked_at)
+    let (trust, requested_at) = if outranks {
+        (evidence.trust, evidence.requested_at)
     } else {
-        (belief.trust, belief.asked_at)
+        (belief.trust, belief.requested_at)
     };
     settled.belief = Evidence {
         trust,
-        asked_at,
+        requested_at,
         ..evidence
     };
     settled.amendments += 1;
@@ -756,11 +756,11 @@ impl Settled {
         }
         self.disputed_at = self
             .disputed_at
-            .filter(|since| *since > observation.asked_at);
+            .filter(|since| *since > observation.requested_at);
         let due = |done: u32| {
             schedule::CHECKS
                 .get(done as usize)
-                .is_some_and(|span| self.at.plus(*span) <= observation.asked_at)
+                .is_some_and(|span| self.at.plus(*span) <= observation.requested_at)
         };
         self.checks = self.checks.map(|done| done + u32::from(due(done)));
     }
@@ -776,7 +776,7 @@ impl Run {
 
     /// Whether it is to be asked about without waiting for the source's cron gate.
     pub fn is_urgent(&self) -> bool {
-        self.ask.is_some_and(|ask| ask.urgent)
+        self.poll.is_some_and(|plan| plan.urgent)
     }
 
     /// The clock may have been stepped back: nothing is held for longer because of it.
@@ -801,12 +801,12 @@ impl Run {
                 self.webhooks.last = self.webhooks.last.max(Some(now));
             }
             Via::Poll => {
-                self.asks = self.asks.saturating_add(1);
+                self.polls = self.polls.saturating_add(1);
                 if let Phase::Open(Open {
                     claim: Some(held), ..
                 }) = &mut self.phase
                 {
-                    held.asks += 1;
+                    held.polls += 1;
                 }
                 if observation.claim != Claim::Nothing {
                     self.answered_at = Some(now);
@@ -863,13 +863,15 @@ impl Run {
             .hinted_at
             .is_some_and(|last| at.now.since(last) < schedule::HINT_INTERVAL);
         if recent
-            || !at.policy.can_ask
-            || self.ask.is_some_and(|ask| ask.urgent && ask.at <= at.now)
+            || !at.policy.can_poll
+            || self
+                .poll
+                .is_some_and(|plan| plan.urgent && plan.at <= at.now)
         {
             return Effect::Ignored;
         }
         self.hinted_at = Some(at.now);
-        self.ask_now(at);
+        self.poll_now(at);
         Effect::Hinted
     }
 
@@ -884,36 +886,36 @@ impl Run {
         if settled.disputes < DISPUTES_MAX && !final_word {
             settled.disputes += 1;
             settled.disputed_at = Some(at.now);
-            self.ask_now(at);
+            self.poll_now(at);
         }
     }
 
-    fn ask_now(&mut self, at: &Circumstances<'_>) {
-        self.ask_urgently(at.now, at.policy);
+    fn poll_now(&mut self, at: &Circumstances<'_>) {
+        self.poll_urgently(at.now, at.policy);
     }
 
-    fn ask_urgently(&mut self, when: At, policy: &Policy) {
-        self.ask = policy.can_ask.then_some(Ask {
+    fn poll_urgently(&mut self, when: At, policy: &Policy) {
+        self.poll = policy.can_poll.then_some(PollPlan {
             at: when,
             urgent: true,
         });
     }
 
-    fn ask_at(&mut self, when: At, policy: &Policy) {
-        self.ask = policy.can_ask.then_some(Ask {
+    fn poll_at(&mut self, when: At, policy: &Policy) {
+        self.poll = policy.can_poll.then_some(PollPlan {
             at: when,
             urgent: false,
         });
     }
 
     /// After an answer that left the run open.
-    fn ask_again(&mut self, at: &Circumstances<'_>) {
+    fn poll_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
             Phase::Open(Open {
                 seen: Some(seen), ..
             }) => {
                 let due = seen.received_at.plus(at.policy.grace);
-                self.ask_urgently(
+                self.poll_urgently(
                     due.max(schedule::after_failing_since(due, at.now)),
                     at.policy,
                 );
@@ -921,8 +923,8 @@ impl Run {
             Phase::Open(Open {
                 claim: Some(held), ..
             }) => {
-                self.ask_urgently(
-                    schedule::after_lag(held.asks.saturating_sub(1), at.now),
+                self.poll_urgently(
+                    schedule::after_lag(held.polls.saturating_sub(1), at.now),
                     at.policy,
                 );
             }
@@ -930,12 +932,12 @@ impl Run {
                 let when = schedule::next(
                     at.policy,
                     self.opened_at(),
-                    self.asks,
+                    self.polls,
                     self.overdue,
                     at.seed,
                     at.now,
                 );
-                self.ask_at(when, at.policy);
+                self.poll_at(when, at.policy);
             }
         }
     }
@@ -970,7 +972,7 @@ impl Run {
         };
         let overtaken = claim.is_some_and(|claim| evidence.overtaken_by(claim));
         let belief = self.refined(evidence);
-        let checks = (!confirmed && at.policy.can_ask).then_some(0);
+        let checks = (!confirmed && at.policy.can_poll).then_some(0);
         let settled = Settled {
             belief,
             origin,
@@ -981,7 +983,7 @@ impl Run {
             disputed_at: None,
             checks,
         };
-        self.ask = next_look(&settled, at);
+        self.poll = next_look(&settled, at);
         self.phase = Phase::Settled(settled);
         if overtaken {
             self.dispute(at);

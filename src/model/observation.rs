@@ -22,7 +22,7 @@ pub enum Claim {
     /// A client, an operator or a list without states says that the run exists, and no more.
     Tracked,
     /// A list named it, perhaps with a state. Lists lag and omit, so this never settles anything;
-    /// `over` asks for a closer look.
+    /// `over` polls for a closer look.
     Listed {
         /// The list's word suggests that the run has ended.
         over: bool,
@@ -168,10 +168,10 @@ pub struct Observation {
     pub via: Via,
     /// For an answer: when the question was asked. Otherwise when the report came in. A later
     /// question outranks an earlier one, whatever the order in which the answers arrive.
-    pub asked_at: At,
+    pub requested_at: At,
     /// The run should be asked about no sooner than this after now (a provider's own word for
     /// when its next attempt begins).
-    pub ask_after: Option<Duration>,
+    pub poll_after: Option<Duration>,
     /// The rest of what was said.
     pub detail: Detail,
 }
@@ -197,8 +197,8 @@ pub struct Evidence {
     pub trust: Trust,
     /// By which mouth it came.
     pub via: Via,
-    /// See [`Observation::asked_at`].
-    pub asked_at: At,
+    /// See [`Observation::requested_at`].
+    pub requested_at: At,
     /// When we heard it.
     pub received_at: At,
     /// The stored report that said it; its body is the payload of the completion.
@@ -232,8 +232,8 @@ impl Evidence {
             Outcome::Failed => 4,
         };
         let order = match (self.trust, answer_precedence) {
-            (Trust::Authoritative, AnswerPrecedence::LastWins) => self.asked_at.0,
-            (Trust::Authoritative, AnswerPrecedence::FirstWins) => -self.asked_at.0,
+            (Trust::Authoritative, AnswerPrecedence::LastWins) => self.requested_at.0,
+            (Trust::Authoritative, AnswerPrecedence::FirstWins) => -self.requested_at.0,
             _ => 0,
         };
         (self.trust, order, outcome)
@@ -254,7 +254,7 @@ impl Evidence {
         answer
             && webhook
             && told.trust > Trust::Hint
-            && self.asked_at < told.received_at
+            && self.requested_at < told.received_at
             && !self.allows(told)
     }
 

@@ -1,6 +1,6 @@
 //! When to ask: the policy of a source, the curve of its polls and the limits on absence.
 //!
-//! Jitter comes from a hash of the run and the number of the question, so the same history asks
+//! Jitter comes from a hash of the run and the number of the question, so the same history polls
 //! at the same moments.
 
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub struct Policy {
     /// Which of two differing answers is believed.
     pub answer_precedence: AnswerPrecedence,
     /// Whether we have what it takes to ask (an API key).
-    pub can_ask: bool,
+    pub can_poll: bool,
     /// How long being listed as open spares a run its own question.
     pub listed_for: Duration,
 }
@@ -64,7 +64,7 @@ pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
 pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
 /// When a settlement nobody confirmed is looked at again.
 pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
-/// Nobody asks for longer than this about a run that has settled.
+/// Nobody polls for longer than this about a run that has settled.
 pub const LOOK_FOR: Duration = Duration::from_secs(2 * 86_400);
 /// An overdue run is asked about this many times less often.
 const OVERDUE_STRETCH: u32 = 12;
@@ -85,9 +85,9 @@ pub fn first(policy: &Policy, opened_at: At, now: At) -> At {
     opened_at.plus(policy.first_poll).max(now)
 }
 
-/// When to ask next after `asks` answers that did not end the run.
-pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64, now: At) -> At {
-    let curve = now.plus(interval(policy, asks, overdue, seed));
+/// When to ask next after `polls` answers that did not end the run.
+pub fn next(policy: &Policy, opened_at: At, polls: u32, overdue: bool, seed: u64, now: At) -> At {
+    let curve = now.plus(interval(policy, polls, overdue, seed));
     policy
         .expected_end_ages
         .iter()
@@ -97,8 +97,8 @@ pub fn next(policy: &Policy, opened_at: At, asks: u32, overdue: bool, seed: u64,
 }
 
 /// When to look again while the provider's answers lag behind what it already told us.
-pub fn after_lag(asks: u32, now: At) -> At {
-    now.plus(LAG[(asks as usize).min(LAG.len() - 1)])
+pub fn after_lag(polls: u32, now: At) -> At {
+    now.plus(LAG[(polls as usize).min(LAG.len() - 1)])
 }
 
 /// When to ask again a question that has been due, and has failed, since `due`: twice as long after
@@ -108,16 +108,16 @@ pub fn after_failing_since(due: At, now: At) -> At {
 }
 
 /// `first_poll × 1.6ⁿ`, at most `max_interval`, ±20 %.
-fn interval(policy: &Policy, asks: u32, overdue: bool, seed: u64) -> Duration {
+fn interval(policy: &Policy, polls: u32, overdue: bool, seed: u64) -> Duration {
     let cap = policy.max_interval.max(policy.first_poll);
     let grown =
-        policy.first_poll.as_secs_f64() * 1.6_f64.powi(i32::try_from(asks.min(64)).unwrap_or(64));
+        policy.first_poll.as_secs_f64() * 1.6_f64.powi(i32::try_from(polls.min(64)).unwrap_or(64));
     let base = if overdue {
         cap.saturating_mul(OVERDUE_STRETCH)
     } else {
         cap.min(Duration::from_secs_f64(grown.min(cap.as_secs_f64())))
     };
-    base.mul_f64(0.8 + 0.4 * unit(seed ^ (u64::from(asks) << 32 | 0x5bd1)))
+    base.mul_f64(0.8 + 0.4 * unit(seed ^ (u64::from(polls) << 32 | 0x5bd1)))
 }
 
 /// A number in `[0, 1)` from a hash: splitmix64's finalizer.
@@ -157,7 +157,7 @@ pub(crate) mod tests {
             max_interval: 5 * MINUTE,
             expected_end_ages: &[],
             answer_precedence: AnswerPrecedence::LastWins,
-            can_ask: true,
+            can_poll: true,
             listed_for: Duration::ZERO,
         }
     }
@@ -165,12 +165,12 @@ pub(crate) mod tests {
     #[test]
     fn the_curve_grows_by_1_6_and_stops_at_the_cap() {
         let policy = policy();
-        for asks in 0..200 {
-            let nominal = (20.0 * 1.6_f64.powi(asks)).min(300.0);
-            let at = next(&policy, At(0), asks.try_into().unwrap(), false, 7, At(0));
+        for polls in 0..200 {
+            let nominal = (20.0 * 1.6_f64.powi(polls)).min(300.0);
+            let at = next(&policy, At(0), polls.try_into().unwrap(), false, 7, At(0));
             #[expect(clippy::cast_precision_loss)]
             let ratio = at.0 as f64 / 1000.0 / nominal;
-            assert!((0.79..=1.21).contains(&ratio), "{asks}: {ratio}");
+            assert!((0.79..=1.21).contains(&ratio), "{polls}: {ratio}");
         }
     }
 
@@ -195,7 +195,7 @@ pub(crate) mod tests {
             first.map(f64::to_bits)
         );
         assert_eq!(seed("s", "a"), 0x81bd_7e19_5c76_b9c5);
-        let after = |asks| next(&policy(), At(0), asks, false, 7, At(0));
+        let after = |polls| next(&policy(), At(0), polls, false, 7, At(0));
         assert_eq!((after(0), after(3)), (At(17_607), At(84_305)));
     }
 

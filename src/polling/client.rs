@@ -152,7 +152,7 @@ impl Asker {
     }
 
     /// Asks at once, whatever the pace says, and lets the pace learn from the answer.
-    pub async fn ask_now(&self, question: &Question) -> Answer {
+    pub async fn poll_now(&self, question: &Question) -> Answer {
         let answer = self.calls.ask(&self.member, question).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
@@ -161,14 +161,14 @@ impl Asker {
         answer
     }
 
-    /// Waits until the pace allows it, before anything new is begun, then asks. `None` once the breaker is
+    /// Waits until the pace allows it, before anything new is begun, then polls. `None` once the breaker is
     /// open: only a probe may find out that the key works again.
     pub async fn ask(&self, question: &Question) -> Option<Answer> {
         loop {
             let now = (self.clock)();
             let allowed = self.pace().may_go_on(now, self.member.seed());
             match allowed {
-                Ok(()) => return Some(self.ask_now(question).await),
+                Ok(()) => return Some(self.poll_now(question).await),
                 Err(_) if self.pace().broken() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
             }
@@ -186,7 +186,7 @@ impl Asker {
     ) -> Option<(Report, Option<(Errand, Question)>)> {
         loop {
             let answer = if paid {
-                self.ask_now(&question).await
+                self.poll_now(&question).await
             } else {
                 self.ask(&question).await?
             };
@@ -224,7 +224,7 @@ impl Asker {
             _ => {}
         }
         if let Hearing::Throttled { .. } = hearing {
-            tracing::warn!(source, "the provider asks us to slow down");
+            tracing::warn!(source, "the provider polls us to slow down");
         }
     }
 

@@ -32,7 +32,7 @@ struct Inquiry {
     kind: Kind,
     guessed: bool,
     group_id: Option<String>,
-    asked_at: At,
+    requested_at: At,
     paths: Vec<String>,
     answers: Vec<Answer>,
 }
@@ -41,7 +41,7 @@ struct Inquiry {
 struct Page {
     token: Option<String>,
     number: usize,
-    asked_at: At,
+    requested_at: At,
 }
 
 /// What comes after an answer.
@@ -65,7 +65,7 @@ impl Errand {
                 .unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings)),
             guessed: run.kind.is_none() && source.provider.guesses_kind(),
             group_id: run.detail.group_id.clone(),
-            asked_at: now,
+            requested_at: now,
             paths: Vec::new(),
             answers: Vec::new(),
         };
@@ -98,7 +98,7 @@ impl Errand {
         let page = Page {
             token,
             number,
-            asked_at: now,
+            requested_at: now,
         };
         Some((
             Errand {
@@ -168,7 +168,7 @@ impl Inquiry {
             kind,
             guessed,
             group_id,
-            asked_at,
+            requested_at,
             paths,
             answers,
         } = self;
@@ -182,7 +182,7 @@ impl Inquiry {
             kind,
             guessed,
             group_id,
-            asked_at,
+            requested_at,
             answers,
         });
         Next::Report(
@@ -202,17 +202,17 @@ impl Page {
         let Page {
             token,
             number,
-            asked_at,
+            requested_at,
         } = self;
         let source = &member.source;
         let next = source
             .provider
-            .read_list(token.as_deref(), &answer, &source.settings, asked_at)
+            .read_list(token.as_deref(), &answer, &source.settings, requested_at)
             .next;
         let (answer, body) = AnswerHead::split(question.path, answer);
         let head = Head::Sweep(SweepHead {
             page: token,
-            asked_at,
+            requested_at,
             answer,
         });
         let report = Report {

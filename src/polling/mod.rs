@@ -1,4 +1,4 @@
-//! Questions out: for every source one loop that asks about the runs that are due, and sweeps the
+//! Questions out: for every source one loop that polls about the runs that are due, and sweeps the
 //! lists. It hands every answer in as a report and understands none of them.
 //!
 //! What is to be asked when is decided by [`Rounds`], and what an answer leads to by the

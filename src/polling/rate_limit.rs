@@ -50,7 +50,7 @@ const RATES: (f64, f64) = (1.0 / 3600.0, 10_000.0);
 /// Callers that read the clock before they got here may be this late without it having stepped.
 const SLACK: Duration = Duration::from_secs(1);
 /// Moments are whole milliseconds, rounded down: the answer may have come nearly one later than the
-/// clock says, and so may the end of what it asks for.
+/// clock says, and so may the end of what it polls for.
 const CLOCK_GRAIN: Duration = Duration::from_nanos(1_999_999);
 /// Those who wait for one moment come back spread over this much.
 const SPREAD: Duration = Duration::from_secs(1);

@@ -230,7 +230,7 @@ mod tests {
 
     fn due(rows: impl IntoIterator<Item = i64>) -> Found {
         const RUN: &str = r#"{"known_since":0,"found_by":"operator","detail":{},"progress":"waiting","webhooks":{"count":0},
-            "asks":0,"overdue":false,"statuses":0,"phase":{"open":{}},"ask":{"at":0,"urgent":false}}"#;
+            "polls":0,"overdue":false,"statuses":0,"phase":{"open":{}},"poll":{"at":0,"urgent":false}}"#;
         let run = |row| Due {
             row,
             run_id: RunId::new(&format!("wr_{row}")).unwrap(),

@@ -95,7 +95,7 @@ impl Provider for BrowserUse {
             max_interval: 5 * MINUTE,
             expected_end_ages: LIMIT,
             answer_precedence: AnswerPrecedence::LastWins,
-            can_ask: true,
+            can_poll: true,
             listed_for: Duration::ZERO,
         }
     }
@@ -158,7 +158,7 @@ impl Provider for BrowserUse {
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
         let api = Api::of_run(run);
         let said = match answers.split_first() {
             Some((first, _)) if is_gone(first) => {
@@ -172,7 +172,7 @@ impl Provider for BrowserUse {
         let Said { claim, detail } = said.unwrap_or_else(|| Said::of(Claim::Nothing));
         Observation {
             detail,
-            ..answered(run.run_id, Some(api.kind()), claim, asked_at)
+            ..answered(run.run_id, Some(api.kind()), claim, requested_at)
         }
     }
 
@@ -202,7 +202,7 @@ impl Provider for BrowserUse {
         page: Option<&str>,
         answer: &Answer,
         settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing {
         let (Some(page), Some(view)) = (Page::parse(page), fields(answer)) else {
             return Listing::default();
@@ -214,7 +214,7 @@ impl Provider for BrowserUse {
             .unwrap_or_default();
         let runs = rows
             .iter()
-            .filter_map(|row| listed_row(api, row.as_object()?, asked_at))
+            .filter_map(|row| listed_row(api, row.as_object()?, requested_at))
             .collect();
         Listing {
             runs,
@@ -1001,11 +1001,11 @@ impl Page {
 
 /// A row of a list. One that seems to be over is only a hint: lists reach back into history, and
 /// runs that ended before we were there are not news.
-fn listed_row(api: Api, row: &Map<String, Value>, asked_at: At) -> Option<Observation> {
+fn listed_row(api: Api, row: &Map<String, Value>, requested_at: At) -> Option<Observation> {
     let id = text(row, if api == Api::V4 { "latestRunId" } else { "id" })?;
     let status = status_word(row)?;
     let over = api.is_over(&status) || api == Api::V3 && status == "idle" && has_worked(row);
-    let seen = listed(&RunId::new(&id).ok()?, Some(api.kind()), over, asked_at);
+    let seen = listed(&RunId::new(&id).ok()?, Some(api.kind()), over, requested_at);
     let mut detail = detail_of(status, None, &seen.claim, row);
     // v4's rows are sessions, which may be older than the run they name.
     detail.opened_at = detail.opened_at.filter(|_| api != Api::V4);

@@ -145,7 +145,7 @@ impl Provider for Firecrawl {
             expected_end_ages: &[],
             // A cancelled crawl can read back as completed once its record has been evicted.
             answer_precedence: AnswerPrecedence::FirstWins,
-            can_ask: true,
+            can_poll: true,
             // No list here shows a state, so being listed spares no run its own question.
             listed_for: Duration::ZERO,
         }
@@ -233,7 +233,7 @@ impl Provider for Firecrawl {
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
         let kinds = kinds(run);
         let asked = answers.iter().zip(kinds);
         let present = asked
@@ -258,7 +258,7 @@ impl Provider for Firecrawl {
         };
         Observation {
             detail,
-            ..answered(run.run_id, kind, claim, asked_at)
+            ..answered(run.run_id, kind, claim, requested_at)
         }
     }
 
@@ -289,7 +289,7 @@ impl Provider for Firecrawl {
         page: Option<&str>,
         answer: &Answer,
         _settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing {
         let Answer::Http(response @ Response { status: 200, .. }) = answer else {
             // Self-hosted there is no activity (501, formerly 404): the sweep simply ends there.
@@ -305,13 +305,13 @@ impl Provider for Firecrawl {
                     "crawls",
                     Kind::Crawl,
                     &Claim::Listed { over: false },
-                    asked_at,
+                    requested_at,
                 ),
                 next: Some(ActivityPage::first(0).to_string()),
                 gap: None,
             },
             Some(page) => ActivityPage::parse(page).map_or_else(Listing::default, |page| Listing {
-                runs: rows(&body, "data", page.kind(), &Claim::Tracked, asked_at),
+                runs: rows(&body, "data", page.kind(), &Claim::Tracked, requested_at),
                 next: page.next(&body).map(|next| next.to_string()),
                 gap: None,
             }),
@@ -732,7 +732,7 @@ fn rows(
     key: &str,
     kind: Kind,
     claim: &Claim,
-    asked_at: At,
+    requested_at: At,
 ) -> Vec<Observation> {
     let rows = body
         .get(key)
@@ -750,7 +750,7 @@ fn rows(
             Some(Observation {
                 detail,
                 claim: claim.clone(),
-                ..listed(&run_id, Some(kind), false, asked_at)
+                ..listed(&run_id, Some(kind), false, requested_at)
             })
         })
         .collect()

@@ -112,7 +112,7 @@ pub trait Provider: Sync {
 
     /// Reads the answers to [`Provider::status_question`] and its follow-ups, at least one. Always
     /// one observation about the run that was asked about, [`Claim::Nothing`] where nothing is said.
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation;
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation;
 
     /// A cheap call that must work whenever the key does.
     fn canary_question(&self, settings: &Settings) -> Question;
@@ -128,7 +128,7 @@ pub trait Provider: Sync {
         page: Option<&str>,
         answer: &Answer,
         settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
@@ -534,7 +534,7 @@ pub(in crate::providers) fn answered(
     run_id: &RunId,
     kind: Option<Kind>,
     claim: Claim,
-    asked_at: At,
+    requested_at: At,
 ) -> Observation {
     Observation {
         run_id: run_id.clone(),
@@ -542,8 +542,8 @@ pub(in crate::providers) fn answered(
         claim,
         trust: Trust::Authoritative,
         via: Via::Poll,
-        asked_at,
-        ask_after: None,
+        requested_at,
+        poll_after: None,
         detail: crate::model::observation::Detail::default(),
     }
 }
@@ -561,8 +561,8 @@ pub(in crate::providers) fn told(
         claim,
         trust: webhook.trust,
         via: webhook.via,
-        asked_at: webhook.received_at,
-        ask_after: None,
+        requested_at: webhook.received_at,
+        poll_after: None,
         detail: crate::model::observation::Detail::default(),
     }
 }
@@ -572,11 +572,11 @@ pub(in crate::providers) fn listed(
     run_id: &RunId,
     kind: Option<Kind>,
     over: bool,
-    asked_at: At,
+    requested_at: At,
 ) -> Observation {
     Observation {
         via: Via::Sweep,
-        ..answered(run_id, kind, Claim::Listed { over }, asked_at)
+        ..answered(run_id, kind, Claim::Listed { over }, requested_at)
     }
 }
 

@@ -121,7 +121,7 @@ impl Provider for Skyvern {
             max_interval: Duration::from_secs(300),
             expected_end_ages: &[],
             answer_precedence: AnswerPrecedence::LastWins,
-            can_ask: true,
+            can_poll: true,
             listed_for: Duration::ZERO,
         }
     }
@@ -191,9 +191,15 @@ impl Provider for Skyvern {
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        let silent =
-            || super::answered(run.run_id, kind_by_id(run.run_id), Claim::Nothing, asked_at);
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+        let silent = || {
+            super::answered(
+                run.run_id,
+                kind_by_id(run.run_id),
+                Claim::Nothing,
+                requested_at,
+            )
+        };
         // A canary's answer is an array and never says a state.
         let state = answers.iter().filter_map(body_of).find_map(|body| {
             let said = json::surface(body, Some("run_request"));
@@ -202,7 +208,7 @@ impl Provider for Skyvern {
         if let Some((state, said)) = state {
             // The body of a task 2.0's own workflow run names the task; we asked about the former.
             let kind = kind_by_id(run.run_id).or_else(|| kind_by_type(&said));
-            let answered = super::answered(run.run_id, kind, state.claim.clone(), asked_at);
+            let answered = super::answered(run.run_id, kind, state.claim.clone(), requested_at);
             return state.tell(answered, &said);
         }
         let reads = if has_older_read(run.run_id) { 2 } else { 1 };
@@ -231,7 +237,7 @@ impl Provider for Skyvern {
         page: Option<&str>,
         answer: &Answer,
         _settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing {
         let Some(Ok(Value::Array(items))) = body_of(answer).map(serde_json::from_slice) else {
             return Listing::default();
@@ -240,7 +246,7 @@ impl Provider for Skyvern {
         Listing {
             runs: items
                 .iter()
-                .filter_map(|item| listed(item.as_object()?, asked_at))
+                .filter_map(|item| listed(item.as_object()?, requested_at))
                 .collect(),
             next: (items.len() >= PAGE_SIZE && page < PAGE_MAX).then(|| (page + 1).to_string()),
             gap: None,
@@ -338,15 +344,15 @@ impl State {
 
     /// Completes an observation that has nothing but its claim.
     fn tell(&self, heard: Observation, said: &Surface) -> Observation {
-        let ask_after = self
+        let poll_after = self
             .next_attempt_at
-            .map(|at| at.since(heard.asked_at).min(NEXT_ATTEMPT_MAX));
+            .map(|at| at.since(heard.requested_at).min(NEXT_ATTEMPT_MAX));
         let detail = Detail {
             reason: self.reason.map(str::to_owned),
             ..detail(said, &self.claim)
         };
         Observation {
-            ask_after: ask_after.filter(|span| !span.is_zero()),
+            poll_after: poll_after.filter(|span| !span.is_zero()),
             detail,
             ..heard
         }
@@ -507,7 +513,7 @@ fn page_number(page: Option<&str>) -> u32 {
 }
 
 /// One item. `run_id` is the run; `task_run_id` (`tr_…`) is only the row in the list.
-fn listed(item: &Map<String, Value>, asked_at: At) -> Option<Observation> {
+fn listed(item: &Map<String, Value>, requested_at: At) -> Option<Observation> {
     let run_id = RunId::new(json::text(item, "run_id")?).ok()?;
     let said = Surface {
         fields: item.clone(),
@@ -528,7 +534,7 @@ fn listed(item: &Map<String, Value>, asked_at: At) -> Option<Observation> {
     };
     Some(Observation {
         detail,
-        ..super::listed(&run_id, kind, over, asked_at)
+        ..super::listed(&run_id, kind, over, requested_at)
     })
 }
 

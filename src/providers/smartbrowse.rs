@@ -100,7 +100,7 @@ impl Provider for SmartBrowse {
             max_interval: 5 * MINUTE,
             expected_end_ages: LANDMARKS,
             answer_precedence: AnswerPrecedence::LastWins,
-            can_ask: true,
+            can_poll: true,
             listed_for: Duration::ZERO,
         }
     }
@@ -171,10 +171,10 @@ impl Provider for SmartBrowse {
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
         let heard = |claim, detail| Observation {
             detail,
-            ..super::answered(run.run_id, Some(Kind::Recipe), claim, asked_at)
+            ..super::answered(run.run_id, Some(Kind::Recipe), claim, requested_at)
         };
         match answers {
             [Answer::Http(response), ..] if matches!(response.status, 404 | 410) => heard(
@@ -202,7 +202,7 @@ impl Provider for SmartBrowse {
         _page: Option<&str>,
         answer: &Answer,
         _settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing {
         let body = match answer {
             Answer::Http(response) if (200..300).contains(&response.status) => {
@@ -216,7 +216,7 @@ impl Provider for SmartBrowse {
         let counted = data.get("runs_used_30d").and_then(Value::as_u64);
         Listing {
             runs: json::child(&data, "last_run")
-                .and_then(|run| newest_run(run, asked_at))
+                .and_then(|run| newest_run(run, requested_at))
                 .into_iter()
                 .collect(),
             next: None,
@@ -318,7 +318,7 @@ fn read_run(body: &[u8], run_id: &RunId) -> (Claim, Detail) {
 }
 
 /// The newest run, as the usage call shows it: `last_run.status`.
-fn newest_run(run: &Map<String, Value>, asked_at: At) -> Option<Observation> {
+fn newest_run(run: &Map<String, Value>, requested_at: At) -> Option<Observation> {
     let run_id = RunId::new(json::text(run, "id")?).ok()?;
     let over = json::text(run, "status").is_some_and(|state| end(state).is_some());
     let detail = Detail {
@@ -327,7 +327,7 @@ fn newest_run(run: &Map<String, Value>, asked_at: At) -> Option<Observation> {
     };
     Some(Observation {
         detail,
-        ..super::listed(&run_id, Some(Kind::Recipe), over, asked_at)
+        ..super::listed(&run_id, Some(Kind::Recipe), over, requested_at)
     })
 }
 

@@ -474,7 +474,7 @@ fn a_damaged_run_is_named_and_stands_in_nobodys_way() {
         world.settled(&["track", "prod", run_id]).good();
     }
     world.kill_daemon();
-    let spoil = "UPDATE runs SET state = '{\"kind\":', ask_at = 1, urgent_at = NULL, wake_at = 1 WHERE run_id = 'tsk_bad'";
+    let spoil = "UPDATE runs SET state = '{\"kind\":', poll_at = 1, poll_urgent_at = NULL, wake_at = 1 WHERE run_id = 'tsk_bad'";
     rusqlite::Connection::open(world.folder.path().join("settled.db"))
         .unwrap()
         .execute(spoil, [])

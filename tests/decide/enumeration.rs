@@ -55,7 +55,7 @@ impl Walk {
             let mut next = history.clone();
             next.subject.now = next_moment(&next.subject, *pause, letter);
             let heard = Observation {
-                asked_at: next.subject.now,
+                requested_at: next.subject.now,
                 ..letter.clone()
             };
             next.hears(&heard);
@@ -158,8 +158,8 @@ fn strongest(voices: &[Observation], answer_precedence: AnswerPrecedence) -> Out
         _ => None,
     });
     let order = |heard: &Observation| match (heard.trust, answer_precedence) {
-        (Trust::Authoritative, AnswerPrecedence::LastWins) => heard.asked_at.0,
-        (Trust::Authoritative, AnswerPrecedence::FirstWins) => -heard.asked_at.0,
+        (Trust::Authoritative, AnswerPrecedence::LastWins) => heard.requested_at.0,
+        (Trust::Authoritative, AnswerPrecedence::FirstWins) => -heard.requested_at.0,
         _ => 0,
     };
     let (_, ending) = ends

@@ -52,13 +52,13 @@ impl<'a> History<'a> {
         let open = before.is_none_or(|run| matches!(run.phase, Phase::Open(_)));
         match &heard.claim {
             Claim::Ended(_) if heard.trust == Trust::Authoritative => {
-                self.answered = self.answered.max(Some(heard.asked_at));
+                self.answered = self.answered.max(Some(heard.requested_at));
             }
             Claim::Ended(_) if heard.entitled() => self.told = true,
             Claim::Open(_)
                 if open
                     && heard.trust == Trust::Authoritative
-                    && self.answered <= Some(heard.asked_at) =>
+                    && self.answered <= Some(heard.requested_at) =>
             {
                 self.answered = None;
             }
@@ -198,15 +198,15 @@ fn publishes_what_changed(before: Option<&Run>, after: &Run, publish: Option<Pub
 fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
     let (policy, now) = (subject.policy, subject.now);
     assert!(
-        policy.can_ask || run.ask.is_none(),
-        "nobody asks without a key"
+        policy.can_poll || run.poll.is_none(),
+        "nobody polls without a key"
     );
     match &run.phase {
         Phase::Open(open) => {
             let wake = run.wake_at.expect("an open run has an alarm");
             assert_eq!(
-                run.ask.is_some(),
-                policy.can_ask,
+                run.poll.is_some(),
+                policy.can_poll,
                 "an open run is asked about"
             );
             if holds(run) {
@@ -220,7 +220,7 @@ fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
                     "nothing is held for longer"
                 );
                 assert!(
-                    run.ask.is_none_or(|ask| ask.urgent),
+                    run.poll.is_none_or(|plan| plan.urgent),
                     "what is held is asked about urgently"
                 );
             }
@@ -229,7 +229,7 @@ fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
             assert_eq!(run.wake_at, None, "a settled run has no alarm");
             let wanted = settled.checks.is_some() || settled.disputed_at.is_some();
             assert!(
-                wanted || run.ask.is_none(),
+                wanted || run.poll.is_none(),
                 "a settled run is asked about for a reason"
             );
             assert!(settled.disputes <= 3);
@@ -240,7 +240,7 @@ fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
 fn hints_change_nothing(before: Option<&Run>, after: &Run, publish: Option<Publication>) {
     assert_eq!(publish, None);
     let mut same = before.expect("a hint opens nothing").clone();
-    (same.ask, same.hinted_at, same.wake_at) = (after.ask, after.hinted_at, after.wake_at);
+    (same.poll, same.hinted_at, same.wake_at) = (after.poll, after.hinted_at, after.wake_at);
     assert_eq!(&same, after, "a hint changes nothing but when we ask");
 }
 
@@ -248,9 +248,9 @@ fn belief_never_sinks(was: &Evidence, is: &Evidence, answer_precedence: AnswerPr
     assert!(is.trust >= was.trust, "trust never sinks");
     let order = |evidence: &Evidence| {
         if answer_precedence == AnswerPrecedence::LastWins {
-            evidence.asked_at.0
+            evidence.requested_at.0
         } else {
-            -evidence.asked_at.0
+            -evidence.requested_at.0
         }
     };
     if was.trust == Trust::Authoritative {

@@ -106,7 +106,7 @@ fn policies() -> impl Strategy<Value = Policy> {
                 (confirm_timeout, grace, first_poll, max_interval),
                 (deadline, give_up, listed_for),
                 first,
-                can_ask,
+                can_poll,
                 expected_end_ages,
             )| {
                 Policy {
@@ -128,7 +128,7 @@ fn policies() -> impl Strategy<Value = Policy> {
                     } else {
                         AnswerPrecedence::LastWins
                     },
-                    can_ask,
+                    can_poll,
                     listed_for,
                 }
             },
@@ -145,7 +145,7 @@ fn hear(history: &mut History<'_>, step: &Step) -> Observation {
         0
     };
     let heard = Observation {
-        asked_at: At(heard.asked_at.0 - ago),
+        requested_at: At(heard.requested_at.0 - ago),
         ..heard
     };
     history.hears(&heard);

@@ -4,7 +4,7 @@
 //! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
 //! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
 //! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `alarm`. `get@5:failed` is an
-//! answer to a question asked at second 5; `running+10m` asks to be left alone that long.
+//! answer to a question asked at second 5; `running+10m` polls to be left alone that long.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub fn policy(words: &str) -> Policy {
         max_interval: 5 * MINUTE,
         expected_end_ages: &[],
         answer_precedence: AnswerPrecedence::LastWins,
-        can_ask: true,
+        can_poll: true,
         listed_for: Duration::ZERO,
     };
     words.split('+').fold(plain, |policy, word| match word {
@@ -59,7 +59,7 @@ pub fn policy(words: &str) -> Policy {
             ..policy
         },
         "mute" => Policy {
-            can_ask: false,
+            can_poll: false,
             ..policy
         },
         "lists" => Policy {
@@ -101,7 +101,7 @@ pub fn observation(text: &str, now: At) -> Observation {
     let (evidence, claim) = text
         .split_once(':')
         .unwrap_or_else(|| panic!("no claim in {text}"));
-    let (evidence, asked_at) = match evidence.split_once('@') {
+    let (evidence, requested_at) = match evidence.split_once('@') {
         Some((evidence, asked)) => (evidence, START.plus(span(asked))),
         None => (evidence, now),
     };
@@ -116,7 +116,7 @@ pub fn observation(text: &str, now: At) -> Observation {
         "clock" => (Trust::Authoritative, Via::Clock),
         other => panic!("no such evidence: {other}"),
     };
-    let (claim, ask_after) = match claim.split_once('+') {
+    let (claim, poll_after) = match claim.split_once('+') {
         Some((claim, after)) => (claim, Some(span(after))),
         None => (claim, None),
     };
@@ -132,8 +132,8 @@ pub fn observation(text: &str, now: At) -> Observation {
         claim: self::claim(claim),
         trust,
         via,
-        asked_at,
-        ask_after,
+        requested_at,
+        poll_after,
         detail: Detail {
             provider_status: matches!(self::claim(claim), Claim::Open(_)).then_some(status),
             provider_time: (claim == "over").then_some(now),

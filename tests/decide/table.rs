@@ -23,9 +23,9 @@ our own clock opens nothing                               | auto   |  | 0 clock:
 a client opens it                                         | auto   |  | 0 client:track        | opened  | - | +20s | ~
 a list that shows it open opens it                        | auto   |  | 0 list:open           | opened  | - | +20s | ~
 a list spares it its first question for a while           | lists  |  | 0 list:open           | opened  | - | +10m | ~
-a list that shows it over opens it and asks               | auto   |  | 0 list:over           | opened  | - | now! | ~
+a list that shows it over opens it and polls               | auto   |  | 0 list:over           | opened  | - | now! | ~
 what a list shows as over from before we came is history  | auto   |  | 0 list:history        | no run  | - | - | -
-a webhook that something ended opens it and asks          | auto   |  | 0 secret:history        | opened  | - | now! | ~
+a webhook that something ended opens it and polls          | auto   |  | 0 secret:history        | opened  | - | now! | ~
 a signed status opens it                                  | auto   |  | 0 signed:running      | status  | status 1 | +20s | ~
 a signed end settles it at once                           | auto   |  | 0 signed:succeeded!   | settled | succeeded by webhook | - | -
 an insufficient end is held and asked about               | auto   |  | 0 secret:failed       | held    | - | now! | +1m
@@ -44,7 +44,7 @@ tracking a known run changes nothing                      | auto   | 0 client:tr
 a failed question is repeated on the curve                | auto   | 0 client:track | 20 get:5xx | unchanged | - | curve | ~
 a list that shows it open spares it a question            | lists  | 0 client:track | 5 list:open | unchanged | - | +10m | ~
 a list spares no run for ever                             | lists  | 0 client:track; 5 get:running; 49m list:open | 50m list:open | unchanged | - | +5s | ~
-a list that shows it over asks now                        | auto   | 0 client:track | 5 list:over | hinted | - | now! | ~
+a list that shows it over polls now                        | auto   | 0 client:track | 5 list:over | hinted | - | now! | ~
 nobody is asked without a key                             | mute   | 0 client:track | 5 list:over | hinted | - | - | ~
 
 # ── Hints ───────────────────────────────────────────────────────────────────────────────────────
@@ -207,7 +207,7 @@ one to a question of that very moment does                | auto   | 0 get:faile
 and the longer a dispute lasts, the more rarely           | auto   | 0 get:failed; 5 signed:succeeded!; 6 get:5xx | 65 get:5xx | unchanged | - | +1m! | -
 after almost two days it is asked about still             | auto   | 0 get:failed; 5 signed:succeeded! | 47h get:5xx | unchanged | - | +5m! | -
 after two days no more                                    | auto   | 0 get:failed; 5 signed:succeeded! | 48h5s get:5xx | unchanged | - | - | -
-nobody asks what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
+nobody polls what no answer can change                     | first  | 0 get:failed | 5 signed:succeeded! | disputed | - | - | -
 
 # ── A finer word refines whenever it came ────────────────────────────────────────────────────────
 a covered end refines the answer before it                | auto   | 0 get:failed~cancelled | 5 signed:cancelled! | amended | amendment 1: failed was wrong, cancelled | - | -
@@ -284,11 +284,11 @@ fn row_of(words: &str, before: &str, heard: &str) -> Found {
         Effect::word(effect).to_owned()
     };
     let run = subject.run.as_ref();
-    let ask = run.and_then(|run| run.ask).map_or("-".to_owned(), |ask| {
+    let ask = run.and_then(|run| run.poll).map_or("-".to_owned(), |plan| {
         format!(
             "{}{}",
-            relative(ask.at, subject.now),
-            if ask.urgent { "!" } else { "" }
+            relative(plan.at, subject.now),
+            if plan.urgent { "!" } else { "" }
         )
     });
     let wake = run

@@ -169,7 +169,7 @@ pub const BUGS: &[Bug] = &[
         name: "a row of a list is believed as a verdict",
         file: "src/model/decide.rs",
         old: "    if over {
-        run.ask_now(at);
+        run.poll_now(at);
         return Effect::Hinted;
     }",
         new: "    if over {

@@ -363,7 +363,7 @@ fn polled(run: &Subject<'_>, answers: &[Answer]) -> Report {
         kind: run.kind,
         guessed: run.guessed,
         group_id: run.group_id.map(str::to_owned),
-        asked_at: NOW,
+        requested_at: NOW,
         answers: heads,
     };
     Report {

@@ -12,11 +12,11 @@ pub fn a_ledger() -> Ledger {
     ledger.hears(signed("wr_1", "running"));
     ledger.hears(signed("wr_1", "completed"));
     ledger.hears(signed("wr_2", "failed"));
-    let asked_at = ledger.now;
-    ledger.hears(answer("wr_2", asked_at, &state("wr_2", "completed")));
+    let requested_at = ledger.now;
+    ledger.hears(answer("wr_2", requested_at, &state("wr_2", "completed")));
     ledger.hears(track("wr_3"));
-    let asked_at = ledger.now;
-    ledger.hears(answer("wr_3", asked_at, &state("wr_3", "completed")));
+    let requested_at = ledger.now;
+    ledger.hears(answer("wr_3", requested_at, &state("wr_3", "completed")));
     ledger.hears(forged("wr_4", "completed"));
     ledger.hears(delivery(Verdict::Stale, state("wr_5", "completed")));
     ledger

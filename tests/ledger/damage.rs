@@ -91,7 +91,7 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
     ledger
         .sql()
         .execute(
-            "UPDATE runs SET ask_at = id, urgent_at = NULL, wake_at = id",
+            "UPDATE runs SET poll_at = id, poll_urgent_at = NULL, wake_at = id",
             [],
         )
         .unwrap();
@@ -105,7 +105,10 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
     );
     ledger
         .sql()
-        .execute("UPDATE runs SET urgent_at = ask_at, ask_at = NULL", [])
+        .execute(
+            "UPDATE runs SET poll_urgent_at = poll_at, poll_at = NULL",
+            [],
+        )
         .unwrap();
     let due = ledger
         .reader
@@ -130,11 +133,11 @@ fn a_clock_that_was_set_back_does_not_stop_the_start_over_a_damaged_run() {
     let mut bare = damaged().bare();
     assert_eq!(
         bare.writer
-            .transaction(|tx| tx.clamp_asks(At(7), At(1_000)))
+            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
             .unwrap(),
         3
     );
-    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 3);
+    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE poll_at = 7"), 3);
     assert_eq!(
         bare.count("SELECT count(*) FROM runs WHERE state = '{\"kind\":'"),
         1,

@@ -52,8 +52,8 @@ impl Provider for Nervous {
     fn status_question(&self, run: &Subject<'_>) -> Question {
         Skyvern.status_question(run)
     }
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], asked_at: At) -> Observation {
-        Skyvern.read_status(run, answers, asked_at)
+    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+        Skyvern.read_status(run, answers, requested_at)
     }
     fn canary_question(&self, settings: &Settings) -> Question {
         Skyvern.canary_question(settings)
@@ -66,9 +66,9 @@ impl Provider for Nervous {
         page: Option<&str>,
         answer: &Answer,
         settings: &Settings,
-        asked_at: At,
+        requested_at: At,
     ) -> Listing {
-        Skyvern.read_list(page, answer, settings, asked_at)
+        Skyvern.read_list(page, answer, settings, requested_at)
     }
 }
 
@@ -438,12 +438,12 @@ fn a_transaction_that_fails_leaves_nothing() {
 fn an_answer_without_news_keeps_no_bytes() {
     let mut ledger = Ledger::new();
     ledger.hears(track("wr_1"));
-    let asked_at = ledger.now;
+    let requested_at = ledger.now;
     let first = ledger
-        .hears(answer("wr_1", asked_at, &state("wr_1", "running")))
+        .hears(answer("wr_1", requested_at, &state("wr_1", "running")))
         .report;
     let second = ledger
-        .hears(answer("wr_1", asked_at, &state("wr_1", "running")))
+        .hears(answer("wr_1", requested_at, &state("wr_1", "running")))
         .report;
     let bytes =
         |id: i64| ledger.count(&format!("SELECT length(body) FROM reports WHERE id = {id}"));
@@ -462,7 +462,7 @@ fn v4_page(rows: &serde_json::Value) -> Report {
     let (answer, body) = AnswerHead::split("/api/v4/sessions".to_owned(), Answer::Http(response));
     let head = SweepHead {
         page: None,
-        asked_at: START,
+        requested_at: START,
         answer,
     };
     Report {
@@ -492,15 +492,15 @@ fn a_run_that_began_and_ended_between_two_sweeps_is_found_and_history_is_left_al
     );
     let missed = ledger.run("missed").expect("it is watched");
     assert!(
-        missed.run.ask.is_some_and(|ask| ask.urgent),
+        missed.run.poll.is_some_and(|plan| plan.urgent),
         "and asked about, since a list is no verdict"
     );
     assert_eq!(sweep.effects.len(), 1);
 
-    let asked_at = ledger.now;
+    let requested_at = ledger.now;
     ledger.hears(answer(
         "missed",
-        asked_at,
+        requested_at,
         r#"{"id": "missed", "status": "completed"}"#,
     ));
     assert_eq!(ledger.feed().len(), 1);

@@ -20,8 +20,8 @@ fn a_history(ledger: &mut Ledger) {
     ledger.hears(signed("wr_2", "failed"));
     ledger.hears(signed("wr_1", "completed"));
     ledger.hears(signed("wr_1", "completed"));
-    let asked_at = ledger.now;
-    ledger.hears(answer("wr_2", asked_at, &state("wr_2", "completed")));
+    let requested_at = ledger.now;
+    ledger.hears(answer("wr_2", requested_at, &state("wr_2", "completed")));
 }
 
 #[test]
@@ -212,10 +212,10 @@ fn a_filter_lets_through_what_matches_all_its_fields() {
     ledger.hears(skyvern(signed("wr_1", "running")));
     ledger.hears(skyvern(signed("wr_1", "completed")));
     ledger.hears(skyvern(signed("wr_2", "failed")));
-    let asked_at = ledger.now.plus(Duration::from_secs(90));
+    let requested_at = ledger.now.plus(Duration::from_secs(90));
     ledger.hears(skyvern(answer(
         "wr_2",
-        asked_at,
+        requested_at,
         &state("wr_2", "canceled"),
     )));
     let ids = |filter: &Filter| {

@@ -181,20 +181,23 @@ fn a_clock_that_was_set_back_freezes_no_question() {
     }
     ledger
         .sql()
-        .execute("UPDATE runs SET ask_at = id * 1000, urgent_at = NULL", [])
+        .execute(
+            "UPDATE runs SET poll_at = id * 1000, poll_urgent_at = NULL",
+            [],
+        )
         .unwrap();
     let mut bare = ledger.bare();
     assert_eq!(
         bare.writer
-            .transaction(|tx| tx.clamp_asks(At(7), At(1_000)))
+            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
             .unwrap(),
         2
     );
-    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE ask_at = 7"), 2);
-    assert_eq!(bare.count("SELECT ask_at FROM runs WHERE id = 1"), 1_000);
+    assert_eq!(bare.count("SELECT count(*) FROM runs WHERE poll_at = 7"), 2);
+    assert_eq!(bare.count("SELECT poll_at FROM runs WHERE id = 1"), 1_000);
     assert_eq!(
         bare.writer
-            .transaction(|tx| tx.clamp_asks(At(7), At(1_000)))
+            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
             .unwrap(),
         0
     );
@@ -207,7 +210,7 @@ fn a_question_that_was_put_forward_is_so_in_the_run_too() {
     let mut bare = ledger.bare();
     assert_eq!(
         bare.writer
-            .transaction(|tx| tx.clamp_asks(At(7), At(1_000)))
+            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
             .unwrap(),
         1
     );
@@ -216,7 +219,7 @@ fn a_question_that_was_put_forward_is_so_in_the_run_too() {
         .reader
         .read(|view| view.due(1, START, START, 9))
         .unwrap();
-    assert_eq!(due[0].run.ask.unwrap().at, At(7));
+    assert_eq!(due[0].run.poll.unwrap().at, At(7));
 }
 
 #[test]
@@ -226,8 +229,8 @@ fn what_is_due_comes_urgent_first_then_the_oldest_as_far_as_the_gate_was_open() 
         ledger.hears(track(&format!("wr_{run}")));
     }
     // The later it became known the longer ago it began.
-    let sql = "UPDATE runs SET opened_at = 100 - id, ask_at = CASE WHEN id < 4 THEN id * 10 END,
-        urgent_at = CASE WHEN id >= 4 THEN id * 10 END";
+    let sql = "UPDATE runs SET opened_at = 100 - id, poll_at = CASE WHEN id < 4 THEN id * 10 END,
+        poll_urgent_at = CASE WHEN id >= 4 THEN id * 10 END";
     ledger.sql().execute(sql, []).unwrap();
     let due = |now, gate, max| -> Vec<i64> {
         let due = ledger
@@ -375,8 +378,8 @@ fn settled_runs_whose_webhook_never_came_are_found() {
         ledger.hears(track(run_id));
         // Twice, a grace apart: a poll alone must hold.
         for _ in 0..2 {
-            let asked_at = ledger.now;
-            ledger.hears(answer(run_id, asked_at, &state(run_id, "failed")));
+            let requested_at = ledger.now;
+            ledger.hears(answer(run_id, requested_at, &state(run_id, "failed")));
             ledger.now = ledger.now.plus(Duration::from_secs(120));
         }
     }

@@ -28,10 +28,10 @@ fn losses_are_counted_as_runs_settle_and_as_webhooks_come_too_late() {
     ledger.hears(track("wr_asked"));
     for _ in 0..2 {
         // Twice, a grace apart: a poll alone must hold.
-        let asked_at = ledger.now;
+        let requested_at = ledger.now;
         ledger.hears(answer(
             "wr_asked",
-            asked_at,
+            requested_at,
             &state("wr_asked", "completed"),
         ));
         ledger.now = ledger.now.plus(Duration::from_secs(120));

@@ -224,7 +224,7 @@ pub fn forged(run_id: &str, status: &str) -> Report {
 }
 
 /// An answer to a question about a run.
-pub fn answer(run_id: &str, asked_at: At, body: &str) -> Report {
+pub fn answer(run_id: &str, requested_at: At, body: &str) -> Report {
     let response = Response {
         status: 200,
         body: body.into(),
@@ -237,7 +237,7 @@ pub fn answer(run_id: &str, asked_at: At, body: &str) -> Report {
         kind: Kind::Workflow,
         guessed: false,
         group_id: None,
-        asked_at,
+        requested_at,
         answers: vec![answer],
     };
     Report {

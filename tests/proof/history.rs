@@ -391,13 +391,13 @@ impl Scribe {
             .zip(answers)
             .map(|(path, answer)| AnswerHead::split(path, answer))
             .unzip();
-        let asked_at = At(self.now.0 - late * 1000);
+        let requested_at = At(self.now.0 - late * 1000);
         let head = Head::Poll(PollHead {
             run_id,
             kind: life.kind,
             guessed: false,
             group_id: None,
-            asked_at,
+            requested_at,
             answers,
         });
         Report {
@@ -424,7 +424,7 @@ impl Scribe {
         let (answer, body) = AnswerHead::split(question.path, answer);
         let head = Head::Sweep(SweepHead {
             page: None,
-            asked_at: self.now,
+            requested_at: self.now,
             answer,
         });
         Some(Report {

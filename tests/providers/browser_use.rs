@@ -638,7 +638,7 @@ fn told(body: &str, api: &str) -> (String, Option<Kind>, Claim, Vec<String>) {
     let said = said(read(body, Trust::Signed, api));
     let (first, rest) = said.split_first().unwrap();
     assert_eq!(
-        (first.trust, first.via, first.asked_at),
+        (first.trust, first.via, first.requested_at),
         (Trust::Signed, Via::Webhook, NOW)
     );
     assert!(
@@ -839,7 +839,7 @@ fn an_idle_webhook_asks_at_once_and_never_settles() {
     let heard = decide(None, &said[0], &at);
     let run = heard.run.unwrap();
     assert_eq!((heard.publish, heard.effect), (None, Effect::Opened));
-    assert!(run.ask.is_some_and(|ask| ask.at == NOW && ask.urgent));
+    assert!(run.poll.is_some_and(|plan| plan.at == NOW && plan.urgent));
     assert!(matches!(&run.phase, Phase::Open(open) if open.claim.is_none()));
 }
 

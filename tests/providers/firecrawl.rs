@@ -307,7 +307,7 @@ fn every_captured_delivery_is_read_as_the_table_says() {
         let body: Value = serde_json::from_str(&sample.body).unwrap();
         assert_eq!(body["id"], observation.run_id.as_str());
         assert_eq!(
-            (observation.trust, observation.via, observation.asked_at),
+            (observation.trust, observation.via, observation.requested_at),
             (Trust::Signed, Via::Webhook, NOW)
         );
     }
@@ -1208,7 +1208,7 @@ fn told_in_order(kind: Kind, said: impl IntoIterator<Item = Observation>) -> Vec
     let mut decisions = vec![];
     for (i, mut observation) in (1..).zip(said) {
         let now = NOW.plus(Duration::from_secs(i));
-        observation.asked_at = now;
+        observation.requested_at = now;
         let at = Circumstances {
             policy: &policy,
             now,
@@ -1252,7 +1252,7 @@ fn a_cancelled_crawl_says_completed_and_settles_as_cancelled() {
     );
     let decisions = told_in_order(Kind::Crawl, [completed, cancelled]);
     assert_eq!(decisions[0].publish, None, "held until an answer agrees");
-    assert!(decisions[0].run.as_ref().unwrap().ask.unwrap().urgent);
+    assert!(decisions[0].run.as_ref().unwrap().poll.unwrap().urgent);
     assert_eq!(
         end(&decisions[1]),
         (Outcome::Cancelled, Origin::Webhook, true)

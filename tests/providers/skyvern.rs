@@ -198,7 +198,7 @@ fn every_captured_delivery_verifies_and_reads() {
         );
         assert_eq!(heard.detail.group_id.as_deref(), group, "{run}");
         assert_eq!(
-            (heard.trust, heard.via, heard.asked_at),
+            (heard.trust, heard.via, heard.requested_at),
             (Trust::Signed, Via::Webhook, NOW)
         );
         assert!(
@@ -380,7 +380,7 @@ fn every_state_reads_the_same_in_a_webhook_and_in_an_answer() {
 #[test]
 fn a_pending_retry_is_asked_about_after_its_next_attempt_begins() {
     let body = |next: &str| json!({"run_id":"wr_1","status":"failed","retry_pending":true,"next_attempt_at":next});
-    let wait = |next: &str| said(body(next).to_string().as_bytes()).ask_after;
+    let wait = |next: &str| said(body(next).to_string().as_bytes()).poll_after;
     // NOW is 2026-11-21T08:17:02Z.
     assert_eq!(
         wait("2026-11-21T08:17:08.454560"),
@@ -414,7 +414,7 @@ fn a_finally_block_and_one_unlucky_poll_settle_nothing_early() {
         let body = json!({"run_id":"wr_1","status":status,"finished_at":"2026-11-21T08:17:02.280"})
             .to_string();
         let heard = Observation {
-            asked_at: now,
+            requested_at: now,
             ..status_of("wr_1", &[http(200, body)])
         };
         let decision = decide(
@@ -1329,10 +1329,10 @@ fn the_policy_waits_out_finally_blocks() {
         give_up,
         first_poll,
         max_interval,
-        can_ask,
+        can_poll,
         ..
     } = Skyvern.policy(None);
-    assert_eq!((confirm, can_ask), (Confirm::Auto, true));
+    assert_eq!((confirm, can_poll), (Confirm::Auto, true));
     let seconds = [grace, deadline, give_up, first_poll, max_interval].map(|span| span.as_secs());
     assert_eq!(seconds, [60, 86_400, 604_800, 20, 300]);
 }

@@ -244,7 +244,7 @@ fn flat_bodies_say_their_state_and_never_settle_alone() {
             "{name}"
         );
         assert_eq!(
-            (heard.trust, heard.via, heard.asked_at),
+            (heard.trust, heard.via, heard.requested_at),
             (Trust::SharedSecret, Via::Webhook, NOW),
             "{name}"
         );
@@ -298,7 +298,7 @@ fn a_contradiction_in_a_webhook_asks_at_once_and_settles_nothing() {
     let decision = decide(None, &heard, &at);
     let run = decision.run.unwrap();
     assert_eq!((decision.publish, decision.effect), (None, Effect::Opened));
-    assert!(run.ask.is_some_and(|ask| ask.at == NOW && ask.urgent));
+    assert!(run.poll.is_some_and(|plan| plan.at == NOW && plan.urgent));
     let answered = status_of(&[http(
         200,
         r#"{"status":"completed","data":{"run_status":"failed"}}"#,
@@ -660,10 +660,10 @@ fn the_policy_knows_the_fifteen_minutes_a_run_may_take() {
         first_poll,
         max_interval,
         expected_end_ages,
-        can_ask,
+        can_poll,
         ..
     } = SmartBrowse.policy(None);
-    assert_eq!((confirm, can_ask), (Confirm::Auto, true));
+    assert_eq!((confirm, can_poll), (Confirm::Auto, true));
     let seconds = [grace, deadline, give_up, first_poll, max_interval].map(|span| span.as_secs());
     assert_eq!(seconds, [0, 1500, 86_400, 20, 300]);
     assert_eq!(

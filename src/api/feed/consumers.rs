@@ -443,7 +443,7 @@ pub struct Which {
     all: Option<String>,
 }
 
-/// `POST /v1/consumers/{name}/parked/retry?cursor=` or `?all=1`: asks the consumer to try again.
+/// `POST /v1/consumers/{name}/parked/retry?cursor=` or `?all=1`: polls the consumer to try again.
 pub async fn retry_parked(
     State(desk): Shared,
     Segments(name): Segments<String>,

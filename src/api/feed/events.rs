@@ -14,7 +14,7 @@ use crate::model::record::{Cursor, RecordType};
 use crate::model::{Origin, Outcome};
 use crate::server::Problem;
 
-/// What a reader asks for.
+/// What a reader polls for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {

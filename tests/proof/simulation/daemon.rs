@@ -47,7 +47,9 @@ impl Daemon {
     pub fn start(store: &Path, keys: &Keys, now: At) -> Daemon {
         let mut writer = Writer::open(store, now).unwrap();
         let latest = now.plus(schedule::CHECKS[1] + Duration::from_secs(3600));
-        writer.transaction(|tx| tx.clamp_asks(now, latest)).unwrap();
+        writer
+            .transaction(|tx| tx.clamp_polls(now, latest))
+            .unwrap();
         let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();
         let desks = fleet

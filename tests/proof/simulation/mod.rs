@@ -933,7 +933,7 @@ impl Simulation {
         let _ = write!(
             text,
             "\n    now {:?}\n    ask {:?} wake {:?} truth {:?}",
-            row.run.phase, row.run.ask, row.run.wake_at, life.truth
+            row.run.phase, row.run.poll, row.run.wake_at, life.truth
         );
         text
     }

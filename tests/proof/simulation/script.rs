@@ -17,7 +17,7 @@ pub enum Input {
     },
     /// A client tells of a run.
     Track { run: usize },
-    /// An operator asks for a run's webhook once more, and reads it out of the answer.
+    /// An operator polls for a run's webhook once more, and reads it out of the answer.
     Replay { run: usize },
     /// A cloud is not itself for a while.
     Spell(Spell),
