@@ -41,7 +41,7 @@
 //! * [`providers`], pure: one dialect per file, verification, pace.
 //! * [`report`], [`store`]: what is kept, and the one file it is kept in. All SQL is here.
 //! * [`reconciler`]: the writer's thread.
-//! * [`errand`], pure: what a provider is asked, question by question.
+//! * [`exchange`], pure: what a provider is asked, question by question.
 //! * [`receiver`], [`poller`], [`feed`]: webhooks in, questions out, records out. They do not know
 //!   each other.
 //! * [`http`], [`calls`]: our accept loop, and our calls to others.

@@ -8,7 +8,7 @@ use crate::model::observation::{Claim, Detail, Observation, portable};
 use crate::model::{At, Kind, RunId, Trust, Via};
 use crate::providers::json::shortened;
 use crate::providers::{
-    Answer, Headers, Provider, Reading, Response, Settings, Subject, Verdict, Webhook,
+    ApiResponse, Headers, Provider, Reading, Response, RunRef, Settings, Verdict, Webhook,
 };
 use crate::secret::{SecretLabel, TokenDigest};
 
@@ -74,7 +74,7 @@ pub struct PollHead {
     pub run_id: RunId,
     /// As what.
     pub kind: Kind,
-    /// See [`Subject::guessed`].
+    /// See [`RunRef::guessed`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guessed: bool,
     /// The group it was known to belong to.
@@ -83,12 +83,12 @@ pub struct PollHead {
     /// When the first question was sent.
     pub requested_at: At,
     /// The answers without their bodies.
-    pub answers: Vec<AnswerHead>,
+    pub answers: Vec<ResponseMeta>,
 }
 
 /// One answer without its body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AnswerHead {
+pub struct ResponseMeta {
     /// The path that was asked.
     pub path: String,
     /// The HTTP status; `None` if there was no response.
@@ -117,7 +117,7 @@ pub struct SweepHead {
     /// When.
     pub requested_at: At,
     /// The answer without its body.
-    pub answer: AnswerHead,
+    pub answer: ResponseMeta,
 }
 
 /// What a client says of a run.
@@ -158,13 +158,13 @@ impl Head {
     }
 }
 
-impl AnswerHead {
+impl ResponseMeta {
     /// Response headers that are kept.
     const KEPT: [&'static str; 4] = ["date", "retry-after", "content-type", "x-request-id"];
 
     /// Splits an answer into what goes into the head and what goes into the body.
-    pub fn split(path: String, answer: Answer) -> (AnswerHead, Vec<u8>) {
-        let empty = AnswerHead {
+    pub fn split(path: String, answer: ApiResponse) -> (ResponseMeta, Vec<u8>) {
+        let empty = ResponseMeta {
             path,
             status: None,
             failed: None,
@@ -173,14 +173,14 @@ impl AnswerHead {
             truncated: false,
         };
         match answer {
-            Answer::Failed { what } => (
-                AnswerHead {
+            ApiResponse::Failed { what } => (
+                ResponseMeta {
                     failed: Some(what),
                     ..empty
                 },
                 Vec::new(),
             ),
-            Answer::Http(response) => {
+            ApiResponse::Http(response) => {
                 let headers = response
                     .headers
                     .into_iter()
@@ -188,7 +188,7 @@ impl AnswerHead {
                     .collect();
                 let (bytes, truncated) = (response.body.len(), response.truncated);
                 (
-                    AnswerHead {
+                    ResponseMeta {
                         status: Some(response.status),
                         headers,
                         bytes,
@@ -202,14 +202,14 @@ impl AnswerHead {
     }
 
     /// The answer again, taking its share off the front of `body`.
-    fn join(&self, body: &mut &[u8]) -> Answer {
+    fn join(&self, body: &mut &[u8]) -> ApiResponse {
         let (mine, rest) = body.split_at(self.bytes.min(body.len()));
         *body = rest;
         match self.status {
-            None => Answer::Failed {
+            None => ApiResponse::Failed {
                 what: self.failed.clone().unwrap_or_default(),
             },
-            Some(status) => Answer::Http(Response {
+            Some(status) => ApiResponse::Http(Response {
                 status,
                 headers: self.headers.clone(),
                 body: mine.to_vec(),
@@ -238,7 +238,7 @@ fn shorten(detail: &mut Detail) {
 
 impl PollHead {
     /// The answers again, from the report's body.
-    pub fn answers(&self, mut body: &[u8]) -> Vec<Answer> {
+    pub fn answers(&self, mut body: &[u8]) -> Vec<ApiResponse> {
         self.answers
             .iter()
             .map(|head| head.join(&mut body))
@@ -271,7 +271,7 @@ impl Report {
             }),
             Head::Poll(head) => {
                 let group_id = head.group_id.as_deref();
-                let subject = Subject {
+                let run_ref = RunRef {
                     run_id: &head.run_id,
                     kind: head.kind,
                     guessed: head.guessed,
@@ -279,7 +279,7 @@ impl Report {
                     settings,
                 };
                 Reading::Said(vec![provider.read_status(
-                    &subject,
+                    &run_ref,
                     &head.answers(&self.body),
                     head.requested_at,
                 )])

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::types::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
 use super::{
-    Answer, Desk, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag,
+    Desk, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag,
 };
 use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
@@ -40,7 +40,7 @@ struct Tracked {
 }
 
 /// `POST /v1/runs`.
-pub async fn track(State(desk): Shared, body: Body) -> Answer {
+pub async fn track(State(desk): Shared, body: Body) -> HandlerResult {
     let tracked: Tracked = body_json(body).await?;
     let member = desk.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
@@ -102,7 +102,7 @@ pub struct ListRuns {
 
 /// `GET /v1/runs`, in the order in which they became known; `next` goes into `after`. With `newest`
 /// the newest first; `next` then goes into `before`. Runs whose row is damaged are named apart.
-pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> Answer {
+pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> HandlerResult {
     let phase = match list.phase.as_deref() {
         None => None,
         Some("open") => Some("open"),
@@ -145,7 +145,7 @@ pub async fn show_run(
     State(desk): Shared,
     Segments(path): Segments<(String, String)>,
     Params(query): Params<Wait>,
-) -> Answer {
+) -> HandlerResult {
     let key = key(&path.0, &path.1)?;
     let until = Instant::now() + Duration::from_secs(query.wait.unwrap_or(0)).min(limits::WAIT_MAX);
     let (mut head, mut stop) = (desk.ledger.head(), desk.stop.clone());
@@ -164,11 +164,14 @@ pub async fn show_run(
 }
 
 /// `POST /v1/runs/{source}/{run_id}/poll`.
-pub async fn poll(State(desk): Shared, Segments(path): Segments<(String, String)>) -> Answer {
+pub async fn poll(
+    State(desk): Shared,
+    Segments(path): Segments<(String, String)>,
+) -> HandlerResult {
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
     let row = desk.run(&key).await?;
-    let asked = asker.inquire(&key.run_id, &row.run).await;
+    let asked = asker.poll_run(&key.run_id, &row.run).await;
     let broken =
         || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
@@ -194,13 +197,13 @@ pub async fn retry_webhook(
     State(desk): Shared,
     Segments(path): Segments<(String, String)>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let again: Again = body_json(body).await?;
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
     let provider = asker.member.source.provider;
     let question = provider
-        .retry_question(&key.run_id, again.webhook_url.as_deref())
+        .retry_request(&key.run_id, again.webhook_url.as_deref())
         .ok_or_else(|| {
             let message = format!("{} has no call that sends a webhook again", provider.name());
             Problem::new(StatusCode::CONFLICT, "no_retry", message)
@@ -256,7 +259,10 @@ pub async fn retry_webhook(
 }
 
 /// `GET /v1/sources/{source}/missing-webhooks`: settled runs whose webhook never came.
-pub async fn missing_webhooks(State(desk): Shared, Segments(source): Segments<String>) -> Answer {
+pub async fn missing_webhooks(
+    State(desk): Shared,
+    Segments(source): Segments<String>,
+) -> HandlerResult {
     desk.member(&source)?;
     let rows = desk
         .look(move |view| view.without_webhook(&source, 1_000))
@@ -268,7 +274,7 @@ pub async fn missing_webhooks(State(desk): Shared, Segments(source): Segments<St
 }
 
 /// `POST /v1/sources/{source}/reverify`: applies unverified deliveries that verify by now.
-pub async fn reverify(State(desk): Shared, Segments(source): Segments<String>) -> Answer {
+pub async fn reverify(State(desk): Shared, Segments(source): Segments<String>) -> HandlerResult {
     let member = desk.member(&source)?;
     Ok(server::json(
         StatusCode::OK,
@@ -288,7 +294,10 @@ pub struct ListDeliveries {
 }
 
 /// `GET /v1/deliveries`, newest first; `next` goes into `before`.
-pub async fn list_deliveries(State(desk): Shared, Params(list): Params<ListDeliveries>) -> Answer {
+pub async fn list_deliveries(
+    State(desk): Shared,
+    Params(list): Params<ListDeliveries>,
+) -> HandlerResult {
     let verdict = match list.verdict.as_deref() {
         None => None,
         Some(word) => Some(
@@ -316,7 +325,7 @@ pub async fn list_deliveries(State(desk): Shared, Params(list): Params<ListDeliv
 }
 
 /// `GET /v1/deliveries/{id}`: any report, a poll's too.
-pub async fn show_delivery(State(desk): Shared, Segments(id): Segments<i64>) -> Answer {
+pub async fn show_delivery(State(desk): Shared, Segments(id): Segments<i64>) -> HandlerResult {
     let found = desk.look(move |view| view.delivery(id)).await?;
     let (row, head) = found.ok_or_else(no_delivery)?;
     Ok(server::json(StatusCode::OK, &DeliveryView::of(row, head)))
@@ -348,7 +357,7 @@ fn no_delivery() -> Problem {
 }
 
 /// `GET /v1/status`.
-pub async fn status(State(desk): Shared) -> Answer {
+pub async fn status(State(desk): Shared) -> HandlerResult {
     Ok(server::json(StatusCode::OK, &facts(&desk).await?))
 }
 
@@ -482,7 +491,7 @@ impl Desk {
             .collect()
     }
 
-    async fn with_timeline(&self, row: &RunRow) -> Answer {
+    async fn with_timeline(&self, row: &RunRow) -> HandlerResult {
         let id = row.row;
         let lines = self.look(move |view| view.timeline(id)).await?;
         let timeline: Vec<_> = lines

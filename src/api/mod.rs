@@ -64,7 +64,7 @@ pub struct Desk {
 type Shared = State<Arc<Desk>>;
 
 /// What a handler gives.
-type Answer = Result<Response<AnyBody>, Problem>;
+type HandlerResult = Result<Response<AnyBody>, Problem>;
 
 /// What a consumer may do.
 pub fn feed_routes(desk: Arc<Desk>) -> Router {
@@ -123,7 +123,7 @@ fn consumer_routes() -> Router<Arc<Desk>> {
 }
 
 /// Whether the writer answers: an empty transaction through the whole hand-off.
-async fn health(State(desk): Shared) -> Answer {
+async fn health(State(desk): Shared) -> HandlerResult {
     desk.ledger.write(|_| Ok(())).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })))
 }

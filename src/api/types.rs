@@ -13,7 +13,7 @@ use crate::model::record::Cursor;
 use crate::model::{At, Kind, Origin, Outcome, Via};
 use crate::polling::rate_limit::PaceState;
 use crate::providers::Headers;
-use crate::report::{AnswerHead, Head};
+use crate::report::{Head, ResponseMeta};
 use crate::secret::SecretLabel;
 
 /// A run.
@@ -187,7 +187,7 @@ pub struct DeliveryView {
     pub peer: Option<String>,
     /// Of a poll or sweep: what was asked, and how it was answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub answers: Vec<AnswerHead>,
+    pub answers: Vec<ResponseMeta>,
 }
 
 impl DeliveryView {

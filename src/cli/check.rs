@@ -20,7 +20,7 @@ use crate::daemon::system_clock;
 use crate::ledger::{self, Examination, SourceRow, StoreError};
 use crate::model::At;
 use crate::polling::client::{Asker, Calls};
-use crate::providers::{Answer, Hearing};
+use crate::providers::{ApiResponse, Hearing};
 use crate::reconciler::Member;
 use crate::secret::{Key, Keyring};
 
@@ -401,7 +401,7 @@ impl SourcePart {
         let policy = source.policy(None);
         let lists = source
             .provider
-            .list_question(None, &source.settings)
+            .list_request(None, &source.settings)
             .is_some();
         SourcePart {
             name: source.name.to_string(),
@@ -525,7 +525,7 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
             clock_skew_ms: None,
         };
     }
-    let question = source.provider.canary_question(&source.settings);
+    let question = source.provider.canary_request(&source.settings);
     let asker = Asker::new(
         Arc::new(Member::new(
             SourceRow {
@@ -546,19 +546,19 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
     }
 }
 
-fn judge(hearing: &Hearing, answer: &Answer) -> (bool, String) {
+fn judge(hearing: &Hearing, answer: &ApiResponse) -> (bool, String) {
     match (hearing, answer) {
-        (Hearing::Fine, Answer::Http(response)) if response.status < 300 => {
+        (Hearing::Fine, ApiResponse::Http(response)) if response.status < 300 => {
             (true, "the key works".to_owned())
         }
-        (Hearing::Fine, Answer::Http(response)) => (
+        (Hearing::Fine, ApiResponse::Http(response)) => (
             false,
             format!(
                 "an answer that is not expected, HTTP {}; is base_url right?",
                 response.status
             ),
         ),
-        (Hearing::Fine, Answer::Failed { what }) => (false, format!("no answer: {what}")),
+        (Hearing::Fine, ApiResponse::Failed { what }) => (false, format!("no answer: {what}")),
         (Hearing::Throttled { .. }, _) => (
             true,
             "the provider asks us to slow down; whether the key works cannot be told now"
@@ -599,12 +599,13 @@ mod tests {
     #[test]
     fn verdicts_are_plain() {
         let http = |status| {
-            Answer::Http(Response {
+            ApiResponse::Http(Response {
                 status,
                 ..Response::default()
             })
         };
-        let told = |answer: &Answer| judge(&crate::providers::hearing_by_status(answer), answer);
+        let told =
+            |answer: &ApiResponse| judge(&crate::providers::hearing_by_status(answer), answer);
         assert_eq!(told(&http(200)), (true, "the key works".to_owned()));
         assert_eq!(
             told(&http(404)).1,
@@ -619,7 +620,7 @@ mod tests {
         );
         assert!(told(&http(429)).0 && !told(&http(500)).0);
         assert!(
-            !told(&Answer::Failed {
+            !told(&ApiResponse::Failed {
                 what: "refused".to_owned()
             })
             .0

@@ -162,7 +162,7 @@ impl RetryWebhook {
 fn can(provider: &str) -> bool {
     let any = RunId::new("any");
     let asks = |provider: &dyn Provider| {
-        any.is_ok_and(|run_id| provider.retry_question(&run_id, None).is_some())
+        any.is_ok_and(|run_id| provider.retry_request(&run_id, None).is_some())
     };
     providers::named(provider).is_some_and(asks)
 }

@@ -5,7 +5,8 @@ use crate::model::observation::Observation;
 use crate::model::schedule::{self, Confirm, Policy};
 use crate::model::{At, Kind, RunId};
 use crate::providers::{
-    Answer, Delivery, Environment, Listing, Proof, Question, Reading, Settings, Subject, Webhook,
+    ApiRequest, ApiResponse, Delivery, Environment, Listing, Proof, Reading, RunRef, Settings,
+    Webhook,
 };
 
 /// A provider of which only the configuration's side works.
@@ -51,19 +52,19 @@ impl Provider for Fake {
     fn read_webhook(&self, _: &Webhook<'_>) -> Reading {
         unreachable!()
     }
-    fn status_question(&self, _: &Subject<'_>) -> Question {
+    fn status_request(&self, _: &RunRef<'_>) -> ApiRequest {
         unreachable!()
     }
-    fn read_status(&self, _: &Subject<'_>, _: &[Answer], _: At) -> Observation {
+    fn read_status(&self, _: &RunRef<'_>, _: &[ApiResponse], _: At) -> Observation {
         unreachable!()
     }
-    fn canary_question(&self, _: &Settings) -> Question {
+    fn canary_request(&self, _: &Settings) -> ApiRequest {
         unreachable!()
     }
-    fn list_question(&self, _: Option<&str>, _: &Settings) -> Option<Question> {
+    fn list_request(&self, _: Option<&str>, _: &Settings) -> Option<ApiRequest> {
         unreachable!()
     }
-    fn read_list(&self, _: Option<&str>, _: &Answer, _: &Settings, _: At) -> Listing {
+    fn read_list(&self, _: Option<&str>, _: &ApiResponse, _: &Settings, _: At) -> Listing {
         unreachable!()
     }
 }
@@ -357,7 +358,7 @@ fn what_is_not_configured_stays_as_the_provider_has_it() {
 }
 
 #[test]
-fn without_a_key_nothing_can_be_asked_and_no_list_spares_a_question() {
+fn without_a_key_nothing_can_be_asked_and_no_list_spares_a_request() {
     let policy = source("").policy(None);
     assert!(!policy.can_poll);
     assert_eq!(policy.listed_for, Duration::ZERO);

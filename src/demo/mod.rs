@@ -280,22 +280,22 @@ async fn listen(client: Client, events: mpsc::UnboundedSender<Event>) {
 
 /// What the plan wants the daemon asked or told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Errand {
+enum Exchange {
     Track,
     Replay { elsewhere: bool },
 }
 
-/// Goes on every errand of the plan at its time. The daemon is told of a run until it says that it
+/// Goes on every exchange of the plan at its time. The daemon is told of a run until it says that it
 /// knows; for a webhook it is asked once.
 async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::UnboundedSender<Event>) {
     let mut under_way = JoinSet::new();
-    for (at, number, errand) in errands(&world) {
+    for (at, number, exchange) in exchanges(&world) {
         world.until(at).await;
         under_way.spawn(go(
             client.clone(),
             Arc::clone(&world),
             number,
-            errand,
+            exchange,
             events.clone(),
         ));
         while under_way.try_join_next().is_some() {}
@@ -303,16 +303,16 @@ async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::Unbounde
     while under_way.join_next().await.is_some() {}
 }
 
-fn errands(world: &World) -> Vec<(Duration, usize, Errand)> {
+fn exchanges(world: &World) -> Vec<(Duration, usize, Exchange)> {
     let of = |(number, life): (usize, &plan::Life)| {
         let track = life
             .tracked
-            .map(|at| (life.begins + at, number, Errand::Track));
+            .map(|at| (life.begins + at, number, Exchange::Track));
         let replay = life.replay.map(|wish| {
             (
                 life.begins + wish.at,
                 number,
-                Errand::Replay {
+                Exchange::Replay {
                     elsewhere: wish.elsewhere,
                 },
             )
@@ -328,15 +328,15 @@ async fn go(
     client: Client,
     world: Arc<World>,
     number: usize,
-    errand: Errand,
+    exchange: Exchange,
     events: mpsc::UnboundedSender<Event>,
 ) {
     let life = &world.plan.runs[number];
-    match errand {
-        Errand::Replay { elsewhere } => {
+    match exchange {
+        Exchange::Replay { elsewhere } => {
             client.replay(life, elsewhere.then_some(NOBODY)).await;
         }
-        Errand::Track => {
+        Exchange::Track => {
             while !matches!(client.track(life).await, Some(200 | 201)) {
                 tokio::time::sleep(LOOK).await;
             }

@@ -11,9 +11,9 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, RunId};
-use crate::polling::exchange::{Errand, Next};
+use crate::polling::exchange::{Exchange, Next};
 use crate::polling::rate_limit::Pace;
-use crate::providers::{Answer, Hearing, Method, Question, Response};
+use crate::providers::{ApiRequest, ApiResponse, Hearing, Method, Response};
 use crate::reconciler::{Clock, Member};
 use crate::report::Report;
 
@@ -37,14 +37,14 @@ impl Calls {
     }
 
     /// Asks. Failures are answers too.
-    async fn ask(&self, member: &Member, question: &Question) -> Answer {
-        match tokio::time::timeout(question.timeout, self.exchange(member, question)).await {
-            Ok(Ok(response)) => Answer::Http(response),
-            Ok(Err(error)) => Answer::Failed {
+    async fn ask(&self, member: &Member, request: &ApiRequest) -> ApiResponse {
+        match tokio::time::timeout(request.timeout, self.exchange(member, request)).await {
+            Ok(Ok(response)) => ApiResponse::Http(response),
+            Ok(Err(error)) => ApiResponse::Failed {
                 what: describe(error),
             },
-            Err(_) => Answer::Failed {
-                what: format!("no answer within {} s", question.timeout.as_secs()),
+            Err(_) => ApiResponse::Failed {
+                what: format!("no answer within {} s", request.timeout.as_secs()),
             },
         }
     }
@@ -52,16 +52,16 @@ impl Calls {
     async fn exchange(
         &self,
         member: &Member,
-        question: &Question,
+        request: &ApiRequest,
     ) -> Result<Response, reqwest::Error> {
         let source = &member.source;
-        let url = format!("{}{}", source.base_url, question.path);
-        let mut request = match question.method {
+        let url = format!("{}{}", source.base_url, request.path);
+        let mut call = match request.method {
             Method::Get => self.client.get(url),
             Method::Post => self.client.post(url),
         };
-        if let Some(body) = &question.body {
-            request = request
+        if let Some(body) = &request.body {
+            call = call
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.clone());
         }
@@ -70,19 +70,19 @@ impl Calls {
             let mut value = HeaderValue::from_str(&format!("{prefix}{}", key.expose()))
                 .unwrap_or(HeaderValue::from_static(""));
             value.set_sensitive(true);
-            request = request.header(
+            call = call.header(
                 HeaderName::from_bytes(name.as_bytes()).unwrap_or(DATE),
                 value,
             );
         }
-        let mut answer = request.send().await?;
+        let mut answer = call.send().await?;
         let mut response = Response {
             status: answer.status().as_u16(),
             headers: headers(answer.headers()),
             ..Response::default()
         };
         while let Some(chunk) = answer.chunk().await? {
-            let room = question.bytes_max - response.body.len();
+            let room = request.bytes_max - response.body.len();
             response
                 .body
                 .extend_from_slice(&chunk[..chunk.len().min(room)]);
@@ -152,8 +152,8 @@ impl Asker {
     }
 
     /// Asks at once, whatever the pace says, and lets the pace learn from the answer.
-    pub async fn poll_now(&self, question: &Question) -> Answer {
-        let answer = self.calls.ask(&self.member, question).await;
+    pub async fn poll_now(&self, request: &ApiRequest) -> ApiResponse {
+        let answer = self.calls.ask(&self.member, request).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
         let hearing = self.member.source.provider.hearing(&answer);
@@ -163,36 +163,36 @@ impl Asker {
 
     /// Waits until the pace allows it, before anything new is begun, then polls. `None` once the breaker is
     /// open: only a probe may find out that the key works again.
-    pub async fn ask(&self, question: &Question) -> Option<Answer> {
+    pub async fn ask(&self, request: &ApiRequest) -> Option<ApiResponse> {
         loop {
             let now = (self.clock)();
             let allowed = self.pace().may_go_on(now, self.member.seed());
             match allowed {
-                Ok(()) => return Some(self.poll_now(question).await),
+                Ok(()) => return Some(self.poll_now(request).await),
                 Err(_) if self.pace().broken() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
             }
         }
     }
 
-    /// Runs an errand up to its next report, and gives what is to be asked further once that is handed
-    /// in. `paid`: the pace has let the first question go already. `None`: nothing comes of it, or the
+    /// Runs an exchange up to its next report, and gives what is to be asked further once that is handed
+    /// in. `paid`: the pace has let the first request go already. `None`: nothing comes of it, or the
     /// breaker is open.
     pub async fn run(
         &self,
-        mut errand: Errand,
-        mut question: Question,
+        mut exchange: Exchange,
+        mut request: ApiRequest,
         mut paid: bool,
-    ) -> Option<(Report, Option<(Errand, Question)>)> {
+    ) -> Option<(Report, Option<(Exchange, ApiRequest)>)> {
         loop {
             let answer = if paid {
-                self.poll_now(&question).await
+                self.poll_now(&request).await
             } else {
-                self.ask(&question).await?
+                self.ask(&request).await?
             };
             paid = false;
-            match errand.go_on(question, answer, (self.clock)()) {
-                Next::Ask(on, further) => (errand, question) = (on, further),
+            match exchange.go_on(request, answer, (self.clock)()) {
+                Next::Ask(on, further) => (exchange, request) = (on, further),
                 Next::Report(report, further) => return Some((report, further)),
                 Next::Done => return None,
             }
@@ -200,9 +200,9 @@ impl Asker {
     }
 
     /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
-    pub async fn inquire(&self, run_id: &RunId, run: &Run) -> Option<Report> {
-        let (errand, question) = Errand::about(&self.member, run_id, run, (self.clock)());
-        self.run(errand, question, true)
+    pub async fn poll_run(&self, run_id: &RunId, run: &Run) -> Option<Report> {
+        let (exchange, request) = Exchange::about(&self.member, run_id, run, (self.clock)());
+        self.run(exchange, request, true)
             .await
             .map(|(report, _)| report)
     }
@@ -228,8 +228,8 @@ impl Asker {
         }
     }
 
-    fn note_skew(&self, answer: &Answer, now: At) {
-        let Answer::Http(response) = answer else {
+    fn note_skew(&self, answer: &ApiResponse, now: At) {
+        let ApiResponse::Http(response) = answer else {
             return;
         };
         let date = response

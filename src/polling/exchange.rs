@@ -1,40 +1,40 @@
-//! Errands: what a source's provider is asked, question by question, and the reports that come of it.
+//! Errands: what a source's provider is asked, request by request, and the reports that come of it.
 //!
-//! Pure, as the dialects are: an [`Errand`] holds what has been answered so far, takes one more answer,
-//! and says what is next. Who sends the question, and when the pace lets it go, is not known here, so
-//! the daemon and a simulation run the same errands.
+//! Pure, as the dialects are: an [`Exchange`] holds what has been answered so far, takes one more answer,
+//! and says what is next. Who sends the request, and when the pace lets it go, is not known here, so
+//! the daemon and a simulation run the same exchanges.
 
 use std::sync::Arc;
 
 use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, Kind, RunId};
-use crate::providers::{Answer, Question, Subject};
+use crate::providers::{ApiRequest, ApiResponse, RunRef};
 use crate::reconciler::Member;
-use crate::report::{AnswerHead, Head, PollHead, Report, SweepHead};
+use crate::report::{Head, PollHead, Report, ResponseMeta, SweepHead};
 
 /// Something that is being asked of a source's provider.
-pub struct Errand {
+pub struct Exchange {
     member: Arc<Member>,
     about: About,
 }
 
 enum About {
-    Run(Inquiry),
+    Run(RunExchange),
     Page(Page),
     /// Whether the key works again.
     Key,
 }
 
 /// About one run: its state, and whatever the dialect must know beside it.
-struct Inquiry {
+struct RunExchange {
     run_id: RunId,
     kind: Kind,
     guessed: bool,
     group_id: Option<String>,
     requested_at: At,
     paths: Vec<String>,
-    answers: Vec<Answer>,
+    answers: Vec<ApiResponse>,
 }
 
 /// One page of the provider's list.
@@ -46,19 +46,24 @@ struct Page {
 
 /// What comes after an answer.
 pub enum Next {
-    /// One more question, before there is anything to report.
-    Ask(Errand, Question),
-    /// A report, and perhaps a further question once it is handed in.
-    Report(Report, Option<(Errand, Question)>),
+    /// One more request, before there is anything to report.
+    Ask(Exchange, ApiRequest),
+    /// A report, and perhaps a further request once it is handed in.
+    Report(Report, Option<(Exchange, ApiRequest)>),
     /// Nothing.
     Done,
 }
 
-impl Errand {
+impl Exchange {
     /// To learn about a run, as of `now`.
-    pub fn about(member: &Arc<Member>, run_id: &RunId, run: &Run, now: At) -> (Errand, Question) {
+    pub fn about(
+        member: &Arc<Member>,
+        run_id: &RunId,
+        run: &Run,
+        now: At,
+    ) -> (Exchange, ApiRequest) {
         let source = &member.source;
-        let inquiry = Inquiry {
+        let exchange = RunExchange {
             run_id: run_id.clone(),
             kind: run
                 .kind
@@ -69,20 +74,20 @@ impl Errand {
             paths: Vec::new(),
             answers: Vec::new(),
         };
-        let question = source.provider.status_question(&inquiry.subject(member));
+        let request = source.provider.status_request(&exchange.run_ref(member));
         (
-            Errand {
+            Exchange {
                 member: member.clone(),
-                about: About::Run(inquiry),
+                about: About::Run(exchange),
             },
-            question,
+            request,
         )
     }
 
     /// To read the provider's list from its first page on. `None`: it has none, or we have no key.
-    pub fn sweep(member: &Arc<Member>, now: At) -> Option<(Errand, Question)> {
+    pub fn sweep(member: &Arc<Member>, now: At) -> Option<(Exchange, ApiRequest)> {
         member.source.api_key.as_ref()?;
-        Errand::page(member, None, 1, now)
+        Exchange::page(member, None, 1, now)
     }
 
     fn page(
@@ -90,54 +95,54 @@ impl Errand {
         token: Option<String>,
         number: usize,
         now: At,
-    ) -> Option<(Errand, Question)> {
-        let question = member
+    ) -> Option<(Exchange, ApiRequest)> {
+        let request = member
             .source
             .provider
-            .list_question(token.as_deref(), &member.source.settings)?;
+            .list_request(token.as_deref(), &member.source.settings)?;
         let page = Page {
             token,
             number,
             requested_at: now,
         };
         Some((
-            Errand {
+            Exchange {
                 member: member.clone(),
                 about: About::Page(page),
             },
-            question,
+            request,
         ))
     }
 
     /// To find out whether the key works again.
-    pub fn probe(member: &Arc<Member>) -> (Errand, Question) {
-        let question = member
+    pub fn probe(member: &Arc<Member>) -> (Exchange, ApiRequest) {
+        let request = member
             .source
             .provider
-            .canary_question(&member.source.settings);
+            .canary_request(&member.source.settings);
         (
-            Errand {
+            Exchange {
                 member: member.clone(),
                 about: About::Key,
             },
-            question,
+            request,
         )
     }
 
-    /// Goes on after the answer to `question`, which came at `now`.
-    pub fn go_on(self, question: Question, answer: Answer, now: At) -> Next {
-        let Errand { member, about } = self;
+    /// Goes on after the answer to `request`, which came at `now`.
+    pub fn go_on(self, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
+        let Exchange { member, about } = self;
         match about {
-            About::Run(inquiry) => inquiry.go_on(member, question, answer, now),
-            About::Page(page) => page.turn(&member, question, answer, now),
+            About::Run(exchange) => exchange.go_on(member, request, answer, now),
+            About::Page(page) => page.turn(&member, request, answer, now),
             About::Key => Next::Done,
         }
     }
 }
 
-impl Inquiry {
-    fn subject<'a>(&'a self, member: &'a Member) -> Subject<'a> {
-        Subject {
+impl RunExchange {
+    fn run_ref<'a>(&'a self, member: &'a Member) -> RunRef<'a> {
+        RunRef {
             run_id: &self.run_id,
             kind: self.kind,
             guessed: self.guessed,
@@ -146,24 +151,30 @@ impl Inquiry {
         }
     }
 
-    fn go_on(mut self, member: Arc<Member>, question: Question, answer: Answer, now: At) -> Next {
-        self.paths.push(question.path);
+    fn go_on(
+        mut self,
+        member: Arc<Member>,
+        request: ApiRequest,
+        answer: ApiResponse,
+        now: At,
+    ) -> Next {
+        self.paths.push(request.path);
         self.answers.push(answer);
         if self.answers.len() < limits::QUESTIONS_PER_POLL_MAX
             && let Some(further) = member
                 .source
                 .provider
-                .follow_up(&self.subject(&member), &self.answers)
+                .follow_up(&self.run_ref(&member), &self.answers)
         {
             return Next::Ask(
-                Errand {
+                Exchange {
                     member,
                     about: About::Run(self),
                 },
                 further,
             );
         }
-        let Inquiry {
+        let RunExchange {
             run_id,
             kind,
             guessed,
@@ -175,7 +186,7 @@ impl Inquiry {
         let split = paths
             .into_iter()
             .zip(answers)
-            .map(|(path, answer)| AnswerHead::split(path, answer));
+            .map(|(path, answer)| ResponseMeta::split(path, answer));
         let (answers, bodies): (Vec<_>, Vec<_>) = split.unzip();
         let head = Head::Poll(PollHead {
             run_id,
@@ -198,7 +209,7 @@ impl Inquiry {
 }
 
 impl Page {
-    fn turn(self, member: &Arc<Member>, question: Question, answer: Answer, now: At) -> Next {
+    fn turn(self, member: &Arc<Member>, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
         let Page {
             token,
             number,
@@ -209,7 +220,7 @@ impl Page {
             .provider
             .read_list(token.as_deref(), &answer, &source.settings, requested_at)
             .next;
-        let (answer, body) = AnswerHead::split(question.path, answer);
+        let (answer, body) = ResponseMeta::split(request.path, answer);
         let head = Head::Sweep(SweepHead {
             page: token,
             requested_at,
@@ -224,7 +235,7 @@ impl Page {
         let next = next.filter(|_| number < limits::SWEEP_PAGES_MAX);
         Next::Report(
             report,
-            next.and_then(|next| Errand::page(member, Some(next), number + 1, now)),
+            next.and_then(|next| Exchange::page(member, Some(next), number + 1, now)),
         )
     }
 }

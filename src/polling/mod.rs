@@ -2,7 +2,7 @@
 //! lists. It hands every answer in as a report and understands none of them.
 //!
 //! What is to be asked when is decided by [`Rounds`], and what an answer leads to by the
-//! [`errand`](crate::polling::exchange) it belongs to. Here is only the loop that lets time pass between them.
+//! [`exchange`](crate::polling::exchange) it belongs to. Here is only the loop that lets time pass between them.
 
 pub mod client;
 pub mod exchange;
@@ -90,18 +90,18 @@ impl Poller {
             .unwrap_or(Ok(Found::default()))
     }
 
-    /// Runs an errand to its end.
+    /// Runs an exchange to its end.
     async fn work(
         &self,
         Begun {
             task,
-            errand,
-            question,
+            exchange,
+            request,
         }: Begun,
     ) -> Task {
-        let (mut next, mut paid) = (Some((errand, question)), task.paid());
-        while let Some((errand, question)) = next
-            && let Some((report, further)) = self.asker.run(errand, question, paid).await
+        let (mut next, mut paid) = (Some((exchange, request)), task.paid());
+        while let Some((exchange, request)) = next
+            && let Some((report, further)) = self.asker.run(exchange, request, paid).await
         {
             self.hand_in(report).await;
             (next, paid) = (further, false);

@@ -1,7 +1,7 @@
 //! How fast one source may be asked, and whether at all: what a good client keeps in mind.
 //!
 //! A [`Pace`] is told what every answer let us hear ([`Pace::told`]) and says whether one more
-//! question may go out ([`Pace::may_ask`], [`Pace::may_go_on`]). In the order of precedence:
+//! request may go out ([`Pace::may_ask`], [`Pace::may_go_on`]). In the order of precedence:
 //!
 //! 1. **Pause.** A `Retry-After` is honoured to its full value and stops the whole source, since
 //!    every provider here limits accounts and not runs. A 429 without a value pauses for
@@ -140,7 +140,7 @@ pub struct Pace {
     kept_until: Option<At>,
     pause: Option<Pause>,
     breaker: Option<Breaker>,
-    /// How far the probe intervals have grown. Outlives the breaker until an ordinary question
+    /// How far the probe intervals have grown. Outlives the breaker until an ordinary request
     /// works, or a key that may do the canary and nothing else would be tried every minute.
     caution: u32,
     troubles: u32,
@@ -172,7 +172,7 @@ impl Pace {
         }
     }
 
-    /// Takes a token for a question to begin with, or says before when it is useless to come again.
+    /// Takes a token for a request to begin with, or says before when it is useless to come again.
     pub fn may_ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
         match self.kept_until {
@@ -181,7 +181,7 @@ impl Pace {
         }
     }
 
-    /// Takes a token for a question to go on with, or says when to come again; the next token is kept
+    /// Takes a token for a request to go on with, or says when to come again; the next token is kept
     /// until then, and a little longer.
     pub fn may_go_on(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
@@ -194,7 +194,7 @@ impl Pace {
         answer
     }
 
-    /// Takes a token for a question about a run, or says when to come again. An urgent one waits for no
+    /// Takes a token for a request about a run, or says when to come again. An urgent one waits for no
     /// list to be read.
     pub fn may_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
         if urgent {
@@ -752,7 +752,7 @@ mod tests {
             }
         }
 
-        /// Neither to a question nor to a probe, whatever else is heard.
+        /// Neither to a request nor to a probe, whatever else is heard.
         #[test]
         fn nothing_is_granted_before_a_retry_after_has_passed(steps in steps()) {
             let mut pace = Pace::new(5.0, At(0));

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::ledger::Due;
 use crate::model::At;
-use crate::polling::exchange::Errand;
+use crate::polling::exchange::Exchange;
 use crate::polling::rate_limit::Pace;
-use crate::providers::Question;
+use crate::providers::ApiRequest;
 use crate::reconciler::Member;
 
 /// One source's rounds.
@@ -41,10 +41,10 @@ pub enum Task {
 pub struct Begun {
     /// As what it is to be reported as [finished](Rounds::finished).
     pub task: Task,
-    /// The errand.
-    pub errand: Errand,
-    /// Its first question.
-    pub question: Question,
+    /// The exchange.
+    pub exchange: Exchange,
+    /// Its first request.
+    pub request: ApiRequest,
 }
 
 /// Which due runs to look for.
@@ -61,12 +61,12 @@ pub struct Wanted {
 pub struct Found {
     /// Runs to ask about, urgent ones first.
     pub due: Vec<Due>,
-    /// When the next urgent question falls due.
+    /// When the next urgent request falls due.
     pub next_urgent: Option<At>,
 }
 
 impl Task {
-    /// The pace has let its first question go before it was begun.
+    /// The pace has let its first request go before it was begun.
     pub fn paid(self) -> bool {
         self != Task::Sweep
     }
@@ -100,24 +100,24 @@ impl Rounds {
         let broken = pace.broken();
         if broken && !self.probing && pace.may_probe(now) {
             self.probing = true;
-            let (errand, question) = Errand::probe(&self.member);
+            let (exchange, request) = Exchange::probe(&self.member);
             begun.push(Begun {
                 task: Task::Probe,
-                errand,
-                question,
+                exchange,
+                request,
             });
         }
         if self.next_sweep <= now {
             self.next_sweep = source.sweep.next_after(now).unwrap_or(At::NEVER);
             if !self.sweeping
                 && !broken
-                && let Some((errand, question)) = Errand::sweep(&self.member, now)
+                && let Some((exchange, request)) = Exchange::sweep(&self.member, now)
             {
                 self.sweeping = true;
                 begun.push(Begun {
                     task: Task::Sweep,
-                    errand,
-                    question,
+                    exchange,
+                    request,
                 });
             }
         }
@@ -155,11 +155,11 @@ impl Rounds {
                 return (begun, at);
             }
             self.busy.insert(due.row);
-            let (errand, question) = Errand::about(&self.member, &due.run_id, &due.run, now);
+            let (exchange, request) = Exchange::about(&self.member, &due.run_id, &due.run, now);
             begun.push(Begun {
                 task: Task::Run(due.row),
-                errand,
-                question,
+                exchange,
+                request,
             });
         }
         (begun, next_urgent.unwrap_or(At::NEVER))
@@ -191,7 +191,7 @@ mod tests {
     use crate::config::cron::Schedule;
     use crate::ledger::SourceRow;
     use crate::model::{RunId, SourceName};
-    use crate::providers::{Answer, Hearing, REGISTRY};
+    use crate::providers::{ApiResponse, Hearing, REGISTRY};
     use crate::secret::{Key, Secret, SecretLabel};
 
     /// An hour on the hour, so that schedules fire when it is whole minutes later.
@@ -255,7 +255,7 @@ mod tests {
             (tasks(&begun), again),
             (vec![Task::Run(1), Task::Run(2)], At::NEVER)
         );
-        assert_eq!(begun[0].question.path, "/v1/runs/wr_1");
+        assert_eq!(begun[0].request.path, "/v1/runs/wr_1");
         assert_eq!(rounds.wanted(&pace), None, "no hand is free");
         rounds.finished(Task::Run(1));
         assert_eq!(
@@ -304,7 +304,7 @@ mod tests {
         assert!(rounds.strike(&mut pace, minutes(4)).is_empty());
         let begun = rounds.strike(&mut pace, minutes(5));
         assert_eq!(tasks(&begun), [Task::Sweep]);
-        assert!(!begun[0].task.paid() && begun[0].question.path.starts_with("/v1/runs?page=1&"));
+        assert!(!begun[0].task.paid() && begun[0].request.path.starts_with("/v1/runs?page=1&"));
         assert!(
             rounds.strike(&mut pace, minutes(10)).is_empty(),
             "it is still being read"
@@ -340,13 +340,13 @@ mod tests {
             "one probe at a time, and no list"
         );
         let Begun {
-            errand, question, ..
+            exchange, request, ..
         } = begun.remove(0);
-        let answer = Answer::Failed {
+        let answer = ApiResponse::Failed {
             what: "connection refused".to_owned(),
         };
         assert!(matches!(
-            errand.go_on(question, answer, at),
+            exchange.go_on(request, answer, at),
             crate::polling::exchange::Next::Done
         ));
         rounds.finished(Task::Probe);

@@ -19,9 +19,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{
-    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response,
-    Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
-    missing_if_canary_worked, python_json, told,
+    ApiRequest, ApiResponse, Delivery, Environment, Hearing, Listing, Proof, Provider, Reading,
+    Response, RunRef, Settings, Verdict, Webhook, answered, encoded, hearing_by_status, json,
+    listed, missing_if_canary_worked, python_json, told,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
@@ -133,16 +133,16 @@ impl Provider for BrowserUse {
         }
     }
 
-    fn status_question(&self, run: &Subject<'_>) -> Question {
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
         let (id, _) = turn_of(run.run_id);
-        Question::get(match Api::of_run(run) {
+        ApiRequest::get(match Api::of_run(run) {
             Api::V2 => format!("/api/v2/tasks/{}/status", encoded(run.run_id.as_str())),
             Api::V3 => format!("/api/v3/sessions/{}", encoded(id)),
             Api::V4 => format!("/api/v4/runs/{}/status", encoded(run.run_id.as_str())),
         })
     }
 
-    fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
+    fn follow_up(&self, run: &RunRef<'_>, answers: &[ApiResponse]) -> Option<ApiRequest> {
         let (first, later) = answers.split_first()?;
         let api = Api::of_run(run);
         if is_gone(first) {
@@ -153,12 +153,17 @@ impl Provider for BrowserUse {
             Api::V2 | Api::V4 if later.is_empty() && api.is_over(&status) => {
                 Some(full_view(api, run.run_id))
             }
-            Api::V3 => message_question(run.run_id, &status, later),
+            Api::V3 => message_request(run.run_id, &status, later),
             _ => None,
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation {
         let api = Api::of_run(run);
         let said = match answers.split_first() {
             Some((first, _)) if is_gone(first) => {
@@ -176,14 +181,14 @@ impl Provider for BrowserUse {
         }
     }
 
-    fn canary_question(&self, settings: &Settings) -> Question {
+    fn canary_request(&self, settings: &Settings) -> ApiRequest {
         Api::of(settings).canary()
     }
 
-    fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question> {
+    fn list_request(&self, page: Option<&str>, settings: &Settings) -> Option<ApiRequest> {
         let page = Page::parse(page)?;
         let number = page.number;
-        Some(Question::get(match Api::of(settings) {
+        Some(ApiRequest::get(match Api::of(settings) {
             Api::V2 => format!(
                 "/api/v2/tasks?filterBy={}&pageSize={LIST_ROWS}&pageNumber={number}",
                 page.filter()
@@ -200,7 +205,7 @@ impl Provider for BrowserUse {
     fn read_list(
         &self,
         page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         settings: &Settings,
         requested_at: At,
     ) -> Listing {
@@ -223,8 +228,8 @@ impl Provider for BrowserUse {
         }
     }
 
-    fn hearing(&self, answer: &Answer) -> Hearing {
-        let Answer::Http(response) = answer else {
+    fn hearing(&self, answer: &ApiResponse) -> Hearing {
+        let ApiResponse::Http(response) = answer else {
             return hearing_by_status(answer);
         };
         match (response.status, hearing_by_status(answer)) {
@@ -267,7 +272,7 @@ impl Api {
 
     /// The kind decides, since one source may hear of several generations; the settings only where
     /// a run was given a kind that is not ours.
-    fn of_run(run: &Subject<'_>) -> Api {
+    fn of_run(run: &RunRef<'_>) -> Api {
         match run.kind {
             Kind::Task => Api::V2,
             Kind::Session => Api::V3,
@@ -286,8 +291,8 @@ impl Api {
 
     /// One row of a list of the same generation. A generation that is switched off answers 404 to
     /// everything (v1 did), so a call of another one could not tell that from a run that is gone.
-    fn canary(self) -> Question {
-        Question::get(match self {
+    fn canary(self) -> ApiRequest {
+        ApiRequest::get(match self {
             Api::V2 => "/api/v2/tasks?pageSize=1",
             Api::V3 => "/api/v3/sessions?page_size=1",
             Api::V4 => "/api/v4/sessions?limit=1",
@@ -659,15 +664,17 @@ impl Said {
     }
 }
 
-fn is_gone(answer: &Answer) -> bool {
-    matches!(answer, Answer::Http(response) if matches!(response.status, 404 | 410))
+fn is_gone(answer: &ApiResponse) -> bool {
+    matches!(answer, ApiResponse::Http(response) if matches!(response.status, 404 | 410))
 }
 
 /// The object in a good answer. Read as leniently as webhooks are: agents' outputs are scraped
 /// text, and an odd character in one must not keep its run open for ever.
-fn fields(answer: &Answer) -> Option<Map<String, Value>> {
+fn fields(answer: &ApiResponse) -> Option<Map<String, Value>> {
     match answer {
-        Answer::Http(response) if (200..300).contains(&response.status) && !response.truncated => {
+        ApiResponse::Http(response)
+            if (200..300).contains(&response.status) && !response.truncated =>
+        {
             python_json::parse(&response.body).ok()?.into_object()
         }
         _ => None,
@@ -711,16 +718,21 @@ fn status_word(view: &Map<String, Value>) -> Option<String> {
     text(view, "status")
 }
 
-fn full_view(api: Api, run_id: &RunId) -> Question {
+fn full_view(api: Api, run_id: &RunId) -> ApiRequest {
     let id = encoded(run_id.as_str());
-    Question::get(if api == Api::V4 {
+    ApiRequest::get(if api == Api::V4 {
         format!("/api/v4/runs/{id}")
     } else {
         format!("/api/v2/tasks/{id}")
     })
 }
 
-fn said_by(api: Api, run_id: &RunId, view: &Map<String, Value>, later: &[Answer]) -> Option<Said> {
+fn said_by(
+    api: Api,
+    run_id: &RunId,
+    view: &Map<String, Value>,
+    later: &[ApiResponse],
+) -> Option<Said> {
     let status = status_word(view)?;
     let full = later
         .first()
@@ -871,7 +883,7 @@ fn has_worked(view: &Map<String, Value>) -> bool {
 /// The next page of messages, while the status leaves it open whether the turn has ended and the
 /// pages so far hang together. While the session runs they are not read: if the run asked about
 /// is the one that goes on they say nothing new, and else they will say it when the session rests.
-fn message_question(run_id: &RunId, status: &str, pages: &[Answer]) -> Option<Question> {
+fn message_request(run_id: &RunId, status: &str, pages: &[ApiResponse]) -> Option<ApiRequest> {
     let (session, turn) = turn_of(run_id);
     turn?;
     if status != "idle" && !Api::V3.is_over(status) || pages.len() >= MESSAGE_PAGES_MAX {
@@ -879,11 +891,11 @@ fn message_question(run_id: &RunId, status: &str, pages: &[Answer]) -> Option<Qu
     }
     let path = format!("/api/v3/sessions/{}/messages?limit=100", encoded(session));
     let Some(last) = pages.last() else {
-        return Some(Question::get(path));
+        return Some(ApiRequest::get(path));
     };
     let last = fields(last).filter(|page| flag(page, "hasMore") == Some(true))?;
     let after = text(messages(&last).last()?.as_object()?, "id")?;
-    Some(Question::get(format!("{path}&after={}", encoded(&after))))
+    Some(ApiRequest::get(format!("{path}&after={}", encoded(&after))))
 }
 
 fn messages(page: &Map<String, Value>) -> &[Value] {
@@ -895,7 +907,7 @@ fn messages(page: &Map<String, Value>) -> &[Value] {
 
 /// What the messages show of each turn, in order: whether the agent wrote its completion. `None`
 /// unless the pages are all there: then nothing can be counted.
-fn turns(pages: &[Answer]) -> Option<Vec<bool>> {
+fn turns(pages: &[ApiResponse]) -> Option<Vec<bool>> {
     let pages: Vec<_> = pages.iter().map(fields).collect::<Option<_>>()?;
     let (last, earlier) = pages.split_last()?;
     // Where the first page was not the oldest there is nothing after it, although it said so.
@@ -924,7 +936,12 @@ fn turns(pages: &[Answer]) -> Option<Vec<bool>> {
 /// One turn of a session. The session's own fields speak of its latest turn only, and of the one
 /// before until that has begun, so they count for a turn only where the messages show that it is
 /// the latest and has ended.
-fn turn_claim(turn: usize, status: &str, view: &Map<String, Value>, pages: &[Answer]) -> Judged {
+fn turn_claim(
+    turn: usize,
+    status: &str,
+    view: &Map<String, Value>,
+    pages: &[ApiResponse],
+) -> Judged {
     if status != "idle" && !Api::V3.is_over(status) {
         return session_claim(status, view);
     }

@@ -63,9 +63,9 @@ use serde_json::{Map, Value};
 
 use super::signature::Signature;
 use super::{
-    Answer, Delivery, Environment, Hearing, Listing, Proof, Provider, Question, Reading, Response,
-    Settings, Subject, Verdict, Webhook, answered, encoded, hearing_by_status, json, listed,
-    missing_if_canary_worked, told,
+    ApiRequest, ApiResponse, Delivery, Environment, Hearing, Listing, Proof, Provider, Reading,
+    Response, RunRef, Settings, Verdict, Webhook, answered, encoded, hearing_by_status, json,
+    listed, missing_if_canary_worked, told,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
@@ -146,7 +146,7 @@ impl Provider for Firecrawl {
             // A cancelled crawl can read back as completed once its record has been evicted.
             answer_precedence: AnswerPrecedence::FirstWins,
             can_poll: true,
-            // No list here shows a state, so being listed spares no run its own question.
+            // No list here shows a state, so being listed spares no run its own request.
             listed_for: Duration::ZERO,
         }
     }
@@ -201,26 +201,27 @@ impl Provider for Firecrawl {
         }
     }
 
-    fn status_question(&self, run: &Subject<'_>) -> Question {
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
         let id = encoded(run.run_id.as_str());
         match (run.kind, run.group_id) {
             (Kind::BatchScrape, _) => {
-                Question::get(format!("/v2/batch/scrape/{id}?{NO_DOCUMENTS}"))
+                ApiRequest::get(format!("/v2/batch/scrape/{id}?{NO_DOCUMENTS}"))
             }
             (Kind::Extract, _) => whole_result(format!("/v2/extract/{id}")),
             (Kind::Agent, _) => whole_result(format!("/v2/agent/{id}")),
-            (Kind::MonitorCheck, Some(monitor)) => Question::get(format!(
+            (Kind::MonitorCheck, Some(monitor)) => ApiRequest::get(format!(
                 "/v2/monitor/{}/checks/{id}?limit=1",
                 encoded(monitor)
             )),
-            (Kind::MonitorCheck, None) => self.canary_question(run.settings),
-            _ => Question::get(format!("/v2/crawl/{id}?{NO_DOCUMENTS}")),
+            (Kind::MonitorCheck, None) => self.canary_request(run.settings),
+            _ => ApiRequest::get(format!("/v2/crawl/{id}?{NO_DOCUMENTS}")),
         }
     }
 
-    fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
+    fn follow_up(&self, run: &RunRef<'_>, answers: &[ApiResponse]) -> Option<ApiRequest> {
         let kinds = kinds(run);
-        let absent = |(answer, kind): (&Answer, &Kind)| is_absent(&as_kind(run, *kind), answer);
+        let absent =
+            |(answer, kind): (&ApiResponse, &Kind)| is_absent(&as_kind(run, *kind), answer);
         if !has_address(run)
             || answers.len() > kinds.len()
             || !answers.iter().zip(kinds).all(absent)
@@ -228,19 +229,24 @@ impl Provider for Firecrawl {
             return None;
         }
         match kinds.get(answers.len()) {
-            Some(kind) => Some(self.status_question(&as_kind(run, *kind))),
-            None => Some(self.canary_question(run.settings)),
+            Some(kind) => Some(self.status_request(&as_kind(run, *kind))),
+            None => Some(self.canary_request(run.settings)),
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation {
         let kinds = kinds(run);
         let asked = answers.iter().zip(kinds);
         let present = asked
             .clone()
             .find(|(answer, kind)| !is_absent(&as_kind(run, **kind), answer));
         let (claim, detail, kind) = match present {
-            Some((Answer::Http(response), kind))
+            Some((ApiResponse::Http(response), kind))
                 if has_address(run) && (200..300).contains(&response.status) =>
             {
                 let (claim, detail) =
@@ -264,16 +270,16 @@ impl Provider for Firecrawl {
 
     /// Works with every key, in the cloud and self-hosted, touches no run, and has a rate limit of
     /// its own.
-    fn canary_question(&self, _settings: &Settings) -> Question {
-        Question::get("/v2/team/queue-status")
+    fn canary_request(&self, _settings: &Settings) -> ApiRequest {
+        ApiRequest::get("/v2/team/queue-status")
     }
 
     /// First the crawls under way (also self-hosted), then what the cloud remembers of the last 24
     /// hours: `endpoint/page/cursor`. Neither shows a state. A crawl under way is open, which spares
-    /// it its own question; what happened today only exists, and may well be over.
-    fn list_question(&self, page: Option<&str>, _settings: &Settings) -> Option<Question> {
+    /// it its own request; what happened today only exists, and may well be over.
+    fn list_request(&self, page: Option<&str>, _settings: &Settings) -> Option<ApiRequest> {
         let Some(page) = page else {
-            return Some(Question::get("/v2/crawl/active"));
+            return Some(ApiRequest::get("/v2/crawl/active"));
         };
         let page = ActivityPage::parse(page)?;
         let mut path = format!("/v2/team/activity?endpoint={}&limit=100", page.endpoint());
@@ -281,17 +287,17 @@ impl Provider for Firecrawl {
             path.push_str("&cursor=");
             path.push_str(&encoded(page.cursor));
         }
-        Some(Question::get(path))
+        Some(ApiRequest::get(path))
     }
 
     fn read_list(
         &self,
         page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         _settings: &Settings,
         requested_at: At,
     ) -> Listing {
-        let Answer::Http(response @ Response { status: 200, .. }) = answer else {
+        let ApiResponse::Http(response @ Response { status: 200, .. }) = answer else {
             // Self-hosted there is no activity (501, formerly 404): the sweep simply ends there.
             return Listing::default();
         };
@@ -320,14 +326,14 @@ impl Provider for Firecrawl {
 
     /// The documentation promises a `Retry-After`, the source sends the seconds only in its text.
     /// 501 is how a self-hosted service says that it has no such list: no trouble.
-    fn hearing(&self, answer: &Answer) -> Hearing {
+    fn hearing(&self, answer: &ApiResponse) -> Hearing {
         match (answer, hearing_by_status(answer)) {
-            (Answer::Http(response), Hearing::Throttled { retry_after: None }) => {
+            (ApiResponse::Http(response), Hearing::Throttled { retry_after: None }) => {
                 Hearing::Throttled {
                     retry_after: Some(stated_wait(&response.body).unwrap_or(THROTTLE_DEFAULT)),
                 }
             }
-            (Answer::Http(Response { status: 501, .. }), _) => Hearing::Fine,
+            (ApiResponse::Http(Response { status: 501, .. }), _) => Hearing::Fine,
             (_, hearing) => hearing,
         }
     }
@@ -509,20 +515,20 @@ const STATE_FIELDS: [&str; 13] = [
 ];
 
 /// An address whose answer can be longer than usual.
-fn whole_result(path: String) -> Question {
-    Question {
+fn whole_result(path: String) -> ApiRequest {
+    ApiRequest {
         bytes_max: RESULT_BYTES_MAX,
-        ..Question::get(path)
+        ..ApiRequest::get(path)
     }
 }
 
-/// Whether [`Provider::status_question`] is about the run, and not the canary in its place.
-fn has_address(run: &Subject<'_>) -> bool {
+/// Whether [`Provider::status_request`] is about the run, and not the canary in its place.
+fn has_address(run: &RunRef<'_>) -> bool {
     run.kind != Kind::MonitorCheck || run.group_id.is_some()
 }
 
 /// What a run may be: the kind somebody named, or each in turn, the most common first.
-fn kinds<'k>(run: &'k Subject<'_>) -> &'k [Kind] {
+fn kinds<'k>(run: &'k RunRef<'_>) -> &'k [Kind] {
     const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Extract, Kind::Agent];
     if run.guessed {
         &GUESSES
@@ -531,14 +537,14 @@ fn kinds<'k>(run: &'k Subject<'_>) -> &'k [Kind] {
     }
 }
 
-fn as_kind<'r>(run: &Subject<'r>, kind: Kind) -> Subject<'r> {
-    Subject { kind, ..*run }
+fn as_kind<'r>(run: &RunRef<'r>, kind: Kind) -> RunRef<'r> {
+    RunRef { kind, ..*run }
 }
 
 /// Whether an answer says that there is no such run of this kind. While guessing, a self-hosted
 /// extract's 500 counts: its status controller dereferences the row that is not there.
-fn is_absent(run: &Subject<'_>, answer: &Answer) -> bool {
-    let Answer::Http(response) = answer else {
+fn is_absent(run: &RunRef<'_>, answer: &ApiResponse) -> bool {
+    let ApiResponse::Http(response) = answer else {
         return false;
     };
     is_absence(run, response.status)
@@ -547,7 +553,7 @@ fn is_absent(run: &Subject<'_>, answer: &Answer) -> bool {
 
 /// Whether this status says that there is no such run. An id that is no UUID is refused with 400
 /// instead of 404; of any other id a 400 would be about our query and says nothing.
-fn is_absence(run: &Subject<'_>, status: u16) -> bool {
+fn is_absence(run: &RunRef<'_>, status: u16) -> bool {
     matches!(status, 404 | 410) || (status == 400 && !is_uuid(run.run_id.as_str()))
 }
 

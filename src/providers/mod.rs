@@ -1,7 +1,7 @@
 //! Dialects: what each provider's bytes mean. Pure: no network, no clock, no database.
 //!
-//! A [`Provider`] builds [`Question`]s, verifies deliveries into a [`Proof`], and reads webhooks
-//! and [`Answer`]s into a [`Reading`]. It concludes nothing: a reading is a list of observations,
+//! A [`Provider`] builds [`ApiRequest`]s, verifies deliveries into a [`Proof`], and reads webhooks
+//! and [`ApiResponse`]s into a [`Reading`]. It concludes nothing: a reading is a list of observations,
 //! and [`crate::model::decide`] decides. Each provider is one file, a translation table whose module
 //! documentation names the source of its facts; its name appears in that file, in [`REGISTRY`] and
 //! in its test vectors, and nowhere else.
@@ -97,48 +97,53 @@ pub trait Provider: Sync {
     fn read_webhook(&self, webhook: &Webhook<'_>) -> Reading;
 
     /// Asks for the state of one run.
-    fn status_question(&self, run: &Subject<'_>) -> Question;
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest;
 
     /// What else must be asked before `answers` (in the order of the questions) mean anything. By
     /// default a 404 is followed by the canary: it may be a wrong key.
-    fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
+    fn follow_up(&self, run: &RunRef<'_>, answers: &[ApiResponse]) -> Option<ApiRequest> {
         match answers {
-            [Answer::Http(response)] if matches!(response.status, 404 | 410) => {
-                Some(self.canary_question(run.settings))
+            [ApiResponse::Http(response)] if matches!(response.status, 404 | 410) => {
+                Some(self.canary_request(run.settings))
             }
             _ => None,
         }
     }
 
-    /// Reads the answers to [`Provider::status_question`] and its follow-ups, at least one. Always
+    /// Reads the answers to [`Provider::status_request`] and its follow-ups, at least one. Always
     /// one observation about the run that was asked about, [`Claim::Nothing`] where nothing is said.
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation;
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation;
 
     /// A cheap call that must work whenever the key does.
-    fn canary_question(&self, settings: &Settings) -> Question;
+    fn canary_request(&self, settings: &Settings) -> ApiRequest;
 
     /// Asks which runs there are, one page at a time; `None` where the provider cannot list.
     /// `page` is what [`Listing::next`] said, `None` for the first.
-    fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question>;
+    fn list_request(&self, page: Option<&str>, settings: &Settings) -> Option<ApiRequest>;
 
-    /// Reads a page of a list, the one that [`Provider::list_question`] asked for with this `page`.
+    /// Reads a page of a list, the one that [`Provider::list_request`] asked for with this `page`.
     /// Observations carry [`Claim::Listed`]; trust is authoritative as to the run's existence.
     fn read_list(
         &self,
         page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         settings: &Settings,
         requested_at: At,
     ) -> Listing;
 
     /// Asks the provider to send a run's webhook again; `None` where it has no such call.
-    fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {
+    fn retry_request(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<ApiRequest> {
         let _ = (run_id, webhook_url);
         None
     }
 
-    /// Reads the answer to [`Provider::retry_question`].
-    fn read_retry(&self, run_id: &RunId, answer: &Answer) -> RetryResult {
+    /// Reads the answer to [`Provider::retry_request`].
+    fn read_retry(&self, run_id: &RunId, answer: &ApiResponse) -> RetryResult {
         let _ = (run_id, answer);
         RetryResult::Refused {
             status: None,
@@ -147,7 +152,7 @@ pub trait Provider: Sync {
     }
 
     /// What an answer tells about the account and the service, whatever it says about a run.
-    fn hearing(&self, answer: &Answer) -> Hearing {
+    fn hearing(&self, answer: &ApiResponse) -> Hearing {
         hearing_by_status(answer)
     }
 }
@@ -314,7 +319,7 @@ pub enum Reading {
 
 /// A run to ask about.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
+pub struct RunRef<'a> {
     /// The provider's id of it.
     pub run_id: &'a RunId,
     /// What sort of run it is.
@@ -337,10 +342,10 @@ pub enum Method {
     Post,
 }
 
-/// A call to a provider. The key is put in last, by [`crate::polling::client`], so that no question can leak
+/// A call to a provider. The key is put in last, by [`crate::polling::client`], so that no request can leak
 /// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct ApiRequest {
     /// The method.
     pub method: Method,
     /// Path and query below the base URL, starting with `/`.
@@ -353,27 +358,27 @@ pub struct Question {
     pub bytes_max: usize,
 }
 
-impl Question {
+impl ApiRequest {
     /// How long a read may take.
     pub const TIMEOUT: Duration = Duration::from_secs(30);
     /// How much of an answer is read unless a dialect wants more.
     pub const BYTES_MAX: usize = 8 * 1024 * 1024;
 
     /// A read with the usual limits.
-    pub fn get(path: impl Into<String>) -> Question {
-        Question {
+    pub fn get(path: impl Into<String>) -> ApiRequest {
+        ApiRequest {
             method: Method::Get,
             path: path.into(),
             body: None,
-            timeout: Question::TIMEOUT,
-            bytes_max: Question::BYTES_MAX,
+            timeout: ApiRequest::TIMEOUT,
+            bytes_max: ApiRequest::BYTES_MAX,
         }
     }
 }
 
-/// What came of a question, failures included.
+/// What came of a request, failures included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ApiResponse {
     /// An HTTP response.
     Http(Response),
     /// No response: refused, timed out, broken off.
@@ -392,7 +397,7 @@ pub struct Response {
     pub headers: Headers,
     /// The body, possibly cut off.
     pub body: Vec<u8>,
-    /// The body was longer than [`Question::bytes_max`].
+    /// The body was longer than [`ApiRequest::bytes_max`].
     pub truncated: bool,
 }
 
@@ -411,7 +416,7 @@ impl Response {
 pub struct Listing {
     /// Runs on this page, each as a [`Claim::Listed`].
     pub runs: Vec<Observation>,
-    /// What to pass to [`Provider::list_question`] for the next page; `None` at the end.
+    /// What to pass to [`Provider::list_request`] for the next page; `None` at the end.
     pub next: Option<String>,
     /// Something the list (or the counters that stand in for one) shows to be wrong, in a few
     /// words: for instance runs that are counted but that we never heard of.
@@ -476,13 +481,13 @@ pub enum RetryResult {
 
 /// The usual meaning of status codes: 401 and 403 are about the key, 429 about pace, 5xx and
 /// silence about the service; everything else is about the run.
-pub fn hearing_by_status(answer: &Answer) -> Hearing {
+pub fn hearing_by_status(answer: &ApiResponse) -> Hearing {
     match answer {
-        Answer::Failed { what } => Hearing::Trouble {
+        ApiResponse::Failed { what } => Hearing::Trouble {
             why: what.clone(),
             retry_after: None,
         },
-        Answer::Http(response) => match response.status {
+        ApiResponse::Http(response) => match response.status {
             401 | 403 => Hearing::Refused {
                 why: format!("the API key is not accepted ({})", response.status),
             },
@@ -501,10 +506,9 @@ pub fn hearing_by_status(answer: &Answer) -> Hearing {
 /// The claim of a 404: the run is missing if the canary asked after it worked, else nothing.
 pub(in crate::providers) fn missing_if_canary_worked(
     provider: &dyn Provider,
-    answers: &[Answer],
+    answers: &[ApiResponse],
 ) -> Claim {
-    let worked =
-        |answer: &Answer| matches!(answer, Answer::Http(response) if response.status < 300);
+    let worked = |answer: &ApiResponse| matches!(answer, ApiResponse::Http(response) if response.status < 300);
     match answers {
         [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => {
             Claim::Missing

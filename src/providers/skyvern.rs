@@ -44,8 +44,8 @@ use serde_json::{Map, Value};
 use super::json::{self, Surface};
 use super::signature::Signature;
 use super::{
-    Answer, Delivery, Environment, Headers, Hearing, Listing, Method, Proof, Provider, Question,
-    Reading, Response, RetryResult, Settings, Subject, Verdict, Webhook,
+    ApiRequest, ApiResponse, Delivery, Environment, Headers, Hearing, Listing, Method, Proof,
+    Provider, Reading, Response, RetryResult, RunRef, Settings, Verdict, Webhook,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
@@ -175,23 +175,28 @@ impl Provider for Skyvern {
         Reading::Said(vec![state.tell(told, &said)])
     }
 
-    fn status_question(&self, run: &Subject<'_>) -> Question {
-        run_question("/v1/runs/", run.run_id)
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
+        run_request("/v1/runs/", run.run_id)
     }
 
-    fn follow_up(&self, run: &Subject<'_>, answers: &[Answer]) -> Option<Question> {
-        let older = || run_question("/api/v1/workflows/runs/", run.run_id);
+    fn follow_up(&self, run: &RunRef<'_>, answers: &[ApiResponse]) -> Option<ApiRequest> {
+        let older = || run_request("/api/v1/workflows/runs/", run.run_id);
         match (answers, has_older_read(run.run_id)) {
             ([first], true) if no_such_run(first) || lacks_its_end(run, first) => Some(older()),
-            ([first], false) if no_such_run(first) => Some(self.canary_question(run.settings)),
+            ([first], false) if no_such_run(first) => Some(self.canary_request(run.settings)),
             ([first, second], true) if no_such_run(first) && no_such_run(second) => {
-                Some(self.canary_question(run.settings))
+                Some(self.canary_request(run.settings))
             }
             _ => None,
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation {
         let silent = || {
             super::answered(
                 run.run_id,
@@ -221,13 +226,13 @@ impl Provider for Skyvern {
         silent()
     }
 
-    fn canary_question(&self, _settings: &Settings) -> Question {
-        Question::get("/v1/runs?page=1&page_size=1")
+    fn canary_request(&self, _settings: &Settings) -> ApiRequest {
+        ApiRequest::get("/v1/runs?page=1&page_size=1")
     }
 
-    fn list_question(&self, page: Option<&str>, _settings: &Settings) -> Option<Question> {
+    fn list_request(&self, page: Option<&str>, _settings: &Settings) -> Option<ApiRequest> {
         let page = page_number(page);
-        Some(Question::get(format!(
+        Some(ApiRequest::get(format!(
             "/v1/runs?page={page}&page_size={PAGE_SIZE}&status=created&status=queued&status=running&status=paused"
         )))
     }
@@ -235,7 +240,7 @@ impl Provider for Skyvern {
     fn read_list(
         &self,
         page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         _settings: &Settings,
         requested_at: At,
     ) -> Listing {
@@ -253,9 +258,9 @@ impl Provider for Skyvern {
         }
     }
 
-    fn retry_question(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<Question> {
+    fn retry_request(&self, run_id: &RunId, webhook_url: Option<&str>) -> Option<ApiRequest> {
         let url = webhook_url.map(str::trim).filter(|url| !url.is_empty());
-        Some(Question {
+        Some(ApiRequest {
             method: Method::Post,
             path: format!("/v1/runs/{}/retry_webhook", super::encoded(run_id.as_str())),
             body: url.map(|url| serde_json::json!({ "webhook_url": url }).to_string()),
@@ -264,24 +269,26 @@ impl Provider for Skyvern {
         })
     }
 
-    fn read_retry(&self, run_id: &RunId, answer: &Answer) -> RetryResult {
+    fn read_retry(&self, run_id: &RunId, answer: &ApiResponse) -> RetryResult {
         match answer {
-            Answer::Failed { what } => RetryResult::Refused {
+            ApiResponse::Failed { what } => RetryResult::Refused {
                 status: None,
                 message: format!("Skyvern could not be asked: {what}"),
             },
-            Answer::Http(response) if is_success(response) => tried(response),
-            Answer::Http(response) => RetryResult::Refused {
+            ApiResponse::Http(response) if is_success(response) => tried(response),
+            ApiResponse::Http(response) => RetryResult::Refused {
                 status: Some(response.status),
                 message: refusal(run_id, response),
             },
         }
     }
 
-    fn hearing(&self, answer: &Answer) -> Hearing {
+    fn hearing(&self, answer: &ApiResponse) -> Hearing {
         match answer {
             // A key whose organisation is gone fails as 404, not as 403.
-            Answer::Http(response) if response.status == 404 && knows_no_organization(response) => {
+            ApiResponse::Http(response)
+                if response.status == 404 && knows_no_organization(response) =>
+            {
                 Hearing::Refused {
                     why: "the API key belongs to no organization (404)".to_owned(),
                 }
@@ -445,10 +452,10 @@ fn reopens_after_cancel(said: &Surface, run_id: &RunId) -> bool {
 
 // ── Questions about one run ─────────────────────────────────────────────────────────────────────
 
-fn run_question(path: &str, run_id: &RunId) -> Question {
-    Question {
+fn run_request(path: &str, run_id: &RunId) -> ApiRequest {
+    ApiRequest {
         bytes_max: RUN_BYTES_MAX,
-        ..Question::get(format!("{path}{}", super::encoded(run_id.as_str())))
+        ..ApiRequest::get(format!("{path}{}", super::encoded(run_id.as_str())))
     }
 }
 
@@ -457,14 +464,15 @@ fn has_older_read(run_id: &RunId) -> bool {
     run_id.as_str().starts_with("wr_")
 }
 
-fn no_such_run(answer: &Answer) -> bool {
-    let gone = matches!(answer, Answer::Http(response) if matches!(response.status, 404 | 410));
+fn no_such_run(answer: &ApiResponse) -> bool {
+    let gone =
+        matches!(answer, ApiResponse::Http(response) if matches!(response.status, 404 | 410));
     gone && Skyvern.hearing(answer) == Hearing::Fine
 }
 
 /// An end was read, but not whether it is final: `retry_pending` follows the output here, and comes
 /// before it in the older read.
-fn lacks_its_end(run: &Subject<'_>, answer: &Answer) -> bool {
+fn lacks_its_end(run: &RunRef<'_>, answer: &ApiResponse) -> bool {
     body_of(answer).is_some_and(|body| {
         let said = json::surface(body, None);
         json::text(&said.fields, "status").is_some() && State::of(&said, run.run_id).is_none()
@@ -476,9 +484,9 @@ fn is_success(response: &Response) -> bool {
 }
 
 /// The body of an answer that may say something.
-fn body_of(answer: &Answer) -> Option<&[u8]> {
+fn body_of(answer: &ApiResponse) -> Option<&[u8]> {
     match answer {
-        Answer::Http(response) if is_success(response) => Some(&response.body),
+        ApiResponse::Http(response) if is_success(response) => Some(&response.body),
         _ => None,
     }
 }

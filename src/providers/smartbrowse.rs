@@ -40,8 +40,8 @@ use serde_json::{Map, Value};
 
 use super::json;
 use super::{
-    Answer, Delivery, Environment, Gap, Listing, Proof, Provider, Question, Reading, Settings,
-    Subject, Verdict, Webhook,
+    ApiRequest, ApiResponse, Delivery, Environment, Gap, Listing, Proof, Provider, Reading, RunRef,
+    Settings, Verdict, Webhook,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
@@ -160,28 +160,33 @@ impl Provider for SmartBrowse {
         }])
     }
 
-    fn status_question(&self, run: &Subject<'_>) -> Question {
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
         let path = format!(
             "/v1/smartbrowse/runs/{}",
             super::encoded(run.run_id.as_str())
         );
-        Question {
+        ApiRequest {
             bytes_max: RUN_BYTES_MAX,
-            ..Question::get(path)
+            ..ApiRequest::get(path)
         }
     }
 
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation {
         let heard = |claim, detail| Observation {
             detail,
             ..super::answered(run.run_id, Some(Kind::Recipe), claim, requested_at)
         };
         match answers {
-            [Answer::Http(response), ..] if matches!(response.status, 404 | 410) => heard(
+            [ApiResponse::Http(response), ..] if matches!(response.status, 404 | 410) => heard(
                 super::missing_if_canary_worked(self, answers),
                 Detail::default(),
             ),
-            [Answer::Http(response), ..] if (200..300).contains(&response.status) => {
+            [ApiResponse::Http(response), ..] if (200..300).contains(&response.status) => {
                 let (claim, detail) = read_run(&response.body, run.run_id);
                 heard(claim, detail)
             }
@@ -189,23 +194,23 @@ impl Provider for SmartBrowse {
         }
     }
 
-    fn canary_question(&self, _settings: &Settings) -> Question {
-        Question::get(USAGE)
+    fn canary_request(&self, _settings: &Settings) -> ApiRequest {
+        ApiRequest::get(USAGE)
     }
 
-    fn list_question(&self, page: Option<&str>, _settings: &Settings) -> Option<Question> {
-        page.is_none().then(|| Question::get(USAGE))
+    fn list_request(&self, page: Option<&str>, _settings: &Settings) -> Option<ApiRequest> {
+        page.is_none().then(|| ApiRequest::get(USAGE))
     }
 
     fn read_list(
         &self,
         _page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         _settings: &Settings,
         requested_at: At,
     ) -> Listing {
         let body = match answer {
-            Answer::Http(response) if (200..300).contains(&response.status) => {
+            ApiResponse::Http(response) if (200..300).contains(&response.status) => {
                 json::object(&response.body)
             }
             _ => return Listing::default(),

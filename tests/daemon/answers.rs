@@ -9,7 +9,7 @@ use crate::support::senders::{
     PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of,
     smartbrowse, unsigned,
 };
-use crate::support::wire::{Answer, Post};
+use crate::support::wire::{ApiResponse, Post};
 use crate::support::{Daemon, Wish, post, suffixed};
 
 const SMALL_LIMIT: usize = 64 * 1024;
@@ -22,7 +22,7 @@ fn with_small_limit() -> Daemon {
 }
 
 /// The answer is a 200 and names a row that holds these bytes.
-fn assert_stored(daemon: &Daemon, answer: &Answer, body: &[u8]) {
+fn assert_stored(daemon: &Daemon, answer: &ApiResponse, body: &[u8]) {
     let id = answer
         .stored()
         .unwrap_or_else(|| panic!("not stored: {answer:?}"));
@@ -78,7 +78,7 @@ fn unsigned_and_forged_deliveries_are_401_and_kept_in_the_ring() {
         body: skyvern("wr_2", "completed").body,
         ..genuine.clone()
     };
-    let told = |answer: &Answer| {
+    let told = |answer: &ApiResponse| {
         (
             answer.status,
             answer.code(),

@@ -7,7 +7,7 @@ use settled::model::schedule::Policy;
 use settled::model::{At, Outcome, Trust};
 
 use super::laws::{History, outcome, says_nothing_new};
-use super::speech::{START, Subject, observation, policy, span};
+use super::speech::{RunRef, START, observation, policy, span};
 
 /// Thirteen observations, each with the time since the one before. 13⁰ + 13¹ + … + 13⁵ = 402,234.
 const ALPHABET: [(&str, &str); 13] = [
@@ -27,7 +27,7 @@ const ALPHABET: [(&str, &str); 13] = [
 ];
 
 /// The moment at which a letter is heard: the alarm when it is due, all others after their time.
-fn next_moment(subject: &Subject<'_>, pause: Duration, letter: &Observation) -> At {
+fn next_moment(subject: &RunRef<'_>, pause: Duration, letter: &Observation) -> At {
     let alarm = subject
         .run
         .as_ref()
@@ -104,7 +104,7 @@ fn walk(words: &str, depth: usize) -> usize {
         histories: 0,
         letters,
     };
-    walk.from(&History::of(Subject::under(&policy)));
+    walk.from(&History::of(RunRef::under(&policy)));
     walk.histories
 }
 
@@ -222,7 +222,7 @@ fn of_up_to_four_voices_the_strongest_is_believed_in_every_order() {
 }
 
 fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
-    let mut history = History::of(Subject::under(policy));
+    let mut history = History::of(RunRef::under(policy));
     history.subject.now = START.plus(span("2m"));
     let mut voices = Vec::new();
     for words in order {

@@ -4,12 +4,12 @@ use settled::model::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, R
 use settled::model::observation::{AnswerPrecedence, Claim, Evidence, Observation};
 use settled::model::{At, Outcome, Trust};
 
-use super::speech::{Subject, observation};
+use super::speech::{RunRef, observation};
 
 /// A history under test: a run that hears, and what its feed said.
 #[derive(Clone)]
 pub struct History<'a> {
-    pub subject: Subject<'a>,
+    pub subject: RunRef<'a>,
     pub completions: u32,
     pub amendments: u32,
     /// Entitled voices said that it ended, and no later answer took that back.
@@ -19,7 +19,7 @@ pub struct History<'a> {
 }
 
 impl<'a> History<'a> {
-    pub fn of(subject: Subject<'a>) -> History<'a> {
+    pub fn of(subject: RunRef<'a>) -> History<'a> {
         History {
             subject,
             completions: 0,
@@ -122,7 +122,7 @@ pub fn holds(run: &Run) -> bool {
 fn obeys(
     before: Option<&Run>,
     heard: &Observation,
-    subject: &Subject<'_>,
+    subject: &RunRef<'_>,
     publish: Option<Publication>,
     effect: Effect,
 ) {
@@ -195,7 +195,7 @@ fn publishes_what_changed(before: Option<&Run>, after: &Run, publish: Option<Pub
     }
 }
 
-fn asks_as_it_should(run: &Run, subject: &Subject<'_>, hint: bool) {
+fn asks_as_it_should(run: &Run, subject: &RunRef<'_>, hint: bool) {
     let (policy, now) = (subject.policy, subject.now);
     assert!(
         policy.can_poll || run.poll.is_none(),

@@ -10,7 +10,7 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Trust};
 
 use super::laws::{History, says_nothing_new};
-use super::speech::{DAY, MINUTE, SECOND, Subject, observation};
+use super::speech::{DAY, MINUTE, RunRef, SECOND, observation};
 
 const WORDS: [&str; 32] = [
     "hint:succeeded!",
@@ -163,7 +163,7 @@ proptest! {
 
     #[test]
     fn every_decision_of_a_long_history_obeys_the_laws(policy in policies(), steps in steps()) {
-        let mut history = History::of(Subject::under(&policy));
+        let mut history = History::of(RunRef::under(&policy));
         for step in &steps {
             hear(&mut history, step);
         }
@@ -173,7 +173,7 @@ proptest! {
 
     #[test]
     fn storing_a_run_between_two_decisions_changes_neither(policy in policies(), steps in steps()) {
-        let mut history = History::of(Subject::under(&policy));
+        let mut history = History::of(RunRef::under(&policy));
         for step in &steps {
             let before = history.subject.run.clone();
             let heard = hear(&mut history, step);
@@ -187,7 +187,7 @@ proptest! {
 
     #[test]
     fn what_webhooks_said_is_no_news_when_they_say_it_again(policy in policies(), steps in steps()) {
-        let mut history = History::of(Subject::under(&policy));
+        let mut history = History::of(RunRef::under(&policy));
         let mut webhooks = Vec::new();
         for step in &steps {
             let heard = hear(&mut history, step);
@@ -201,7 +201,7 @@ proptest! {
 
     #[test]
     fn in_the_end_everything_settles(policy in policies(), steps in steps()) {
-        let mut history = History::of(Subject::under(&policy));
+        let mut history = History::of(RunRef::under(&policy));
         for step in &steps {
             hear(&mut history, step);
         }

@@ -172,17 +172,17 @@ fn claim(text: &str) -> Claim {
 
 /// A run, or the absence of one, that hears.
 #[derive(Clone)]
-pub struct Subject<'a> {
+pub struct RunRef<'a> {
     pub policy: &'a Policy,
     pub run: Option<Run>,
     pub now: At,
     pub report: i64,
 }
 
-impl<'a> Subject<'a> {
+impl<'a> RunRef<'a> {
     /// Nothing is known yet.
-    pub fn under(policy: &'a Policy) -> Subject<'a> {
-        Subject {
+    pub fn under(policy: &'a Policy) -> RunRef<'a> {
+        RunRef {
             policy,
             run: None,
             now: START,

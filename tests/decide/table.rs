@@ -10,7 +10,7 @@ use std::time::Duration;
 use settled::model::At;
 use settled::model::decide::{Arrivals, Effect, Publication};
 
-use super::speech::{DAY, HOUR, MINUTE, START, Subject, policy, span};
+use super::speech::{DAY, HOUR, MINUTE, RunRef, START, policy, span};
 
 #[rustfmt::skip]
 const TABLE: &str = "
@@ -274,7 +274,7 @@ struct Found {
 
 fn row_of(words: &str, before: &str, heard: &str) -> Found {
     let policy = policy(words);
-    let mut subject = Subject::under(&policy);
+    let mut subject = RunRef::under(&policy);
     subject.lives(before);
     let (publish, effect) = subject.hears_step(heard);
     let says = publish.map_or("-".to_owned(), |publish| said(&subject, publish));
@@ -299,7 +299,7 @@ fn row_of(words: &str, before: &str, heard: &str) -> Found {
     }
 }
 
-fn said(subject: &Subject<'_>, publish: Publication) -> String {
+fn said(subject: &RunRef<'_>, publish: Publication) -> String {
     match (publish, subject.settled()) {
         (Publication::Status(number), None) => format!("status {number}"),
         (Publication::Completion, Some(settled)) => {
@@ -360,7 +360,7 @@ fn found_span(found: &str) -> Duration {
 #[test]
 fn authentic_webhooks_are_counted_and_hints_are_not() {
     let policy = policy("auto");
-    let mut subject = Subject::under(&policy);
+    let mut subject = RunRef::under(&policy);
     subject.lives("0 signed:running; 5 secret:failed; 6 hint:failed; 9 signed:failed; 10 get:failed; 12 hint:failed");
     let last = Some(START.plus(span("9")));
     assert_eq!(
@@ -376,7 +376,7 @@ fn authentic_webhooks_are_counted_and_hints_are_not() {
 #[test]
 fn of_the_same_webhook_twice_the_first_is_published() {
     let policy = policy("auto");
-    let mut subject = Subject::under(&policy);
+    let mut subject = RunRef::under(&policy);
     subject.lives("0 secret:failed; 5 secret:failed; 60 clock:alarm");
     assert_eq!(subject.settled().unwrap().belief.report, 1);
 }
@@ -384,7 +384,7 @@ fn of_the_same_webhook_twice_the_first_is_published() {
 #[test]
 fn an_inferred_end_keeps_the_last_word_of_the_provider() {
     let policy = policy("auto");
-    let mut subject = Subject::under(&policy);
+    let mut subject = RunRef::under(&policy);
     subject.lives("0 signed:running; 1m get:404; 6m get:404; 11m get:404");
     let detail = &subject.settled().unwrap().belief.detail;
     assert_eq!(detail.reason.as_deref(), Some("provider_gone"));

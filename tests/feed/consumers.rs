@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{Home, Lines, cursor, runs, subjects};
 
-fn ack(home: &Home, name: &str, cursor: &str) -> crate::support::Answer {
+fn ack(home: &Home, name: &str, cursor: &str) -> crate::support::ApiResponse {
     home.ask(
         "POST",
         &format!("/v1/consumers/{name}/ack?cursor={cursor}"),

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Answer, Home, ask, runs, signal, until};
+use crate::support::{ApiResponse, Home, ask, runs, signal, until};
 
-fn get(home: &Home, path: &str) -> Answer {
+fn get(home: &Home, path: &str) -> ApiResponse {
     ask(&home.path("control.sock"), "GET", path, "").unwrap()
 }
 

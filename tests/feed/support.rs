@@ -193,7 +193,7 @@ impl Home {
         }
     }
 
-    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> ApiResponse {
         ask(&self.feed(), method, path, body).unwrap()
     }
 
@@ -332,13 +332,13 @@ pub fn signal(child: &Child, name: &str) {
 
 /// A whole answer.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ApiResponse {
     pub status: u16,
     pub head: String,
     pub text: String,
 }
 
-impl Answer {
+impl ApiResponse {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
@@ -354,7 +354,7 @@ impl Answer {
 
 /// One request over a Unix socket. HTTP/1.0, so that the end of the connection is the end of the
 /// answer.
-pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<ApiResponse> {
     exchange(
         socket,
         &format!(
@@ -365,7 +365,7 @@ pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<An
 }
 
 /// Any request over HTTP/1.0.
-pub fn exchange(socket: &Path, request: &str) -> io::Result<Answer> {
+pub fn exchange(socket: &Path, request: &str) -> io::Result<ApiResponse> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // What is too large is answered before it is read to the end.
@@ -379,7 +379,7 @@ pub fn exchange(socket: &Path, request: &str) -> io::Result<Answer> {
         .get(9..12)
         .and_then(|status| status.parse().ok())
         .unwrap_or(0);
-    Ok(Answer {
+    Ok(ApiResponse {
         status,
         head: head.to_owned(),
         text: text.to_owned(),

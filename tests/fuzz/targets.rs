@@ -12,10 +12,10 @@ use settled::model::record::{
 };
 use settled::model::{At, Kind, RunId, RunKey, SourceName, Trust};
 use settled::providers::{
-    Answer, Delivery, Provider, REGISTRY, Reading, Response, RetryResult, Settings, Subject,
+    ApiResponse, Delivery, Provider, REGISTRY, Reading, Response, RetryResult, RunRef, Settings,
     Verdict, python_json, signature,
 };
-use settled::report::{AnswerHead, Head, PollHead, Report, WebhookHead};
+use settled::report::{Head, PollHead, Report, ResponseMeta, WebhookHead};
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 pub const NOW: At = At(1_795_249_022_000);
@@ -273,7 +273,7 @@ pub fn verify(data: &[u8]) {
 }
 
 /// Answers out of the rest: cut at 0xff.
-fn answers(choices: &mut Choices<'_>) -> Vec<Answer> {
+fn answers(choices: &mut Choices<'_>) -> Vec<ApiResponse> {
     const STATUSES: &[u16] = &[
         200, 200, 200, 404, 404, 410, 401, 402, 403, 422, 429, 500, 503,
     ];
@@ -287,10 +287,10 @@ fn answers(choices: &mut Choices<'_>) -> Vec<Answer> {
             String::from_utf8_lossy(&body[..body.len().min(30)]).into_owned(),
         )];
         match flags % 16 {
-            0 => Answer::Failed {
+            0 => ApiResponse::Failed {
                 what: "refused".to_owned(),
             },
-            flag => Answer::Http(Response {
+            flag => ApiResponse::Http(Response {
                 status: *status,
                 headers,
                 body: body.to_vec(),
@@ -325,7 +325,7 @@ pub fn status(data: &[u8]) {
     let run_id = RunId::new(choices.of(IDS)).expect("an id");
     let (kind, guessed) = (choices.of(KINDS), choices.next().is_multiple_of(2));
     let group_id = Some("g").filter(|_| choices.next().is_multiple_of(2));
-    let run = Subject {
+    let run = RunRef {
         run_id: &run_id,
         kind,
         guessed,
@@ -353,10 +353,10 @@ pub fn status(data: &[u8]) {
 }
 
 /// The report that these answers make.
-fn polled(run: &Subject<'_>, answers: &[Answer]) -> Report {
+fn polled(run: &RunRef<'_>, answers: &[ApiResponse]) -> Report {
     let split = answers
         .iter()
-        .map(|answer| AnswerHead::split("/".to_owned(), answer.clone()));
+        .map(|answer| ResponseMeta::split("/".to_owned(), answer.clone()));
     let (heads, bodies): (Vec<_>, Vec<_>) = split.unzip();
     let head = PollHead {
         run_id: run.run_id.clone(),
@@ -385,7 +385,7 @@ pub fn list(data: &[u8]) {
     };
     let mut page: Option<String> = None;
     for _ in 0..3 {
-        let Some(question) = provider.list_question(page.as_deref(), &settings) else {
+        let Some(question) = provider.list_request(page.as_deref(), &settings) else {
             return;
         };
         assert!(

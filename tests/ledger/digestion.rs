@@ -9,11 +9,11 @@ use settled::model::{At, Kind, RunId};
 use settled::providers::browser_use::BrowserUse;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{
-    Answer, Delivery, Environment, Listing, Proof, Provider, Question, Reading, Response, Settings,
-    Subject, Verdict, Webhook,
+    ApiRequest, ApiResponse, Delivery, Environment, Listing, Proof, Provider, Reading, Response,
+    RunRef, Settings, Verdict, Webhook,
 };
 use settled::reconciler::{Reconciler, Work};
-use settled::report::{AnswerHead, Head, Report, SweepHead};
+use settled::report::{Head, Report, ResponseMeta, SweepHead};
 use settled::secret::Keyring;
 
 use super::setting::{
@@ -49,22 +49,27 @@ impl Provider for Nervous {
     fn verify(&self, delivery: &Delivery<'_>, keyring: &Keyring, now: At) -> Proof {
         Skyvern.verify(delivery, keyring, now)
     }
-    fn status_question(&self, run: &Subject<'_>) -> Question {
-        Skyvern.status_question(run)
+    fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
+        Skyvern.status_request(run)
     }
-    fn read_status(&self, run: &Subject<'_>, answers: &[Answer], requested_at: At) -> Observation {
+    fn read_status(
+        &self,
+        run: &RunRef<'_>,
+        answers: &[ApiResponse],
+        requested_at: At,
+    ) -> Observation {
         Skyvern.read_status(run, answers, requested_at)
     }
-    fn canary_question(&self, settings: &Settings) -> Question {
-        Skyvern.canary_question(settings)
+    fn canary_request(&self, settings: &Settings) -> ApiRequest {
+        Skyvern.canary_request(settings)
     }
-    fn list_question(&self, page: Option<&str>, settings: &Settings) -> Option<Question> {
-        Skyvern.list_question(page, settings)
+    fn list_request(&self, page: Option<&str>, settings: &Settings) -> Option<ApiRequest> {
+        Skyvern.list_request(page, settings)
     }
     fn read_list(
         &self,
         page: Option<&str>,
-        answer: &Answer,
+        answer: &ApiResponse,
         settings: &Settings,
         requested_at: At,
     ) -> Listing {
@@ -459,7 +464,8 @@ fn v4_page(rows: &serde_json::Value) -> Report {
         body,
         ..Response::default()
     };
-    let (answer, body) = AnswerHead::split("/api/v4/sessions".to_owned(), Answer::Http(response));
+    let (answer, body) =
+        ResponseMeta::split("/api/v4/sessions".to_owned(), ApiResponse::Http(response));
     let head = SweepHead {
         page: None,
         requested_at: START,

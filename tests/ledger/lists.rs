@@ -174,7 +174,7 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
 }
 
 #[test]
-fn a_clock_that_was_set_back_freezes_no_question() {
+fn a_clock_that_was_set_back_freezes_no_request() {
     let mut ledger = Ledger::new();
     for run in 1..=3 {
         ledger.hears(track(&format!("wr_{run}")));

@@ -13,9 +13,9 @@ use settled::ledger::{
 use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
-use settled::providers::{Answer, Provider, Response, Verdict};
+use settled::providers::{ApiResponse, Provider, Response, Verdict};
 use settled::reconciler::{Digest, Fleet, Reconciler};
-use settled::report::{AnswerHead, Head, PollHead, Report, TrackHead, WebhookHead};
+use settled::report::{Head, PollHead, Report, ResponseMeta, TrackHead, WebhookHead};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
 
@@ -230,7 +230,7 @@ pub fn answer(run_id: &str, requested_at: At, body: &str) -> Report {
         body: body.into(),
         ..Response::default()
     };
-    let (answer, body) = AnswerHead::split("/v1/runs/x".to_owned(), Answer::Http(response));
+    let (answer, body) = ResponseMeta::split("/v1/runs/x".to_owned(), ApiResponse::Http(response));
     let run_id = RunId::new(run_id).unwrap();
     let head = PollHead {
         run_id,

@@ -12,7 +12,7 @@ use settled::config::Source;
 use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
 use settled::demo::plan;
 use settled::model::{At, SourceName};
-use settled::providers::{self, Answer, Delivery, Method, Question, Response};
+use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
 use settled::reconciler::Member;
 use settled::report::{Head, Report, WebhookHead};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
@@ -73,8 +73,8 @@ pub fn ask(
     world: &World,
     cloud: plan::Cloud,
     member: &Member,
-    question: &Question,
-) -> (Answer, Duration) {
+    question: &ApiRequest,
+) -> (ApiResponse, Duration) {
     let ask = request(member, question);
     let service = service(cloud);
     let reply = if service.authorized(&ask, &world.keys) {
@@ -86,7 +86,7 @@ pub fn ask(
 }
 
 /// The question as the cloud's server reads it.
-fn request(member: &Member, question: &Question) -> Ask {
+fn request(member: &Member, question: &ApiRequest) -> Ask {
     let method = match question.method {
         Method::Get => hyper::Method::GET,
         Method::Post => hyper::Method::POST,
@@ -106,17 +106,17 @@ fn request(member: &Member, question: &Question) -> Ask {
 }
 
 /// The reply as our client reads it.
-pub fn answer(reply: Reply, question: &Question) -> (Answer, Duration) {
+pub fn answer(reply: Reply, question: &ApiRequest) -> (ApiResponse, Duration) {
     let usual = Duration::from_millis(120);
     match reply.manner {
         Manner::CutOff => (
-            Answer::Failed {
+            ApiResponse::Failed {
                 what: "the connection was closed".to_owned(),
             },
             usual,
         ),
         Manner::Slow(span) if span > question.timeout => (
-            Answer::Failed {
+            ApiResponse::Failed {
                 what: "no answer in time".to_owned(),
             },
             question.timeout,
@@ -136,7 +136,7 @@ pub fn answer(reply: Reply, question: &Question) -> (Answer, Duration) {
                 Duration::ZERO
             };
             (
-                Answer::Http(Response {
+                ApiResponse::Http(Response {
                     status: reply.status,
                     headers,
                     body,

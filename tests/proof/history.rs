@@ -10,9 +10,9 @@ use settled::demo::dice::Dice;
 use settled::demo::plan::{self, Answers, Forgery, Form, Life, Mail, Plan, Poison, State};
 use settled::demo::stories;
 use settled::model::{At, RunId};
-use settled::providers::{Answer, Delivery, Response, Subject};
+use settled::providers::{ApiResponse, Delivery, Response, RunRef};
 use settled::reconciler::Member;
-use settled::report::{AnswerHead, Head, PollHead, Report, SweepHead, TrackHead};
+use settled::report::{Head, PollHead, Report, ResponseMeta, SweepHead, TrackHead};
 
 use crate::clouds::{self, BEGIN};
 use crate::readers::{Deed, deed, limits};
@@ -60,7 +60,7 @@ pub enum Said {
     },
     /// The same bytes as some time before.
     Again(Index),
-    Answer {
+    ApiResponse {
         run: usize,
         word: Index,
         how: How,
@@ -124,7 +124,7 @@ pub fn said() -> impl Strategy<Value = Said> {
         8 => (0..runs(), any::<Index>(), 0..FORMS.len(), late())
             .prop_map(|(run, word, form, late)| Said::Letter { run, word, form, late }),
         3 => any::<Index>().prop_map(Said::Again),
-        8 => (0..runs(), any::<Index>(), how, late()).prop_map(|(run, word, how, late)| Said::Answer { run, word, how, late }),
+        8 => (0..runs(), any::<Index>(), how, late()).prop_map(|(run, word, how, late)| Said::ApiResponse { run, word, how, late }),
         1 => (0..accounts, any::<Index>()).prop_map(|(account, word)| Said::List { account, word }),
         3 => (0..runs(), any::<bool>()).prop_map(|(run, kind)| Said::Track { run, kind }),
         2 => (0..runs()).prop_map(|run| Said::Alarm { run }),
@@ -285,7 +285,7 @@ impl Scribe {
                 verifies(&member, &mut again);
                 Some(again)
             }
-            Said::Answer {
+            Said::ApiResponse {
                 run,
                 word,
                 how,
@@ -362,7 +362,7 @@ impl Scribe {
         let world = self.world(lives);
         let member = self.account(life.source);
         let (run_id, settings) = (RunId::new(&life.id).unwrap(), &member.source.settings);
-        let subject = Subject {
+        let subject = RunRef {
             run_id: &run_id,
             kind: life.kind,
             guessed: false,
@@ -370,14 +370,14 @@ impl Scribe {
             settings,
         };
         let (mut paths, mut answers) = (Vec::new(), Vec::new());
-        let mut question = Some(member.source.provider.status_question(&subject));
+        let mut question = Some(member.source.provider.status_request(&subject));
         while let Some(next) = question.take() {
             let first = answers.is_empty();
             let (proper, _) = clouds::ask(&world, life.source.cloud(), &member, &next);
             answers.push(match how {
                 How::Status(status) if first => http(status, "{}"),
                 How::Garbage if first => http(200, "<html>{\"status\":"),
-                How::Nothing if first => Answer::Failed {
+                How::Nothing if first => ApiResponse::Failed {
                     what: "refused".to_owned(),
                 },
                 How::MissingWithWrongKey if !first => http(401, "{}"),
@@ -389,7 +389,7 @@ impl Scribe {
         let (answers, bodies): (Vec<_>, Vec<_>) = paths
             .into_iter()
             .zip(answers)
-            .map(|(path, answer)| AnswerHead::split(path, answer))
+            .map(|(path, answer)| ResponseMeta::split(path, answer))
             .unzip();
         let requested_at = At(self.now.0 - late * 1000);
         let head = Head::Poll(PollHead {
@@ -419,9 +419,9 @@ impl Scribe {
         let question = member
             .source
             .provider
-            .list_question(None, &member.source.settings)?;
+            .list_request(None, &member.source.settings)?;
         let (answer, _) = clouds::ask(&world, source.cloud(), &member, &question);
-        let (answer, body) = AnswerHead::split(question.path, answer);
+        let (answer, body) = ResponseMeta::split(question.path, answer);
         let head = Head::Sweep(SweepHead {
             page: None,
             requested_at: self.now,
@@ -462,8 +462,8 @@ fn in_state(life: &Life, state: State) -> Life {
     }
 }
 
-fn http(status: u16, body: &str) -> Answer {
-    Answer::Http(Response {
+fn http(status: u16, body: &str) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.as_bytes().to_vec(),
         ..Response::default()

@@ -13,8 +13,8 @@ use settled::model::{At, Kind, Outcome, RunId, Trust, Via};
 use settled::providers::browser_use::BrowserUse;
 use settled::providers::signature::sign;
 use settled::providers::{
-    Answer, Delivery, Headers, Hearing, Proof, Provider, Question, Reading, Response, Settings,
-    Subject, Verdict, Webhook, named, python_json,
+    ApiRequest, ApiResponse, Delivery, Headers, Hearing, Proof, Provider, Reading, Response,
+    RunRef, Settings, Verdict, Webhook, named, python_json,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
@@ -977,12 +977,12 @@ fn poison_is_unreadable_and_harms_nobody() {
 
 // ── Answers ─────────────────────────────────────────────────────────────────────────────────────
 
-fn ok(body: &Value) -> Answer {
+fn ok(body: &Value) -> ApiResponse {
     http(200, &body.to_string())
 }
 
-fn http(status: u16, body: &str) -> Answer {
-    Answer::Http(Response {
+fn http(status: u16, body: &str) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.as_bytes().to_vec(),
         ..Response::default()
@@ -1004,8 +1004,8 @@ impl Asked {
         }
     }
 
-    fn subject(&self) -> Subject<'_> {
-        Subject {
+    fn run_ref(&self) -> RunRef<'_> {
+        RunRef {
             guessed: false,
             run_id: &self.run_id,
             kind: self.kind,
@@ -1014,8 +1014,8 @@ impl Asked {
         }
     }
 
-    fn reads(&self, answers: &[Answer]) -> Observation {
-        let seen = BrowserUse.read_status(&self.subject(), answers, NOW);
+    fn reads(&self, answers: &[ApiResponse]) -> Observation {
+        let seen = BrowserUse.read_status(&self.run_ref(), answers, NOW);
         assert_eq!(
             (&seen.run_id, seen.trust, seen.via),
             (&self.run_id, Trust::Authoritative, Via::Poll)
@@ -1024,14 +1024,14 @@ impl Asked {
     }
 
     /// The paths that are asked for, when these are the answers.
-    fn asks(&self, answers: &[Answer]) -> Vec<String> {
-        let first = BrowserUse.status_question(&self.subject());
+    fn asks(&self, answers: &[ApiResponse]) -> Vec<String> {
+        let first = BrowserUse.status_request(&self.run_ref());
         let later =
-            (1..=answers.len()).map_while(|n| BrowserUse.follow_up(&self.subject(), &answers[..n]));
+            (1..=answers.len()).map_while(|n| BrowserUse.follow_up(&self.run_ref(), &answers[..n]));
         [first]
             .into_iter()
             .chain(later)
-            .map(|Question { path, .. }| path)
+            .map(|ApiRequest { path, .. }| path)
             .collect()
     }
 }
@@ -1151,7 +1151,7 @@ fn a_finished_task_is_looked_at_whole_once() {
 #[test]
 fn what_the_fuller_view_would_have_added_is_not_waited_for() {
     let status = ok(&json!({"id": TASK, "status": "finished", "isSuccess": true}));
-    let cut = Answer::Http(Response {
+    let cut = ApiResponse::Http(Response {
         status: 200,
         body: b"{\"id\"".to_vec(),
         truncated: true,
@@ -1161,7 +1161,7 @@ fn what_the_fuller_view_would_have_added_is_not_waited_for() {
         http(404, "{}"),
         http(500, ""),
         cut,
-        Answer::Failed {
+        ApiResponse::Failed {
             what: "timeout".to_owned(),
         },
     ] {
@@ -1286,7 +1286,7 @@ fn a_session_ends_by_its_status_its_flag_and_evidence_of_work() {
 }
 
 /// A page of messages: `u` a user's, `c` a completion, `.` anything else.
-fn page(first_id: usize, messages: &str, more: bool) -> Answer {
+fn page(first_id: usize, messages: &str, more: bool) -> ApiResponse {
     let message = |(n, letter)| {
         let kind = match letter {
             'u' => "user_message",
@@ -1390,7 +1390,7 @@ fn a_turn_ends_only_when_the_messages_show_that_it_has() {
 }
 
 #[test]
-fn a_turn_of_a_running_session_costs_no_further_question() {
+fn a_turn_of_a_running_session_costs_no_further_request() {
     for (status, expected) in [
         ("created", "waiting"),
         ("running", "started"),
@@ -1463,7 +1463,7 @@ fn a_404_means_missing_only_beside_a_list_of_the_same_generation_that_works() {
         }
     }
     assert_eq!(
-        BrowserUse.canary_question(&settings("v3")).path,
+        BrowserUse.canary_request(&settings("v3")).path,
         "/api/v3/sessions?page_size=1"
     );
 }
@@ -1496,7 +1496,7 @@ fn failures_and_refusals_say_nothing_about_a_run() {
             "{body}"
         );
     }
-    let failed = Answer::Failed {
+    let failed = ApiResponse::Failed {
         what: "timeout".to_owned(),
     };
     assert_eq!(
@@ -1516,7 +1516,7 @@ fn scraped_text_that_is_not_quite_unicode_does_not_keep_a_run_open() {
 fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
     let headers = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
     let hear = |status, headers: Headers, body: &str| {
-        BrowserUse.hearing(&Answer::Http(Response {
+        BrowserUse.hearing(&ApiResponse::Http(Response {
             status,
             headers,
             body: body.into(),
@@ -1566,7 +1566,7 @@ fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
 // ── Lists ───────────────────────────────────────────────────────────────────────────────────────
 
 fn list_path(page: Option<&str>, api: &str) -> String {
-    BrowserUse.list_question(page, &settings(api)).unwrap().path
+    BrowserUse.list_request(page, &settings(api)).unwrap().path
 }
 
 fn rows(count: usize, row: impl Fn(usize) -> Value) -> Vec<Value> {
@@ -1633,13 +1633,13 @@ fn every_sweep_ends() {
         assert_eq!(pages, if api == "v2" { 20 } else { 10 }, "{api}");
     }
     assert_eq!(
-        BrowserUse.list_question(Some("nonsense"), &Settings::default()),
+        BrowserUse.list_request(Some("nonsense"), &Settings::default()),
         None
     );
     for answer in [
         http(500, ""),
         http(200, "[]"),
-        Answer::Failed {
+        ApiResponse::Failed {
             what: "x".to_owned(),
         },
     ] {
@@ -1751,7 +1751,7 @@ fn the_defaults_are_those_of_the_contract() {
     );
     assert!(
         provider
-            .retry_question(&RunId::new("t").unwrap(), None)
+            .retry_request(&RunId::new("t").unwrap(), None)
             .is_none()
     );
 }

@@ -15,8 +15,8 @@ use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
 use settled::providers::firecrawl::Firecrawl;
 use settled::providers::signature::sign;
 use settled::providers::{
-    Answer, Delivery, Headers, Hearing, Listing, Provider, Question, Reading, Response, Settings,
-    Subject, Verdict, Webhook, named,
+    ApiRequest, ApiResponse, Delivery, Headers, Hearing, Listing, Provider, Reading, Response,
+    RunRef, Settings, Verdict, Webhook, named,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
@@ -123,8 +123,8 @@ fn is_unreadable(body: &[u8]) -> bool {
     matches!(read(body), Reading::Unreadable(_))
 }
 
-fn http(status: u16, body: impl ToString) -> Answer {
-    Answer::Http(Response {
+fn http(status: u16, body: impl ToString) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.to_string().into_bytes(),
         ..Response::default()
@@ -135,8 +135,8 @@ fn run_id(id: &str) -> RunId {
     RunId::new(id).unwrap()
 }
 
-fn question(kind: Kind, id: &str, group_id: Option<&str>) -> Question {
-    Firecrawl.status_question(&Subject {
+fn question(kind: Kind, id: &str, group_id: Option<&str>) -> ApiRequest {
+    Firecrawl.status_request(&RunRef {
         guessed: false,
         run_id: &run_id(id),
         kind,
@@ -145,9 +145,9 @@ fn question(kind: Kind, id: &str, group_id: Option<&str>) -> Question {
     })
 }
 
-fn asked(kind: Kind, answers: &[Answer]) -> Observation {
+fn asked(kind: Kind, answers: &[ApiResponse]) -> Observation {
     let group_id = (kind == Kind::MonitorCheck).then_some(MONITOR);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id(CRAWL),
         kind,
@@ -700,7 +700,7 @@ fn each_kind_has_its_address_and_crawls_are_read_past_their_end() {
         let question = question(kind, CRAWL, Some(MONITOR));
         assert_eq!(question.path, path);
         let whole = matches!(kind, Kind::Extract | Kind::Agent);
-        assert_eq!(question.bytes_max > Question::BYTES_MAX, whole, "{kind}");
+        assert_eq!(question.bytes_max > ApiRequest::BYTES_MAX, whole, "{kind}");
     }
     assert_eq!(
         question(Kind::Crawl, "../a?b#c", None).path,
@@ -721,7 +721,7 @@ fn a_check_whose_monitor_nobody_named_is_never_concluded_about() {
         question(Kind::MonitorCheck, CHECK, None).path,
         "/v2/team/queue-status"
     );
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id(CHECK),
         kind: Kind::MonitorCheck,
@@ -873,7 +873,7 @@ fn an_agents_state_is_read_from_the_head_of_a_result_that_was_cut_off() {
             } else {
                 Kind::Extract
             },
-            &[Answer::Http(response)],
+            &[ApiResponse::Http(response)],
         )
     };
     let agent = cut(r#"{"success":true,"status":"completed","data":{"a":"0123"#);
@@ -924,7 +924,7 @@ fn a_monitor_checks_state_is_inside_its_data() {
 #[test]
 fn a_404_counts_only_beside_a_canary_that_worked() {
     let gone = || http(404, r#"{"success":false,"error":"Job not found"}"#);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id(CRAWL),
         kind: Kind::Crawl,
@@ -932,12 +932,12 @@ fn a_404_counts_only_beside_a_canary_that_worked() {
         settings: &SETTINGS,
     };
     let canary = Firecrawl.follow_up(&subject, &[gone()]).unwrap();
-    assert_eq!(canary, Firecrawl.canary_question(&SETTINGS));
+    assert_eq!(canary, Firecrawl.canary_request(&SETTINGS));
     assert_eq!(
         Firecrawl.follow_up(&subject, &[gone(), http(200, "{}")]),
         None
     );
-    let claim = |canary: Answer| asked(Kind::Crawl, &[gone(), canary]).claim;
+    let claim = |canary: ApiResponse| asked(Kind::Crawl, &[gone(), canary]).claim;
     assert_eq!(claim(http(200, r#"{"success":true}"#)), Claim::Missing);
     for bad in [
         http(401, "{}"),
@@ -958,8 +958,8 @@ fn a_404_counts_only_beside_a_canary_that_worked() {
 
 #[test]
 fn an_id_that_is_no_uuid_is_refused_with_400_and_follows_the_same_ladder() {
-    let ask = |id: &str, answers: &[Answer]| {
-        let subject = Subject {
+    let ask = |id: &str, answers: &[ApiResponse]| {
+        let subject = RunRef {
             guessed: false,
             run_id: &run_id(id),
             kind: Kind::Crawl,
@@ -997,7 +997,7 @@ fn refusals_failures_and_troubles_say_nothing_about_a_run() {
         assert_eq!(
             asked(
                 kind,
-                &[Answer::Failed {
+                &[ApiResponse::Failed {
                     what: "timed out".into()
                 }]
             )
@@ -1017,7 +1017,7 @@ fn a_429_is_obeyed_by_header_then_by_text_then_for_a_minute() {
             body: body.into(),
             truncated: false,
         };
-        match Firecrawl.hearing(&Answer::Http(response)) {
+        match Firecrawl.hearing(&ApiResponse::Http(response)) {
             Hearing::Throttled { retry_after } => retry_after.unwrap().as_secs(),
             other => panic!("{other:?}"),
         }
@@ -1066,7 +1066,7 @@ fn a_sweep_reads_the_crawls_under_way_and_then_each_list_of_the_day() {
     loop {
         paths.push(
             Firecrawl
-                .list_question(next.as_deref(), &SETTINGS)
+                .list_request(next.as_deref(), &SETTINGS)
                 .unwrap()
                 .path,
         );
@@ -1085,7 +1085,7 @@ fn a_sweep_reads_the_crawls_under_way_and_then_each_list_of_the_day() {
         paths,
         [&["/v2/crawl/active".to_owned()], lists.as_slice()].concat()
     );
-    assert_eq!(Firecrawl.list_question(Some("nonsense"), &SETTINGS), None);
+    assert_eq!(Firecrawl.list_request(Some("nonsense"), &SETTINGS), None);
 }
 
 #[test]
@@ -1126,7 +1126,7 @@ fn cursors_are_followed_for_a_bounded_number_of_pages() {
     let body = json!({"success": true, "data": [], "cursor": "MjAy/Ni0=", "has_more": true});
     let second = page(Some("crawl/1/"), &body).next.unwrap();
     let path = Firecrawl
-        .list_question(Some(&second), &SETTINGS)
+        .list_request(Some(&second), &SETTINGS)
         .unwrap()
         .path;
     assert_eq!(
@@ -1152,7 +1152,7 @@ fn a_service_without_lists_ends_the_sweep_in_silence() {
             Listing::default()
         );
     }
-    let broken = Answer::Failed {
+    let broken = ApiResponse::Failed {
         what: "reset".into(),
     };
     assert_eq!(
@@ -1346,7 +1346,7 @@ fn a_cancelled_agent_is_cancelled_in_either_order_and_needs_no_amendment_when_to
 #[test]
 fn a_run_tracked_without_a_kind_is_looked_for_under_each_until_one_answers() {
     let run_id = run_id(CRAWL);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: true,
         run_id: &run_id,
         kind: Kind::Crawl,
@@ -1354,14 +1354,14 @@ fn a_run_tracked_without_a_kind_is_looked_for_under_each_until_one_answers() {
         settings: &SETTINGS,
     };
     let status = |status: u16, body: &str| {
-        Answer::Http(Response {
+        ApiResponse::Http(Response {
             status,
             body: body.as_bytes().to_vec(),
             ..Response::default()
         })
     };
     let absent = || status(404, r#"{"success":false,"error":"Job not found"}"#);
-    let paths = |answers: &[Answer]| {
+    let paths = |answers: &[ApiResponse]| {
         Firecrawl
             .follow_up(&subject, answers)
             .map(|question| question.path)
@@ -1385,7 +1385,7 @@ fn a_run_tracked_without_a_kind_is_looked_for_under_each_until_one_answers() {
 #[test]
 fn a_run_tracked_without_a_kind_is_missing_only_when_no_kind_and_the_canary_know_it() {
     let run_id = run_id(CRAWL);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: true,
         run_id: &run_id,
         kind: Kind::Crawl,
@@ -1393,13 +1393,13 @@ fn a_run_tracked_without_a_kind_is_missing_only_when_no_kind_and_the_canary_know
         settings: &SETTINGS,
     };
     let status = |status: u16| {
-        Answer::Http(Response {
+        ApiResponse::Http(Response {
             status,
             body: b"{}".to_vec(),
             ..Response::default()
         })
     };
-    let mut answers: Vec<Answer> = (0..4).map(|_| status(404)).collect();
+    let mut answers: Vec<ApiResponse> = (0..4).map(|_| status(404)).collect();
     assert_eq!(
         Firecrawl
             .follow_up(&subject, &answers)

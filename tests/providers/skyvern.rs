@@ -9,8 +9,8 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{
-    Answer, Delivery, Headers, Hearing, Method, Provider, Reading, Response, RetryResult, Settings,
-    Subject, Verdict, Webhook, signature,
+    ApiResponse, Delivery, Headers, Hearing, Method, Provider, Reading, Response, RetryResult,
+    RunRef, Settings, Verdict, Webhook, signature,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
@@ -82,16 +82,16 @@ fn said(body: &[u8]) -> Observation {
     }
 }
 
-fn http(status: u16, body: impl Into<Vec<u8>>) -> Answer {
-    Answer::Http(Response {
+fn http(status: u16, body: impl Into<Vec<u8>>) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.into(),
         ..Response::default()
     })
 }
 
-fn cut(status: u16, body: &str) -> Answer {
-    Answer::Http(Response {
+fn cut(status: u16, body: &str) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.into(),
         truncated: true,
@@ -99,9 +99,9 @@ fn cut(status: u16, body: &str) -> Answer {
     })
 }
 
-fn status_of(run: &str, answers: &[Answer]) -> Observation {
+fn status_of(run: &str, answers: &[ApiResponse]) -> Observation {
     let run_id = id(run);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id,
         kind: Kind::Task,
@@ -111,9 +111,9 @@ fn status_of(run: &str, answers: &[Answer]) -> Observation {
     Skyvern.read_status(&subject, answers, NOW)
 }
 
-fn follow_up(run: &str, answers: &[Answer]) -> Option<String> {
+fn follow_up(run: &str, answers: &[ApiResponse]) -> Option<String> {
     let run_id = id(run);
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id,
         kind: Kind::Task,
@@ -653,7 +653,7 @@ fn captured_answers_read_like_the_deliveries_of_the_same_runs() {
                 .as_bytes(),
         );
         let run_id = told.run_id.clone();
-        let subject = Subject {
+        let subject = RunRef {
             guessed: false,
             run_id: &run_id,
             kind: Kind::Task,
@@ -661,7 +661,7 @@ fn captured_answers_read_like_the_deliveries_of_the_same_runs() {
             settings: &SETTINGS,
         };
         assert_eq!(
-            Skyvern.status_question(&subject).path,
+            Skyvern.status_request(&subject).path,
             captured["request"]["path"].as_str().unwrap()
         );
         let answered = status_of(
@@ -679,14 +679,14 @@ fn captured_answers_read_like_the_deliveries_of_the_same_runs() {
 #[test]
 fn a_run_is_asked_about_by_its_id_and_with_room_for_its_output() {
     let run_id = id("wr_1/../x?y");
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id,
         kind: Kind::Workflow,
         group_id: None,
         settings: &SETTINGS,
     };
-    let question = Skyvern.status_question(&subject);
+    let question = Skyvern.status_request(&subject);
     assert_eq!(question.path, "/v1/runs/wr_1%2F..%2Fx%3Fy");
     assert_eq!(
         (question.method, question.body, question.bytes_max),
@@ -708,7 +708,7 @@ fn a_backing_run_that_answers_with_its_task_is_still_the_run_we_asked_about() {
 
 #[test]
 fn failures_are_never_evidence() {
-    let failed = Answer::Failed {
+    let failed = ApiResponse::Failed {
         what: "timed out".to_owned(),
     };
     let answers = [400, 401, 402, 403, 409, 422, 429, 499, 500, 502, 503]
@@ -756,7 +756,7 @@ fn a_missing_task_is_missing_only_if_the_canary_worked() {
             follow_up("tsk_nope", std::slice::from_ref(&missing)).as_deref(),
             Some(CANARY)
         );
-        let claim = |canary: Answer| status_of("tsk_nope", &[missing.clone(), canary]).claim;
+        let claim = |canary: ApiResponse| status_of("tsk_nope", &[missing.clone(), canary]).claim;
         assert_eq!(claim(http(200, "[]")), Claim::Missing);
         assert_eq!(
             claim(http(403, r#"{"detail":"Invalid credentials"}"#)),
@@ -768,7 +768,7 @@ fn a_missing_task_is_missing_only_if_the_canary_worked() {
         );
         assert_eq!(claim(http(503, "")), Claim::Nothing);
         assert_eq!(
-            claim(Answer::Failed {
+            claim(ApiResponse::Failed {
                 what: "refused".to_owned()
             }),
             Claim::Nothing
@@ -871,7 +871,7 @@ fn what_answers_tell_about_key_pace_and_service() {
         ..Response::default()
     };
     assert_eq!(
-        Skyvern.hearing(&Answer::Http(slow)),
+        Skyvern.hearing(&ApiResponse::Http(slow)),
         Hearing::Throttled {
             retry_after: Some(Duration::from_secs(7))
         }
@@ -950,7 +950,7 @@ fn the_open_list_is_asked_for_and_read_as_captured() {
     let samples = samples();
     let captured = &samples["list_open"];
     assert_eq!(
-        Skyvern.list_question(None, &SETTINGS).unwrap().path,
+        Skyvern.list_request(None, &SETTINGS).unwrap().path,
         captured["request"]["path"].as_str().unwrap()
     );
     let listing = Skyvern.read_list(
@@ -986,7 +986,7 @@ fn the_open_list_is_asked_for_and_read_as_captured() {
     );
 }
 
-fn page_of(items: usize) -> Answer {
+fn page_of(items: usize) -> ApiResponse {
     let items: Vec<Value> = (0..items)
         .map(|n| json!({"task_run_id": "tr_1", "run_id": format!("wr_{n}")}))
         .collect();
@@ -1008,7 +1008,7 @@ fn full_pages_lead_to_the_next_up_to_the_last_the_provider_serves() {
     assert_eq!(next(None, 0), None);
     assert!(
         Skyvern
-            .list_question(Some("3"), &SETTINGS)
+            .list_request(Some("3"), &SETTINGS)
             .unwrap()
             .path
             .starts_with("/v1/runs?page=3&page_size=100&")
@@ -1042,7 +1042,7 @@ fn items_without_a_run_and_answers_without_a_list_say_nothing() {
     assert_eq!(runs(http(200, "{}")), 0);
     assert_eq!(runs(http(500, items.to_string())), 0);
     assert_eq!(
-        runs(Answer::Failed {
+        runs(ApiResponse::Failed {
             what: "refused".to_owned()
         }),
         0
@@ -1053,24 +1053,21 @@ fn items_without_a_run_and_answers_without_a_list_say_nothing() {
 
 #[test]
 fn a_retry_is_asked_for_with_patience_and_perhaps_another_address() {
-    let plain = Skyvern.retry_question(&id("wr_1"), None).unwrap();
+    let plain = Skyvern.retry_request(&id("wr_1"), None).unwrap();
     assert_eq!(
         (plain.method, plain.path.as_str()),
         (Method::Post, "/v1/runs/wr_1/retry_webhook")
     );
     assert_eq!((plain.body, plain.timeout), (None, Duration::from_secs(90)));
     let elsewhere = Skyvern
-        .retry_question(&id("wr_1"), Some(" https://x.test/h \n"))
+        .retry_request(&id("wr_1"), Some(" https://x.test/h \n"))
         .unwrap();
     assert_eq!(
         elsewhere.body.as_deref(),
         Some(r#"{"webhook_url":"https://x.test/h"}"#)
     );
     assert_eq!(
-        Skyvern
-            .retry_question(&id("wr_1"), Some("  "))
-            .unwrap()
-            .body,
+        Skyvern.retry_request(&id("wr_1"), Some("  ")).unwrap().body,
         None
     );
 }
@@ -1280,7 +1277,7 @@ fn refusals_say_what_to_do() {
     }
     let unasked = Skyvern.read_retry(
         &id("wr_1"),
-        &Answer::Failed {
+        &ApiResponse::Failed {
             what: "connection refused".to_owned(),
         },
     );
@@ -1310,7 +1307,7 @@ fn the_account_is_reached_as_documented() {
     );
     assert_eq!(Skyvern.base_url(), "https://api.skyvern.com");
     assert_eq!(Skyvern.key_header(), ("x-api-key", ""));
-    assert_eq!(Skyvern.canary_question(&SETTINGS).path, CANARY);
+    assert_eq!(Skyvern.canary_request(&SETTINGS).path, CANARY);
     let environment = Skyvern.environment();
     assert_eq!(environment.api_key, "SKYVERN_API_KEY");
     assert_eq!(

@@ -9,8 +9,8 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::smartbrowse::SmartBrowse;
 use settled::providers::{
-    Answer, Delivery, Gap, Headers, Hearing, Method, Provider, Reading, Response, RetryResult,
-    Settings, Subject, Verdict, Webhook,
+    ApiResponse, Delivery, Gap, Headers, Hearing, Method, Provider, Reading, Response, RetryResult,
+    RunRef, Settings, Verdict, Webhook,
 };
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
@@ -79,18 +79,18 @@ fn said(body: &[u8]) -> Observation {
     }
 }
 
-fn http(status: u16, body: impl Into<Vec<u8>>) -> Answer {
-    Answer::Http(Response {
+fn http(status: u16, body: impl Into<Vec<u8>>) -> ApiResponse {
+    ApiResponse::Http(Response {
         status,
         body: body.into(),
         ..Response::default()
     })
 }
 
-fn status_of(answers: &[Answer]) -> Observation {
+fn status_of(answers: &[ApiResponse]) -> Observation {
     let run_id = id("r1");
     SmartBrowse.read_status(
-        &Subject {
+        &RunRef {
             guessed: false,
             run_id: &run_id,
             kind: Kind::Recipe,
@@ -193,7 +193,7 @@ fn with_nothing_configured_nothing_is_believed() {
 }
 
 #[test]
-fn a_cut_off_body_is_as_genuine_as_its_address_and_leads_to_a_question() {
+fn a_cut_off_body_is_as_genuine_as_its_address_and_leads_to_a_request() {
     let token = TokenDigest::of("t");
     let keyring = Keyring {
         path_tokens: vec![key("path_token", "t")],
@@ -427,7 +427,7 @@ fn the_state_is_found_behind_a_huge_result_and_before_a_cut() {
     assert!(late.len() > 5 * 1024 * 1024);
     assert_eq!(words(&status_of(&[http(200, late.clone())])), "failed");
     let cut = |body: &str| {
-        Answer::Http(Response {
+        ApiResponse::Http(Response {
             status: 200,
             body: body.into(),
             truncated: true,
@@ -449,7 +449,7 @@ fn the_state_is_found_behind_a_huge_result_and_before_a_cut() {
 #[test]
 fn a_run_is_asked_about_with_room_for_all_its_items() {
     let run_id = id("aB3/x");
-    let question = SmartBrowse.status_question(&Subject {
+    let question = SmartBrowse.status_request(&RunRef {
         guessed: false,
         run_id: &run_id,
         kind: Kind::Recipe,
@@ -466,7 +466,7 @@ fn a_run_is_asked_about_with_room_for_all_its_items() {
 #[test]
 fn a_404_may_be_a_wrong_key_so_usage_is_asked() {
     let run_id = id("r1");
-    let subject = Subject {
+    let subject = RunRef {
         guessed: false,
         run_id: &run_id,
         kind: Kind::Recipe,
@@ -481,12 +481,12 @@ fn a_404_may_be_a_wrong_key_so_usage_is_asked() {
         .follow_up(&subject, std::slice::from_ref(&missing))
         .unwrap();
     assert_eq!(next.path, "/v1/smartbrowse/usage");
-    let after = |canary: Answer| status_of(&[missing.clone(), canary]).claim;
+    let after = |canary: ApiResponse| status_of(&[missing.clone(), canary]).claim;
     assert_eq!(after(http(200, "{}")), Claim::Missing);
     assert_eq!(after(http(401, r#"{"error":"bad key"}"#)), Claim::Nothing);
     assert_eq!(after(http(500, "")), Claim::Nothing);
     assert_eq!(
-        after(Answer::Failed {
+        after(ApiResponse::Failed {
             what: "timed out".to_owned()
         }),
         Claim::Nothing
@@ -508,7 +508,7 @@ fn failures_are_never_evidence() {
         );
     }
     assert_eq!(
-        status_of(&[Answer::Failed {
+        status_of(&[ApiResponse::Failed {
             what: "refused".to_owned()
         }])
         .claim,
@@ -550,7 +550,7 @@ fn a_401_is_about_the_key_with_and_without_an_envelope() {
     let throttled = Hearing::Throttled {
         retry_after: Some(Duration::from_secs(9)),
     };
-    assert_eq!(SmartBrowse.hearing(&Answer::Http(slow)), throttled);
+    assert_eq!(SmartBrowse.hearing(&ApiResponse::Http(slow)), throttled);
     for status in [200, 402, 404, 409] {
         assert_eq!(
             SmartBrowse.hearing(&http(status, "")),
@@ -564,9 +564,9 @@ fn a_401_is_about_the_key_with_and_without_an_envelope() {
 
 #[test]
 fn usage_shows_the_newest_run_and_counts_the_rest() {
-    let question = SmartBrowse.list_question(None, &SETTINGS).unwrap();
+    let question = SmartBrowse.list_request(None, &SETTINGS).unwrap();
     assert_eq!(question.path, "/v1/smartbrowse/usage");
-    assert_eq!(SmartBrowse.list_question(Some("2"), &SETTINGS), None);
+    assert_eq!(SmartBrowse.list_request(Some("2"), &SETTINGS), None);
     for (state, over) in [
         ("running", false),
         ("completed", true),
@@ -643,7 +643,7 @@ fn the_account_is_reached_as_documented() {
     assert_eq!(environment.webhook_secret, None);
     assert!(!SmartBrowse.signs_with_api_key());
     assert_eq!(SmartBrowse.kind_of(&id("x"), &SETTINGS), Kind::Recipe);
-    assert_eq!(SmartBrowse.retry_question(&id("x"), None), None);
+    assert_eq!(SmartBrowse.retry_request(&id("x"), None), None);
     assert!(matches!(
         SmartBrowse.read_retry(&id("x"), &http(200, "{}")),
         RetryResult::Refused { .. }

@@ -17,7 +17,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
-use super::super::{Answer, Desk, Params, Segments, Shared, bad_request, body_json, flag};
+use super::super::{Desk, HandlerResult, Params, Segments, Shared, bad_request, body_json, flag};
 use super::events::{self, Words, cursor_expired, epoch_mismatch, position};
 use super::stream::{Claim, Manner, Stream};
 use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
@@ -116,7 +116,7 @@ pub async fn create(
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     if !is_name(&name) {
         let message =
             "a consumer's name has 1 to 64 of a-z 0-9 . _ -, and begins with a letter or digit";
@@ -170,7 +170,7 @@ pub async fn create(
 }
 
 /// `GET /v1/consumers`.
-pub async fn list(State(desk): Shared) -> Answer {
+pub async fn list(State(desk): Shared) -> HandlerResult {
     let (bounds, consumers) = desk.look(|view| Ok((view.bounds()?, all(view)?))).await?;
     Ok(server::json(
         StatusCode::OK,
@@ -189,7 +189,7 @@ pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, Store
 }
 
 /// `GET /v1/consumers/{name}`.
-pub async fn show(State(desk): Shared, Segments(name): Segments<String>) -> Answer {
+pub async fn show(State(desk): Shared, Segments(name): Segments<String>) -> HandlerResult {
     let consumer = desk.consumer(&name).await?;
     Ok(server::json(
         StatusCode::OK,
@@ -202,7 +202,7 @@ pub async fn delete(
     State(desk): Shared,
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
-) -> Answer {
+) -> HandlerResult {
     let label = name.clone();
     let gone = desk
         .ledger
@@ -299,7 +299,7 @@ pub async fn ack(
     State(desk): Shared,
     Segments(name): Segments<String>,
     Params(mark): Params<Mark>,
-) -> Answer {
+) -> HandlerResult {
     let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
     let (now, label) = ((desk.clock)(), name.clone());
     let moved = desk
@@ -322,7 +322,7 @@ pub async fn seek(
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
     Params(target): Params<Target>,
-) -> Answer {
+) -> HandlerResult {
     let to = target
         .to
         .ok_or_else(|| bad_request("say where: to=earliest, to=latest or to=CURSOR"))?;
@@ -359,7 +359,7 @@ pub async fn park(
     Segments(name): Segments<String>,
     Params(mark): Params<Mark>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
     let Failed {
         attempts,
@@ -413,7 +413,7 @@ pub async fn parked(
     State(desk): Shared,
     Segments(name): Segments<String>,
     Params(list): Params<ListParked>,
-) -> Answer {
+) -> HandlerResult {
     desk.consumer(&name).await?;
     let after = list.after.unwrap_or(0);
     let due = flag("retry", list.retry.as_deref())?;
@@ -448,7 +448,7 @@ pub async fn retry_parked(
     State(desk): Shared,
     Segments(name): Segments<String>,
     Params(which): Params<Which>,
-) -> Answer {
+) -> HandlerResult {
     let seq = desk.which(&name, &which).await?;
     let label = name.clone();
     let count = desk
@@ -464,7 +464,7 @@ pub async fn drop_parked(
     State(desk): Shared,
     Segments(name): Segments<String>,
     Params(which): Params<Which>,
-) -> Answer {
+) -> HandlerResult {
     let seq = desk.which(&name, &which).await?;
     let label = name.clone();
     let count = desk
@@ -623,7 +623,7 @@ impl Desk {
     }
 
     /// The answer to something that may have moved a position.
-    fn moved(&self, name: &str, moved: Moved) -> Answer {
+    fn moved(&self, name: &str, moved: Moved) -> HandlerResult {
         match moved {
             Moved::Done { acked, head } => {
                 self.consumers.acked(name);

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use wire::{Answer, Post, Wire};
+use wire::{ApiResponse, Post, Wire};
 
 /// How long anything may take that has no limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -224,21 +224,21 @@ impl Daemon {
     }
 
     /// Posts on a connection of its own.
-    pub fn post(&self, post: &Post) -> Answer {
+    pub fn post(&self, post: &Post) -> ApiResponse {
         self.raw(post.bytes())
     }
 
     /// Sends these bytes on a connection of its own.
-    pub fn raw(&self, bytes: impl AsRef<[u8]>) -> Answer {
+    pub fn raw(&self, bytes: impl AsRef<[u8]>) -> ApiResponse {
         self.wire().ask(bytes).expect("an answer")
     }
 
-    fn try_feed(&self, path: &str) -> Option<Answer> {
+    fn try_feed(&self, path: &str) -> Option<ApiResponse> {
         get(&self.feed_socket(), path).ok()
     }
 
     /// Asks the control socket.
-    pub fn control(&self, path: &str) -> Answer {
+    pub fn control(&self, path: &str) -> ApiResponse {
         get(&self.control_socket(), path).expect("the control socket answers")
     }
 
@@ -390,12 +390,12 @@ fn record(line: &str) -> Option<(i64, String)> {
 }
 
 /// A GET on a Unix socket.
-pub fn get(socket: &Path, path: &str) -> std::io::Result<Answer> {
+pub fn get(socket: &Path, path: &str) -> std::io::Result<ApiResponse> {
     ask(socket, &format!("GET {path} HTTP/1.0\r\n\r\n"))
 }
 
 /// A POST on a Unix socket.
-pub fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<Answer> {
+pub fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<ApiResponse> {
     ask(
         socket,
         &format!(
@@ -406,7 +406,7 @@ pub fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<Answer> {
 }
 
 /// Asks in HTTP/1.0: the answer is what comes until the end.
-fn ask(socket: &Path, request: &str) -> std::io::Result<Answer> {
+fn ask(socket: &Path, request: &str) -> std::io::Result<ApiResponse> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
@@ -427,7 +427,7 @@ fn ask(socket: &Path, request: &str) -> std::io::Result<Answer> {
     let headers = headers
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    Ok(Answer {
+    Ok(ApiResponse {
         status,
         headers,
         body: bytes.split_off(end + 4),

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 /// An answer as it came.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ApiResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl ApiResponse {
     /// The first header of this lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
@@ -140,13 +140,13 @@ impl Wire {
     }
 
     /// Sends and waits for the answer.
-    pub fn ask(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<Answer> {
+    pub fn ask(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<ApiResponse> {
         self.send(bytes)?;
         self.answer()
     }
 
     /// The next answer; interim ones are passed over.
-    pub fn answer(&mut self) -> io::Result<Answer> {
+    pub fn answer(&mut self) -> io::Result<ApiResponse> {
         loop {
             let (status, headers) = self.head()?;
             if status < 200 {
@@ -160,7 +160,7 @@ impl Wire {
                 Some(length) => self.take(length.map_err(io::Error::other)?)?,
                 None => Vec::new(),
             };
-            return Ok(Answer {
+            return Ok(ApiResponse {
                 status,
                 headers,
                 body,

@@ -1,5 +1,5 @@
 //! The daemon as far as it decides: the real reconciler over a real file, the real dialects, and the real
-//! pace, rounds and errands of each source.
+//! pace, rounds and exchanges of each source.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use settled::model::At;
 use settled::model::schedule;
 use settled::polling::rate_limit::Pace;
 use settled::polling::{Begun, Rounds, Task};
-use settled::providers::{Answer, Hearing};
+use settled::providers::{ApiResponse, Hearing};
 use settled::reconciler::{Fleet, Member, Reconciler};
 use settled::report::{Head, Report};
 
@@ -34,7 +34,7 @@ pub struct Daemon {
     pub recovered: usize,
 }
 
-/// One source's loop: the real rounds and errands, without a network.
+/// One source's loop: the real rounds and exchanges, without a network.
 pub struct Desk {
     pub member: Arc<Member>,
     pub cloud: Cloud,
@@ -123,7 +123,7 @@ impl Desk {
     }
 
     /// What an answer tells about the account.
-    pub fn hear(&mut self, answer: &Answer, now: At) -> Hearing {
+    pub fn hear(&mut self, answer: &ApiResponse, now: At) -> Hearing {
         let hearing = self.member.source.provider.hearing(answer);
         self.pace.told(&hearing, now, self.member.seed());
         hearing

@@ -23,9 +23,9 @@ use settled::demo::plan::{Form, Life, Mail, Source};
 use settled::ledger::RunRow;
 use settled::model::decide::Phase;
 use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
-use settled::polling::exchange::{Errand, Next};
+use settled::polling::exchange::{Exchange, Next};
 use settled::polling::{Begun, Task};
-use settled::providers::{Answer, Hearing, Question};
+use settled::providers::{ApiRequest, ApiResponse, Hearing};
 use settled::report::{Head, Report, TrackHead};
 use tempfile::TempDir;
 
@@ -54,15 +54,15 @@ enum Event {
     /// A question waits for the pace.
     Waiting(Span, Asking),
     /// A question is answered.
-    Answered(Span, Asking, Answer),
+    Answered(Span, Asking, ApiResponse),
 }
 
 /// A question on its way.
 struct Asking {
     desk: usize,
     task: Task,
-    errand: Errand,
-    question: Question,
+    exchange: Exchange,
+    request: ApiRequest,
 }
 
 /// Which life of the daemon something belongs to, and ends with.
@@ -95,11 +95,11 @@ enum Sender {
         attempt: u32,
     },
     Client(usize),
-    /// An errand of ours that goes on then, if there is more to ask.
+    /// An exchange of ours that goes on then, if there is more to ask.
     Desk {
         desk: usize,
         task: Task,
-        further: Option<(Errand, Question)>,
+        further: Option<(Exchange, ApiRequest)>,
     },
 }
 
@@ -326,7 +326,7 @@ impl Simulation {
                 }
             }
             Sender::Client(run) => self.at(self.now + Duration::from_secs(10), Event::Track(run)),
-            // The life in which the errand was begun is over.
+            // The life in which the exchange was begun is over.
             Sender::Desk { .. } | Sender::Nobody => {}
         }
     }
@@ -633,15 +633,15 @@ impl Simulation {
         let (begun, again) = daemon.desks[desk].look(&daemon.reader, now);
         for Begun {
             task,
-            errand,
-            question,
+            exchange,
+            request,
         } in begun
         {
             let asking = Asking {
                 desk,
                 task,
-                errand,
-                question,
+                exchange,
+                request,
             };
             if task.paid() {
                 self.send(asking)?
@@ -675,20 +675,20 @@ impl Simulation {
         }
     }
 
-    /// There is more to ask, or the errand is over.
+    /// There is more to ask, or the exchange is over.
     fn carry_on(
         &mut self,
         desk: usize,
         task: Task,
-        further: Option<(Errand, Question)>,
+        further: Option<(Exchange, ApiRequest)>,
     ) -> Result<(), Fault> {
         match (further, &mut self.daemon) {
             (_, None) => Ok(()),
-            (Some((errand, question)), _) => self.ask(Asking {
+            (Some((exchange, request)), _) => self.ask(Asking {
                 desk,
                 task,
-                errand,
-                question,
+                exchange,
+                request,
             }),
             (None, Some(daemon)) => {
                 daemon.desks[desk].finished(task);
@@ -705,7 +705,7 @@ impl Simulation {
         let Asking {
             desk,
             task,
-            question,
+            request,
             ..
         } = &asking;
         let desk = *desk;
@@ -722,20 +722,20 @@ impl Simulation {
             .count(self.now, member.source.rate)
             .map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
         let (answer, took) = match self.script.sky(cloud, self.now) {
-            None => clouds::ask(&self.world, cloud, &member, question),
+            None => clouds::ask(&self.world, cloud, &member, request),
             Some(spell) => match spell.sky {
                 Sky::Silent => (
-                    Answer::Failed {
+                    ApiResponse::Failed {
                         what: "connection refused".to_owned(),
                     },
                     Duration::from_millis(1),
                 ),
-                Sky::Broken => clouds::answer(service(cloud).broken(), question),
+                Sky::Broken => clouds::answer(service(cloud).broken(), request),
                 Sky::Overwhelmed => clouds::answer(
                     service(cloud).overwhelmed(spell.until.saturating_sub(self.now)),
-                    question,
+                    request,
                 ),
-                Sky::Refusing => clouds::answer(Reply::json(401, &serde_json::json!({})), question),
+                Sky::Refusing => clouds::answer(Reply::json(401, &serde_json::json!({})), request),
             },
         };
         let life = self.life;
@@ -743,25 +743,25 @@ impl Simulation {
         Ok(())
     }
 
-    fn answered(&mut self, asking: Asking, answer: Answer) -> Result<(), Fault> {
+    fn answered(&mut self, asking: Asking, answer: ApiResponse) -> Result<(), Fault> {
         let now = self.clock();
         let Asking {
             desk,
             task,
-            errand,
-            question,
+            exchange,
+            request,
         } = asking;
         let Some(daemon) = &mut self.daemon else {
             return Ok(());
         };
         let heard = daemon.desks[desk].hear(&answer, now);
         self.meters.get_mut(&desk).unwrap().hear(&heard, self.now);
-        match errand.go_on(question, answer, now) {
-            Next::Ask(errand, question) => self.ask(Asking {
+        match exchange.go_on(request, answer, now) {
+            Next::Ask(exchange, request) => self.ask(Asking {
                 desk,
                 task,
-                errand,
-                question,
+                exchange,
+                request,
             }),
             Next::Report(report, further) => {
                 self.waiting.push((
