@@ -289,14 +289,14 @@ fn losses(registry: &mut Registry, sources: &[SourceView]) {
 fn asking(registry: &mut Registry, sources: &[SourceView]) {
     let answers = Counters::default();
     for source in sources {
-        let Some(heard) = source.pace.as_ref().map(|pace| pace.heard) else {
+        let Some(responses) = source.pace.as_ref().map(|pace| pace.responses) else {
             continue;
         };
         let results = [
-            ("fine", heard.fine),
-            ("throttled", heard.throttled),
-            ("refused", heard.refused),
-            ("trouble", heard.trouble),
+            ("ok", responses.ok),
+            ("rate_limited", responses.rate_limited),
+            ("denied", responses.denied),
+            ("unavailable", responses.unavailable),
         ];
         for (result, count) in results {
             answers
@@ -530,7 +530,7 @@ mod tests {
             "last_answer_at": "1970-01-01T00:00:15Z", "clock_skew_ms": -1500, "unaccounted": 16, "notes": [],
             "pace": {"rate": 17.0, "effective_rate": 18.0, "tokens": 19.0, "troubles_in_a_row": 20, "pause": null,
                 "breaker": {"since": 0, "why": "no", "next_probe": 0, "probes": 0},
-                "heard": {"fine": 21, "throttled": 22, "refused": 23, "trouble": 24}},
+                "responses": {"ok": 21, "rate_limited": 22, "denied": 23, "unavailable": 24}},
             "secrets": [{"label": "secrets[0]", "last_used_at": "1970-01-01T00:00:25Z", "uses": 26, "can_go": false},
                 {"label": "secrets[1]", "last_used_at": null, "uses": 0, "can_go": false}]});
         let left = json!({"name": "b", "provider": "firecrawl", "configured": false, "open": 31, "overdue": 32, "loss": {},
@@ -572,10 +572,10 @@ settled_window_completions{source="a",provider="skyvern",window="24h"} 4.0
 settled_window_synthesized{source="a",provider="skyvern",window="24h"} 1.0
 settled_window_late_webhooks{source="a",provider="skyvern",window="24h"} 2.0
 settled_window_loss_ratio{source="a",provider="skyvern",window="24h"} 0.25
-settled_provider_answers_total{source="a",provider="skyvern",result="fine"} 21
-settled_provider_answers_total{source="a",provider="skyvern",result="throttled"} 22
-settled_provider_answers_total{source="a",provider="skyvern",result="refused"} 23
-settled_provider_answers_total{source="a",provider="skyvern",result="trouble"} 24
+settled_provider_answers_total{source="a",provider="skyvern",result="ok"} 21
+settled_provider_answers_total{source="a",provider="skyvern",result="rate_limited"} 22
+settled_provider_answers_total{source="a",provider="skyvern",result="denied"} 23
+settled_provider_answers_total{source="a",provider="skyvern",result="unavailable"} 24
 settled_provider_breaker_open{source="a",provider="skyvern"} 1.0
 settled_provider_paused{source="a",provider="skyvern"} 0.0
 settled_provider_rate{source="a",provider="skyvern"} 18.0

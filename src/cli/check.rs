@@ -20,7 +20,7 @@ use crate::daemon::system_clock;
 use crate::ledger::{self, Examination, SourceRow, StoreError};
 use crate::model::At;
 use crate::polling::client::{Asker, Calls};
-use crate::providers::{ApiResponse, Hearing};
+use crate::providers::{ApiResponse, ResponseClass};
 use crate::reconciler::Member;
 use crate::secret::{Key, Keyring};
 
@@ -538,7 +538,7 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
         system_clock(),
     );
     let answer = asker.poll_now(&question).await;
-    let (ok, verdict) = judge(&source.provider.hearing(&answer), &answer);
+    let (ok, verdict) = judge(&source.provider.classify(&answer), &answer);
     Online {
         ok,
         verdict: asker.member.redactor().redact(show::clean(&verdict)),
@@ -546,26 +546,26 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
     }
 }
 
-fn judge(hearing: &Hearing, answer: &ApiResponse) -> (bool, String) {
-    match (hearing, answer) {
-        (Hearing::Fine, ApiResponse::Http(response)) if response.status < 300 => {
+fn judge(class: &ResponseClass, answer: &ApiResponse) -> (bool, String) {
+    match (class, answer) {
+        (ResponseClass::Ok, ApiResponse::Http(response)) if response.status < 300 => {
             (true, "the key works".to_owned())
         }
-        (Hearing::Fine, ApiResponse::Http(response)) => (
+        (ResponseClass::Ok, ApiResponse::Http(response)) => (
             false,
             format!(
                 "an answer that is not expected, HTTP {}; is base_url right?",
                 response.status
             ),
         ),
-        (Hearing::Fine, ApiResponse::Failed { what }) => (false, format!("no answer: {what}")),
-        (Hearing::Throttled { .. }, _) => (
+        (ResponseClass::Ok, ApiResponse::Failed { what }) => (false, format!("no answer: {what}")),
+        (ResponseClass::RateLimited { .. }, _) => (
             true,
             "the provider asks us to slow down; whether the key works cannot be told now"
                 .to_owned(),
         ),
-        (Hearing::Refused { why }, _) => (false, format!("the key is refused: {why}")),
-        (Hearing::Trouble { why, .. }, _) => {
+        (ResponseClass::Denied { why }, _) => (false, format!("the key is refused: {why}")),
+        (ResponseClass::Unavailable { why, .. }, _) => {
             (false, format!("the provider cannot be asked: {why}"))
         }
     }
@@ -605,7 +605,7 @@ mod tests {
             })
         };
         let told =
-            |answer: &ApiResponse| judge(&crate::providers::hearing_by_status(answer), answer);
+            |answer: &ApiResponse| judge(&crate::providers::classify_by_status(answer), answer);
         assert_eq!(told(&http(200)), (true, "the key works".to_owned()));
         assert_eq!(
             told(&http(404)).1,

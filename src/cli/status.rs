@@ -176,7 +176,7 @@ fn sources(sources: &[SourceView], now: At) -> String {
         "ASKING",
     ]);
     for source in sources {
-        let heard = source.pace.as_ref().map(|pace| pace.heard);
+        let responses = source.pace.as_ref().map(|pace| pace.responses);
         let count = |count: Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
         table.add_row([
             show::clean(&source.name),
@@ -185,10 +185,10 @@ fn sources(sources: &[SourceView], now: At) -> String {
             source.overdue.to_string(),
             show::when_or_dash(now, source.last_webhook_at.as_deref()),
             show::when_or_dash(now, source.last_answer_at.as_deref()),
-            count(heard.map(|heard| heard.fine)),
-            count(heard.map(|heard| heard.throttled)),
-            count(heard.map(|heard| heard.refused)),
-            count(heard.map(|heard| heard.trouble)),
+            count(responses.map(|responses| responses.ok)),
+            count(responses.map(|responses| responses.rate_limited)),
+            count(responses.map(|responses| responses.denied)),
+            count(responses.map(|responses| responses.unavailable)),
             source
                 .pace
                 .as_ref()

@@ -13,7 +13,7 @@ use crate::model::decide::Run;
 use crate::model::{At, RunId};
 use crate::polling::exchange::{Exchange, Next};
 use crate::polling::rate_limit::Pace;
-use crate::providers::{ApiRequest, ApiResponse, Hearing, Method, Response};
+use crate::providers::{ApiRequest, ApiResponse, Method, Response, ResponseClass};
 use crate::reconciler::{Clock, Member};
 use crate::report::Report;
 
@@ -156,8 +156,8 @@ impl Asker {
         let answer = self.calls.ask(&self.member, request).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
-        let hearing = self.member.source.provider.hearing(&answer);
-        self.learn(&hearing, now);
+        let class = self.member.source.provider.classify(&answer);
+        self.learn(&class, now);
         answer
     }
 
@@ -207,11 +207,11 @@ impl Asker {
             .map(|(report, _)| report)
     }
 
-    fn learn(&self, hearing: &Hearing, now: At) {
+    fn learn(&self, class: &ResponseClass, now: At) {
         let source = self.member.source.name.as_str();
         let mut pace = self.pace();
         let was_open = pace.broken();
-        pace.told(hearing, now, self.member.seed());
+        pace.told(class, now, self.member.seed());
         match (was_open, pace.state(now).breaker) {
             (false, Some(breaker)) => {
                 tracing::error!(
@@ -223,7 +223,7 @@ impl Asker {
             (true, None) => tracing::info!(source, "the key works again; polling goes on"),
             _ => {}
         }
-        if let Hearing::Throttled { .. } = hearing {
+        if let ResponseClass::RateLimited { .. } = class {
             tracing::warn!(source, "the provider polls us to slow down");
         }
     }

@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{At, schedule, words};
-use crate::providers::Hearing;
+use crate::providers::ResponseClass;
 
 /// How long a 429 pauses the source when it names no time.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
@@ -66,9 +66,9 @@ words! {
         /// The provider said when to come back.
         RetryAfter = "retry_after",
         /// The provider said that we are too fast, and nothing more.
-        Throttled = "throttled",
+        RateLimited = "rate_limited",
         /// The service failed several times in a row.
-        Trouble = "trouble",
+        Unavailable = "unavailable",
     }
 }
 
@@ -96,17 +96,17 @@ pub struct Breaker {
     pub probes: u32,
 }
 
-/// What was heard, counted by result.
+/// What was responses, counted by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Heard {
+pub struct ResponseCounts {
     /// Answers.
-    pub fine: u64,
+    pub ok: u64,
     /// "Too fast".
-    pub throttled: u64,
+    pub rate_limited: u64,
     /// "Not with this key".
-    pub refused: u64,
+    pub denied: u64,
     /// Failures of the service and silence.
-    pub trouble: u64,
+    pub unavailable: u64,
 }
 
 /// The state of a [`Pace`], for `settled status`.
@@ -125,7 +125,7 @@ pub struct PaceState {
     /// Failures of the service in a row.
     pub troubles_in_a_row: u32,
     /// What was heard since the start.
-    pub heard: Heard,
+    pub responses: ResponseCounts,
 }
 
 /// How fast one source may be asked. See the module.
@@ -144,7 +144,7 @@ pub struct Pace {
     /// works, or a key that may do the canary and nothing else would be tried every minute.
     caution: u32,
     troubles: u32,
-    heard: Heard,
+    responses: ResponseCounts,
     /// The latest time we were told.
     now: At,
 }
@@ -167,7 +167,7 @@ impl Pace {
             breaker: None,
             caution: 0,
             troubles: 0,
-            heard: Heard::default(),
+            responses: ResponseCounts::default(),
             now,
         }
     }
@@ -250,13 +250,15 @@ impl Pace {
     }
 
     /// Learns from one answer, ordinary or of a probe.
-    pub fn told(&mut self, hearing: &Hearing, now: At, seed: u64) {
+    pub fn told(&mut self, class: &ResponseClass, now: At, seed: u64) {
         let now = self.advance(now);
-        match hearing {
-            Hearing::Fine => self.fine(),
-            Hearing::Throttled { retry_after } => self.throttled(*retry_after, now),
-            Hearing::Refused { why } => self.refused(why, now),
-            Hearing::Trouble { why, retry_after } => self.trouble(why, *retry_after, now, seed),
+        match class {
+            ResponseClass::Ok => self.fine(),
+            ResponseClass::RateLimited { retry_after } => self.throttled(*retry_after, now),
+            ResponseClass::Denied { why } => self.refused(why, now),
+            ResponseClass::Unavailable { why, retry_after } => {
+                self.trouble(why, *retry_after, now, seed)
+            }
         }
     }
 
@@ -271,12 +273,12 @@ impl Pace {
             pause: shown.pause,
             breaker: shown.breaker,
             troubles_in_a_row: shown.troubles,
-            heard: shown.heard,
+            responses: shown.responses,
         }
     }
 
     fn fine(&mut self) {
-        self.heard.fine += 1;
+        self.responses.ok += 1;
         self.troubles = 0;
         self.effective = (self.effective + self.rate / RATE_PARTS).min(self.rate);
         match &self.breaker {
@@ -289,8 +291,8 @@ impl Pace {
     }
 
     fn throttled(&mut self, retry_after: Option<Duration>, now: At) {
-        self.heard.throttled += 1;
-        let slowed = |pause: &Pause| pause.reason != PauseReason::Trouble;
+        self.responses.rate_limited += 1;
+        let slowed = |pause: &Pause| pause.reason != PauseReason::Unavailable;
         if !self.pause.as_ref().is_some_and(slowed) {
             self.effective = (self.effective / 2.0).max(self.rate / RATE_PARTS);
         }
@@ -298,7 +300,7 @@ impl Pace {
             Some(span) => self.pause_for(span, PauseReason::RetryAfter, "too many requests", now),
             None => self.pause_for(
                 THROTTLE_PAUSE,
-                PauseReason::Throttled,
+                PauseReason::RateLimited,
                 "too many requests",
                 now,
             ),
@@ -306,7 +308,7 @@ impl Pace {
     }
 
     fn refused(&mut self, why: &str, now: At) {
-        self.heard.refused += 1;
+        self.responses.denied += 1;
         if let Some(breaker) = &mut self.breaker {
             why.clone_into(&mut breaker.why);
         } else {
@@ -321,11 +323,11 @@ impl Pace {
     }
 
     fn trouble(&mut self, why: &str, retry_after: Option<Duration>, now: At, seed: u64) {
-        self.heard.trouble += 1;
+        self.responses.unavailable += 1;
         if self.pause.is_none() {
             self.troubles = self.troubles.saturating_add(1);
             let span = trouble_span(self.troubles).mul_f64(schedule::unit(seed));
-            self.pause_for(span, PauseReason::Trouble, why, now);
+            self.pause_for(span, PauseReason::Unavailable, why, now);
         }
         if let Some(span) = retry_after {
             self.pause_for(span, PauseReason::RetryAfter, why, now);
@@ -436,18 +438,18 @@ mod tests {
 
     const S: i64 = 1000;
 
-    fn throttled(seconds: Option<u64>) -> Hearing {
-        Hearing::Throttled {
+    fn throttled(seconds: Option<u64>) -> ResponseClass {
+        ResponseClass::RateLimited {
             retry_after: seconds.map(Duration::from_secs),
         }
     }
-    fn refused() -> Hearing {
-        Hearing::Refused {
+    fn refused() -> ResponseClass {
+        ResponseClass::Denied {
             why: "the API key is not accepted (401)".to_owned(),
         }
     }
-    fn trouble(retry_after: Option<u64>) -> Hearing {
-        Hearing::Trouble {
+    fn trouble(retry_after: Option<u64>) -> ResponseClass {
+        ResponseClass::Unavailable {
             why: "HTTP 503".to_owned(),
             retry_after: retry_after.map(Duration::from_secs),
         }
@@ -496,7 +498,7 @@ mod tests {
     fn a_retry_after_stops_the_whole_source_and_good_news_from_before_does_not_lift_it() {
         let mut pace = Pace::new(5.0, At(0));
         pace.told(&throttled(Some(90)), At(0), 0);
-        pace.told(&Hearing::Fine, At(S), 0);
+        pace.told(&ResponseClass::Ok, At(S), 0);
         pace.told(&throttled(None), At(S), 0);
         assert!(pace.may_ask(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
         assert_eq!(
@@ -512,7 +514,7 @@ mod tests {
         let mut pace = Pace::new(5.0, At(0));
         let odd = Duration::from_micros(5_000_700);
         pace.told(
-            &Hearing::Throttled {
+            &ResponseClass::RateLimited {
                 retry_after: Some(odd),
             },
             At(0),
@@ -551,10 +553,10 @@ mod tests {
             (pace.state(At(0)).effective_rate - 0.1).abs() < 1e-9,
             "not below a sixtieth"
         );
-        pace.told(&Hearing::Fine, At(500 * S), 0);
+        pace.told(&ResponseClass::Ok, At(500 * S), 0);
         assert!((pace.state(At(500 * S)).effective_rate - 0.2).abs() < 1e-9);
         for _ in 0..100 {
-            pace.told(&Hearing::Fine, At(500 * S), 0);
+            pace.told(&ResponseClass::Ok, At(500 * S), 0);
         }
         assert!((pace.state(At(500 * S)).effective_rate - 6.0).abs() < 1e-9);
     }
@@ -573,7 +575,7 @@ mod tests {
             now = until;
         }
         assert_eq!(pace.state(now).troubles_in_a_row, 102);
-        pace.told(&Hearing::Fine, now, 0);
+        pace.told(&ResponseClass::Ok, now, 0);
         pace.told(&trouble(None), now, 0);
         assert_eq!(pace.state(now).pause, None, "a good answer forgives");
     }
@@ -589,7 +591,7 @@ mod tests {
             pace.told(&trouble(None), At(0), 3);
         }
         assert_eq!(pace.state(At(0)).troubles_in_a_row, 3);
-        assert_eq!(pace.state(At(0)).heard.trouble, 50);
+        assert_eq!(pace.state(At(0)).responses.unavailable, 50);
     }
 
     #[test]
@@ -620,7 +622,7 @@ mod tests {
             now = due;
         }
         assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
-        pace.told(&Hearing::Fine, now, 0);
+        pace.told(&ResponseClass::Ok, now, 0);
         assert!(pace.may_ask(now.plus(Duration::from_secs(1)), 0).is_ok());
         assert_eq!(pace.probe_at(), None);
     }
@@ -629,7 +631,7 @@ mod tests {
     fn an_answer_that_was_under_way_does_not_close_the_breaker() {
         let mut pace = Pace::new(5.0, At(0));
         pace.told(&refused(), At(0), 0);
-        pace.told(&Hearing::Fine, At(10), 0);
+        pace.told(&ResponseClass::Ok, At(10), 0);
         assert!(pace.may_ask(At(20), 0).is_err());
     }
 
@@ -643,11 +645,11 @@ mod tests {
             let due = pace.probe_at().unwrap();
             minutes.push(due.since(now).as_secs() / 60);
             assert!(pace.may_probe(due));
-            pace.told(&Hearing::Fine, due, 0);
+            pace.told(&ResponseClass::Ok, due, 0);
             now = due;
         }
         assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
-        pace.told(&Hearing::Fine, now, 0);
+        pace.told(&ResponseClass::Ok, now, 0);
         pace.told(&refused(), now, 0);
         assert_eq!(pace.probe_at(), Some(now.plus(Duration::from_secs(60))));
     }
@@ -696,12 +698,12 @@ mod tests {
         Ask,
         GoOn,
         Probe,
-        Told(Hearing),
+        Told(ResponseClass),
     }
 
-    fn hearings() -> impl Strategy<Value = Hearing> {
+    fn classes() -> impl Strategy<Value = ResponseClass> {
         prop_oneof![
-            4 => Just(Hearing::Fine),
+            4 => Just(ResponseClass::Ok),
             1 => prop::option::of(0_u64..600).prop_map(throttled),
             1 => Just(refused()),
             2 => prop::option::weighted(0.2, 0_u64..600).prop_map(trouble),
@@ -713,14 +715,14 @@ mod tests {
             4 => Just(Step::Ask),
             2 => Just(Step::GoOn),
             1 => Just(Step::Probe),
-            2 => hearings().prop_map(Step::Told),
+            2 => classes().prop_map(Step::Told),
         ];
         prop::collection::vec((0_i64..20_000, any::<u64>(), step), 1..150)
     }
 
-    fn signed_steps() -> impl Strategy<Value = Vec<(i64, u64, Hearing)>> {
+    fn signed_steps() -> impl Strategy<Value = Vec<(i64, u64, ResponseClass)>> {
         prop::collection::vec(
-            (-10_000_000_i64..10_000_000, any::<u64>(), hearings()),
+            (-10_000_000_i64..10_000_000, any::<u64>(), classes()),
             1..60,
         )
     }
@@ -739,7 +741,7 @@ mod tests {
                     Step::Ask => pace.may_ask(At(now), seed).is_ok(),
                     Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
                     Step::Probe => pace.may_probe(At(now)),
-                    Step::Told(hearing) => { pace.told(&hearing, At(now), seed); false }
+                    Step::Told(class) => { pace.told(&class, At(now), seed); false }
                 };
                 calls.extend(granted.then_some(now));
             }
@@ -752,7 +754,7 @@ mod tests {
             }
         }
 
-        /// Neither to a request nor to a probe, whatever else is heard.
+        /// Neither to a request nor to a probe, whatever else is responses.
         #[test]
         fn nothing_is_granted_before_a_retry_after_has_passed(steps in steps()) {
             let mut pace = Pace::new(5.0, At(0));
@@ -763,12 +765,12 @@ mod tests {
                     Step::Ask => pace.may_ask(At(now), seed).is_ok(),
                     Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
                     Step::Probe => pace.may_probe(At(now)),
-                    Step::Told(hearing) => {
-                        if let Hearing::Throttled { retry_after: Some(span) }
-                        | Hearing::Trouble { retry_after: Some(span), .. } = &hearing {
+                    Step::Told(class) => {
+                        if let ResponseClass::RateLimited { retry_after: Some(span) }
+                        | ResponseClass::Unavailable { retry_after: Some(span), .. } = &class {
                             not_before = not_before.max(At(now).plus(*span).0);
                         }
-                        pace.told(&hearing, At(now), seed);
+                        pace.told(&class, At(now), seed);
                         false
                     }
                 };
@@ -791,11 +793,11 @@ mod tests {
                         prop_assert!(open || !granted);
                         probed |= granted;
                     }
-                    Step::Told(hearing) => {
-                        pace.told(&hearing, At(now), seed);
-                        match hearing {
-                            Hearing::Refused { .. } if !open => (open, probed) = (true, false),
-                            Hearing::Fine if probed => open = false,
+                    Step::Told(class) => {
+                        pace.told(&class, At(now), seed);
+                        match class {
+                            ResponseClass::Denied { .. } if !open => (open, probed) = (true, false),
+                            ResponseClass::Ok if probed => open = false,
                             _ => {}
                         }
                     }
@@ -809,10 +811,10 @@ mod tests {
         fn a_jumping_clock_freezes_nothing_for_longer_than_the_longest_pause(steps in signed_steps()) {
             let mut pace = Pace::new(5.0, At(0));
             let mut now = 0;
-            for (dt, seed, hearing) in steps {
+            for (dt, seed, class) in steps {
                 now += dt;
                 let _ = if seed % 2 == 0 { pace.may_ask(At(now), seed) } else { pace.may_go_on(At(now), seed) };
-                pace.told(&hearing, At(now), seed);
+                pace.told(&class, At(now), seed);
             }
             let one_token = Duration::from_secs(12);
             let later = At(now).plus(PROBE_INTERVAL_MAX + SLACK + one_token);
@@ -822,11 +824,11 @@ mod tests {
         /// A caller that is alone succeeds when it comes back at the moment it was given.
         #[test]
         fn the_moment_it_names_is_good_for_a_caller_that_is_alone(
-            rate in 0.01_f64..20.0, news in prop::collection::vec(hearings(), 0..10), seed in any::<u64>()
+            rate in 0.01_f64..20.0, news in prop::collection::vec(classes(), 0..10), seed in any::<u64>()
         ) {
             let mut pace = Pace::new(rate, At(0));
-            for hearing in news.iter().filter(|hearing| !matches!(hearing, Hearing::Refused { .. })) {
-                pace.told(hearing, At(0), seed);
+            for class in news.iter().filter(|class| !matches!(class, ResponseClass::Denied { .. })) {
+                pace.told(class, At(0), seed);
             }
             let refusal = std::iter::repeat_with(|| pace.may_ask(At(0), seed)).find_map(Result::err).unwrap();
             prop_assert!(refusal > At(0));

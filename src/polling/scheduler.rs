@@ -191,7 +191,7 @@ mod tests {
     use crate::config::cron::Schedule;
     use crate::ledger::SourceRow;
     use crate::model::{RunId, SourceName};
-    use crate::providers::{ApiResponse, Hearing, REGISTRY};
+    use crate::providers::{ApiResponse, REGISTRY, ResponseClass};
     use crate::secret::{Key, Secret, SecretLabel};
 
     /// An hour on the hour, so that schedules fire when it is whole minutes later.
@@ -324,7 +324,7 @@ mod tests {
     fn a_refused_key_is_tried_now_and_then_and_nothing_else_is_asked() {
         let (mut rounds, mut pace) = rounds(|_| ());
         pace.told(
-            &Hearing::Refused {
+            &ResponseClass::Denied {
                 why: "401".to_owned(),
             },
             START,

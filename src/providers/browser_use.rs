@@ -19,8 +19,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{
-    ApiRequest, ApiResponse, Delivery, Environment, Hearing, Listing, Proof, Provider, Reading,
-    Response, RunRef, Settings, Verdict, Webhook, answered, encoded, hearing_by_status, json,
+    ApiRequest, ApiResponse, Delivery, Environment, Listing, Proof, Provider, Reading, Response,
+    ResponseClass, RunRef, Settings, Verdict, Webhook, answered, classify_by_status, encoded, json,
     listed, missing_if_canary_worked, python_json, told,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
@@ -228,25 +228,25 @@ impl Provider for BrowserUse {
         }
     }
 
-    fn hearing(&self, answer: &ApiResponse) -> Hearing {
+    fn classify(&self, answer: &ApiResponse) -> ResponseClass {
         let ApiResponse::Http(response) = answer else {
-            return hearing_by_status(answer);
+            return classify_by_status(answer);
         };
-        match (response.status, hearing_by_status(answer)) {
-            (402, _) => Hearing::Trouble {
+        match (response.status, classify_by_status(answer)) {
+            (402, _) => ResponseClass::Unavailable {
                 why: "HTTP 402: the account is out of credits or over its spend limit".to_owned(),
                 retry_after: None,
             },
-            (403, _) => Hearing::Refused {
+            (403, _) => ResponseClass::Denied {
                 why: "HTTP 403: the key may not do this (v4 excludes projects with zero data retention)".to_owned(),
             },
-            (_, Hearing::Throttled { retry_after }) => {
-                Hearing::Throttled { retry_after: retry_after.max(retry_after_in_body(response)) }
+            (_, ResponseClass::RateLimited { retry_after }) => {
+                ResponseClass::RateLimited { retry_after: retry_after.max(retry_after_in_body(response)) }
             }
-            (_, Hearing::Trouble { why, retry_after }) => {
-                Hearing::Trouble { why, retry_after: retry_after.max(retry_after_in_body(response)) }
+            (_, ResponseClass::Unavailable { why, retry_after }) => {
+                ResponseClass::Unavailable { why, retry_after: retry_after.max(retry_after_in_body(response)) }
             }
-            (_, hearing) => hearing,
+            (_, class) => class,
         }
     }
 }

@@ -63,8 +63,8 @@ use serde_json::{Map, Value};
 
 use super::signature::Signature;
 use super::{
-    ApiRequest, ApiResponse, Delivery, Environment, Hearing, Listing, Proof, Provider, Reading,
-    Response, RunRef, Settings, Verdict, Webhook, answered, encoded, hearing_by_status, json,
+    ApiRequest, ApiResponse, Delivery, Environment, Listing, Proof, Provider, Reading, Response,
+    ResponseClass, RunRef, Settings, Verdict, Webhook, answered, classify_by_status, encoded, json,
     listed, missing_if_canary_worked, told,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
@@ -326,15 +326,15 @@ impl Provider for Firecrawl {
 
     /// The documentation promises a `Retry-After`, the source sends the seconds only in its text.
     /// 501 is how a self-hosted service says that it has no such list: no trouble.
-    fn hearing(&self, answer: &ApiResponse) -> Hearing {
-        match (answer, hearing_by_status(answer)) {
-            (ApiResponse::Http(response), Hearing::Throttled { retry_after: None }) => {
-                Hearing::Throttled {
+    fn classify(&self, answer: &ApiResponse) -> ResponseClass {
+        match (answer, classify_by_status(answer)) {
+            (ApiResponse::Http(response), ResponseClass::RateLimited { retry_after: None }) => {
+                ResponseClass::RateLimited {
                     retry_after: Some(stated_wait(&response.body).unwrap_or(THROTTLE_DEFAULT)),
                 }
             }
-            (ApiResponse::Http(Response { status: 501, .. }), _) => Hearing::Fine,
-            (_, hearing) => hearing,
+            (ApiResponse::Http(Response { status: 501, .. }), _) => ResponseClass::Ok,
+            (_, class) => class,
         }
     }
 }

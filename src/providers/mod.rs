@@ -152,8 +152,8 @@ pub trait Provider: Sync {
     }
 
     /// What an answer tells about the account and the service, whatever it says about a run.
-    fn hearing(&self, answer: &ApiResponse) -> Hearing {
-        hearing_by_status(answer)
+    fn classify(&self, answer: &ApiResponse) -> ResponseClass {
+        classify_by_status(answer)
     }
 }
 
@@ -432,21 +432,21 @@ pub struct Gap {
 
 /// What an answer says about the account and the service. Feeds [`pace`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hearing {
+pub enum ResponseClass {
     /// The call worked, or failed for a reason of this run alone.
-    Fine,
+    Ok,
     /// Too fast: nothing more before this long.
-    Throttled {
+    RateLimited {
         /// What the provider asked for, if it did.
         retry_after: Option<Duration>,
     },
     /// Our key is not accepted. Says nothing about runs.
-    Refused {
+    Denied {
         /// A few words for `status`.
         why: String,
     },
     /// The service is in trouble or unreachable.
-    Trouble {
+    Unavailable {
         /// A few words for `status`.
         why: String,
         /// What the provider asked for, if it did.
@@ -481,24 +481,24 @@ pub enum RetryResult {
 
 /// The usual meaning of status codes: 401 and 403 are about the key, 429 about pace, 5xx and
 /// silence about the service; everything else is about the run.
-pub fn hearing_by_status(answer: &ApiResponse) -> Hearing {
+pub fn classify_by_status(answer: &ApiResponse) -> ResponseClass {
     match answer {
-        ApiResponse::Failed { what } => Hearing::Trouble {
+        ApiResponse::Failed { what } => ResponseClass::Unavailable {
             why: what.clone(),
             retry_after: None,
         },
         ApiResponse::Http(response) => match response.status {
-            401 | 403 => Hearing::Refused {
+            401 | 403 => ResponseClass::Denied {
                 why: format!("the API key is not accepted ({})", response.status),
             },
-            429 => Hearing::Throttled {
+            429 => ResponseClass::RateLimited {
                 retry_after: retry_after(response),
             },
-            500.. => Hearing::Trouble {
+            500.. => ResponseClass::Unavailable {
                 why: format!("HTTP {}", response.status),
                 retry_after: retry_after(response),
             },
-            _ => Hearing::Fine,
+            _ => ResponseClass::Ok,
         },
     }
 }
@@ -510,7 +510,7 @@ pub(in crate::providers) fn missing_if_canary_worked(
 ) -> Claim {
     let worked = |answer: &ApiResponse| matches!(answer, ApiResponse::Http(response) if response.status < 300);
     match answers {
-        [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => {
+        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => {
             Claim::Missing
         }
         _ => Claim::Nothing,

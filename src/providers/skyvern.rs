@@ -44,8 +44,8 @@ use serde_json::{Map, Value};
 use super::json::{self, Surface};
 use super::signature::Signature;
 use super::{
-    ApiRequest, ApiResponse, Delivery, Environment, Headers, Hearing, Listing, Method, Proof,
-    Provider, Reading, Response, RetryResult, RunRef, Settings, Verdict, Webhook,
+    ApiRequest, ApiResponse, Delivery, Environment, Headers, Listing, Method, Proof, Provider,
+    Reading, Response, ResponseClass, RetryResult, RunRef, Settings, Verdict, Webhook,
 };
 use crate::model::observation::{AnswerPrecedence, Claim, Detail, Ending, Observation, Progress};
 use crate::model::schedule::{Confirm, Policy};
@@ -283,17 +283,17 @@ impl Provider for Skyvern {
         }
     }
 
-    fn hearing(&self, answer: &ApiResponse) -> Hearing {
+    fn classify(&self, answer: &ApiResponse) -> ResponseClass {
         match answer {
             // A key whose organisation is gone fails as 404, not as 403.
             ApiResponse::Http(response)
                 if response.status == 404 && knows_no_organization(response) =>
             {
-                Hearing::Refused {
+                ResponseClass::Denied {
                     why: "the API key belongs to no organization (404)".to_owned(),
                 }
             }
-            _ => super::hearing_by_status(answer),
+            _ => super::classify_by_status(answer),
         }
     }
 }
@@ -467,7 +467,7 @@ fn has_older_read(run_id: &RunId) -> bool {
 fn no_such_run(answer: &ApiResponse) -> bool {
     let gone =
         matches!(answer, ApiResponse::Http(response) if matches!(response.status, 404 | 410));
-    gone && Skyvern.hearing(answer) == Hearing::Fine
+    gone && Skyvern.classify(answer) == ResponseClass::Ok
 }
 
 /// An end was read, but not whether it is final: `retry_pending` follows the output here, and comes

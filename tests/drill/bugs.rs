@@ -211,8 +211,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a 404 counts though nothing works with this key",
         file: "src/providers/mod.rs",
-        old: "        [_, .., canary] if worked(canary) && provider.hearing(canary) == Hearing::Fine => Claim::Missing,",
-        new: "        [_, .., canary] if worked(canary) || provider.hearing(canary) != Hearing::Fine => Claim::Missing,",
+        old: "        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => Claim::Missing,",
+        new: "        [_, .., canary] if worked(canary) || provider.classify(canary) != ResponseClass::Ok => Claim::Missing,",
         target: "providers",
         test: "skyvern::a_missing_task_is_missing_only_if_the_canary_worked",
     },

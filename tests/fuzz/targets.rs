@@ -342,7 +342,7 @@ pub fn status(data: &[u8]) {
                 question.path
             );
         }
-        let _ = provider.hearing(&answers[upto - 1]);
+        let _ = provider.classify(&answers[upto - 1]);
         let heard = provider.read_status(&run, answers, NOW);
         assert_eq!(
             heard.run_id, run_id,

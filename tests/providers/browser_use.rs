@@ -13,7 +13,7 @@ use settled::model::{At, Kind, Outcome, RunId, Trust, Via};
 use settled::providers::browser_use::BrowserUse;
 use settled::providers::signature::sign;
 use settled::providers::{
-    ApiRequest, ApiResponse, Delivery, Headers, Hearing, Proof, Provider, Reading, Response,
+    ApiRequest, ApiResponse, Delivery, Headers, Proof, Provider, Reading, Response, ResponseClass,
     RunRef, Settings, Verdict, Webhook, named, python_json,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
@@ -1516,7 +1516,7 @@ fn scraped_text_that_is_not_quite_unicode_does_not_keep_a_run_open() {
 fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
     let headers = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
     let hear = |status, headers: Headers, body: &str| {
-        BrowserUse.hearing(&ApiResponse::Http(Response {
+        BrowserUse.classify(&ApiResponse::Http(Response {
             status,
             headers,
             body: body.into(),
@@ -1525,13 +1525,19 @@ fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
     };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     for status in [200, 404, 409, 422] {
-        assert_eq!(hear(status, vec![], ""), Hearing::Fine);
+        assert_eq!(hear(status, vec![], ""), ResponseClass::Ok);
     }
     for status in [401, 403] {
-        assert!(matches!(hear(status, vec![], ""), Hearing::Refused { .. }));
+        assert!(matches!(
+            hear(status, vec![], ""),
+            ResponseClass::Denied { .. }
+        ));
     }
-    assert!(matches!(hear(402, vec![], ""), Hearing::Trouble { .. }));
-    let throttled = |retry_after| Hearing::Throttled { retry_after };
+    assert!(matches!(
+        hear(402, vec![], ""),
+        ResponseClass::Unavailable { .. }
+    ));
+    let throttled = |retry_after| ResponseClass::RateLimited { retry_after };
     assert_eq!(hear(429, vec![], "{}"), throttled(None));
     assert_eq!(
         hear(429, headers("retry-after", "300"), ""),
@@ -1559,7 +1565,7 @@ fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
         assert_eq!(hear(429, vec![], odd), throttled(None), "{odd}");
     }
     assert!(
-        matches!(hear(503, headers("retry-after", "9"), ""), Hearing::Trouble { retry_after, .. } if retry_after == seconds(9))
+        matches!(hear(503, headers("retry-after", "9"), ""), ResponseClass::Unavailable { retry_after, .. } if retry_after == seconds(9))
     );
 }
 

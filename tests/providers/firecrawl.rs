@@ -15,8 +15,8 @@ use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
 use settled::providers::firecrawl::Firecrawl;
 use settled::providers::signature::sign;
 use settled::providers::{
-    ApiRequest, ApiResponse, Delivery, Headers, Hearing, Listing, Provider, Reading, Response,
-    RunRef, Settings, Verdict, Webhook, named,
+    ApiRequest, ApiResponse, Delivery, Headers, Listing, Provider, Reading, Response,
+    ResponseClass, RunRef, Settings, Verdict, Webhook, named,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
@@ -1017,8 +1017,8 @@ fn a_429_is_obeyed_by_header_then_by_text_then_for_a_minute() {
             body: body.into(),
             truncated: false,
         };
-        match Firecrawl.hearing(&ApiResponse::Http(response)) {
-            Hearing::Throttled { retry_after } => retry_after.unwrap().as_secs(),
+        match Firecrawl.classify(&ApiResponse::Http(response)) {
+            ResponseClass::RateLimited { retry_after } => retry_after.unwrap().as_secs(),
             other => panic!("{other:?}"),
         }
     };
@@ -1038,18 +1038,18 @@ fn a_429_is_obeyed_by_header_then_by_text_then_for_a_minute() {
 
 #[test]
 fn the_account_is_heard_apart_from_the_run() {
-    let hear = |status| Firecrawl.hearing(&http(status, "{}"));
+    let hear = |status| Firecrawl.classify(&http(status, "{}"));
     assert!(
-        matches!(hear(401), Hearing::Refused { .. })
-            && matches!(hear(403), Hearing::Refused { .. })
+        matches!(hear(401), ResponseClass::Denied { .. })
+            && matches!(hear(403), ResponseClass::Denied { .. })
     );
     assert!(
-        matches!(hear(500), Hearing::Trouble { .. })
-            && matches!(hear(503), Hearing::Trouble { .. })
+        matches!(hear(500), ResponseClass::Unavailable { .. })
+            && matches!(hear(503), ResponseClass::Unavailable { .. })
     );
     assert_eq!(
         [hear(200), hear(400), hear(402), hear(404), hear(501)],
-        [const { Hearing::Fine }; 5]
+        [const { ResponseClass::Ok }; 5]
     );
 }
 

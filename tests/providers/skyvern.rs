@@ -9,8 +9,8 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{
-    ApiResponse, Delivery, Headers, Hearing, Method, Provider, Reading, Response, RetryResult,
-    RunRef, Settings, Verdict, Webhook, signature,
+    ApiResponse, Delivery, Headers, Method, Provider, Reading, Response, ResponseClass,
+    RetryResult, RunRef, Settings, Verdict, Webhook, signature,
 };
 use settled::secret::{Key, Keyring, Secret, SecretLabel};
 
@@ -840,7 +840,10 @@ fn a_workflow_run_missing_at_one_address_is_read_at_the_older_one() {
 #[test]
 fn a_key_without_an_organization_is_refused_and_no_run_is_missing() {
     let answer = http(404, r#"{"detail":"Organization not found"}"#);
-    assert!(matches!(Skyvern.hearing(&answer), Hearing::Refused { .. }));
+    assert!(matches!(
+        Skyvern.classify(&answer),
+        ResponseClass::Denied { .. }
+    ));
     for run in ["tsk_1", "wr_1"] {
         assert_eq!(follow_up(run, std::slice::from_ref(&answer)), None);
         assert_eq!(
@@ -849,21 +852,21 @@ fn a_key_without_an_organization_is_refused_and_no_run_is_missing() {
         );
     }
     assert_eq!(
-        Skyvern.hearing(&http(404, r#"{"detail":"Task run not found tsk_1"}"#)),
-        Hearing::Fine
+        Skyvern.classify(&http(404, r#"{"detail":"Task run not found tsk_1"}"#)),
+        ResponseClass::Ok
     );
-    assert_eq!(Skyvern.hearing(&http(404, "")), Hearing::Fine);
+    assert_eq!(Skyvern.classify(&http(404, "")), ResponseClass::Ok);
 }
 
 #[test]
 fn what_answers_tell_about_key_pace_and_service() {
     assert!(matches!(
-        Skyvern.hearing(&http(403, r#"{"detail":"Invalid credentials"}"#)),
-        Hearing::Refused { .. }
+        Skyvern.classify(&http(403, r#"{"detail":"Invalid credentials"}"#)),
+        ResponseClass::Denied { .. }
     ));
     assert!(matches!(
-        Skyvern.hearing(&http(401, "")),
-        Hearing::Refused { .. }
+        Skyvern.classify(&http(401, "")),
+        ResponseClass::Denied { .. }
     ));
     let slow = Response {
         status: 429,
@@ -871,19 +874,19 @@ fn what_answers_tell_about_key_pace_and_service() {
         ..Response::default()
     };
     assert_eq!(
-        Skyvern.hearing(&ApiResponse::Http(slow)),
-        Hearing::Throttled {
+        Skyvern.classify(&ApiResponse::Http(slow)),
+        ResponseClass::RateLimited {
             retry_after: Some(Duration::from_secs(7))
         }
     );
     for status in [500, 502, 503] {
         assert!(matches!(
-            Skyvern.hearing(&http(status, "")),
-            Hearing::Trouble { .. }
+            Skyvern.classify(&http(status, "")),
+            ResponseClass::Unavailable { .. }
         ));
     }
     for status in [200, 400, 409, 422, 499] {
-        assert_eq!(Skyvern.hearing(&http(status, "{}")), Hearing::Fine);
+        assert_eq!(Skyvern.classify(&http(status, "{}")), ResponseClass::Ok);
     }
 }
 

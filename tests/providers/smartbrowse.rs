@@ -9,8 +9,8 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Kind, RunId, Trust, Via};
 use settled::providers::smartbrowse::SmartBrowse;
 use settled::providers::{
-    ApiResponse, Delivery, Gap, Headers, Hearing, Method, Provider, Reading, Response, RetryResult,
-    RunRef, Settings, Verdict, Webhook,
+    ApiResponse, Delivery, Gap, Headers, Method, Provider, Reading, Response, ResponseClass,
+    RetryResult, RunRef, Settings, Verdict, Webhook,
 };
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
@@ -532,29 +532,29 @@ fn a_401_is_about_the_key_with_and_without_an_envelope() {
     ] {
         assert!(
             matches!(
-                SmartBrowse.hearing(&http(401, body)),
-                Hearing::Refused { .. }
+                SmartBrowse.classify(&http(401, body)),
+                ResponseClass::Denied { .. }
             ),
             "{body}"
         );
     }
     assert!(matches!(
-        SmartBrowse.hearing(&http(502, "")),
-        Hearing::Trouble { .. }
+        SmartBrowse.classify(&http(502, "")),
+        ResponseClass::Unavailable { .. }
     ));
     let slow = Response {
         status: 429,
         headers: vec![("retry-after".into(), "9".into())],
         ..Response::default()
     };
-    let throttled = Hearing::Throttled {
+    let throttled = ResponseClass::RateLimited {
         retry_after: Some(Duration::from_secs(9)),
     };
-    assert_eq!(SmartBrowse.hearing(&ApiResponse::Http(slow)), throttled);
+    assert_eq!(SmartBrowse.classify(&ApiResponse::Http(slow)), throttled);
     for status in [200, 402, 404, 409] {
         assert_eq!(
-            SmartBrowse.hearing(&http(status, "")),
-            Hearing::Fine,
+            SmartBrowse.classify(&http(status, "")),
+            ResponseClass::Ok,
             "{status}"
         );
     }

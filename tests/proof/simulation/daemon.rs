@@ -13,7 +13,7 @@ use settled::model::At;
 use settled::model::schedule;
 use settled::polling::rate_limit::Pace;
 use settled::polling::{Begun, Rounds, Task};
-use settled::providers::{ApiResponse, Hearing};
+use settled::providers::{ApiResponse, ResponseClass};
 use settled::reconciler::{Fleet, Member, Reconciler};
 use settled::report::{Head, Report};
 
@@ -123,10 +123,10 @@ impl Desk {
     }
 
     /// What an answer tells about the account.
-    pub fn hear(&mut self, answer: &ApiResponse, now: At) -> Hearing {
-        let hearing = self.member.source.provider.hearing(answer);
-        self.pace.told(&hearing, now, self.member.seed());
-        hearing
+    pub fn hear(&mut self, answer: &ApiResponse, now: At) -> ResponseClass {
+        let class = self.member.source.provider.classify(answer);
+        self.pace.told(&class, now, self.member.seed());
+        class
     }
 
     /// What was begun is over.

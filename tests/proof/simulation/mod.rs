@@ -25,7 +25,7 @@ use settled::model::decide::Phase;
 use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
 use settled::polling::exchange::{Exchange, Next};
 use settled::polling::{Begun, Task};
-use settled::providers::{ApiRequest, ApiResponse, Hearing};
+use settled::providers::{ApiRequest, ApiResponse, ResponseClass};
 use settled::report::{Head, Report, TrackHead};
 use tempfile::TempDir;
 
@@ -1048,10 +1048,12 @@ impl Meter {
         }
     }
 
-    fn hear(&mut self, hearing: &Hearing, now: Duration) {
-        let span = match hearing {
-            Hearing::Throttled { retry_after } => retry_after.unwrap_or(Duration::from_secs(60)),
-            Hearing::Trouble { retry_after, .. } => retry_after.unwrap_or_default(),
+    fn hear(&mut self, class: &ResponseClass, now: Duration) {
+        let span = match class {
+            ResponseClass::RateLimited { retry_after } => {
+                retry_after.unwrap_or(Duration::from_secs(60))
+            }
+            ResponseClass::Unavailable { retry_after, .. } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
         };
         self.quiet_until = self.quiet_until.max(now + span);
