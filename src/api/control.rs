@@ -397,11 +397,13 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         .into_iter()
         .map(|counts| {
             let asker = askers.get(&counts.id);
-            let pace = asker.map(|asker| asker.pace().state(now));
+            let limiter = asker.map(|asker| asker.limiter().state(now));
             let skew_ms = asker.and_then(|asker| asker.skew_ms());
             let (mut secrets, mut notes) = (Vec::new(), Vec::new());
             if let Some(asker) = asker {
-                let breaker = pace.as_ref().and_then(|pace| pace.breaker.as_ref());
+                let breaker = limiter
+                    .as_ref()
+                    .and_then(|limiter| limiter.breaker.as_ref());
                 secrets = advice::secrets(&asker.member, &uses, now);
                 notes = advice::notes(
                     &asker.member.source,
@@ -412,7 +414,7 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
                 );
             }
             let loss = losses.remove(&counts.id).unwrap_or_default();
-            SourceView::of(counts, pace, skew_ms, secrets, notes, loss)
+            SourceView::of(counts, limiter, skew_ms, secrets, notes, loss)
         })
         .collect();
     Ok(StatusView {

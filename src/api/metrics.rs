@@ -289,7 +289,7 @@ fn losses(registry: &mut Registry, sources: &[SourceView]) {
 fn asking(registry: &mut Registry, sources: &[SourceView]) {
     let answers = Counters::default();
     for source in sources {
-        let Some(responses) = source.pace.as_ref().map(|pace| pace.responses) else {
+        let Some(responses) = source.limiter.as_ref().map(|limiter| limiter.responses) else {
             continue;
         };
         let results = [
@@ -316,9 +316,9 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         "1: the provider refuses our key, polling has stopped",
         None,
         |s| {
-            s.pace
+            s.limiter
                 .as_ref()
-                .map(|pace| if pace.breaker.is_some() { 1.0 } else { 0.0 })
+                .map(|limiter| if limiter.breaker.is_some() { 1.0 } else { 0.0 })
         },
     );
     each(
@@ -329,9 +329,9 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         None,
         |source| {
             source
-                .pace
+                .limiter
                 .as_ref()
-                .map(|pace| if pace.pause.is_some() { 1.0 } else { 0.0 })
+                .map(|limiter| if limiter.pause.is_some() { 1.0 } else { 0.0 })
         },
     );
     each(
@@ -340,7 +340,12 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         "provider_rate",
         "Questions a second, as the provider has taught us",
         None,
-        |source| source.pace.as_ref().map(|pace| pace.effective_rate),
+        |source| {
+            source
+                .limiter
+                .as_ref()
+                .map(|limiter| limiter.effective_rate)
+        },
     );
     each(
         registry,
@@ -348,7 +353,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         "provider_rate_limit",
         "Questions a second, as configured",
         None,
-        |source| source.pace.as_ref().map(|pace| pace.rate),
+        |source| source.limiter.as_ref().map(|limiter| limiter.rate),
     );
     each(
         registry,
@@ -356,7 +361,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         "provider_tokens",
         "Questions that could go out at once",
         None,
-        |source| source.pace.as_ref().map(|pace| pace.tokens),
+        |source| source.limiter.as_ref().map(|limiter| limiter.tokens),
     );
     each(
         registry,
@@ -366,9 +371,9 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         None,
         |source| {
             source
-                .pace
+                .limiter
                 .as_ref()
-                .map(|pace| f64::from(pace.troubles_in_a_row))
+                .map(|limiter| f64::from(limiter.troubles_in_a_row))
         },
     );
 }
@@ -528,7 +533,7 @@ mod tests {
             "loss": {"24h": {"completions": 4, "synthesized": 1, "late": 2, "rate": 0.25}},
             "last_webhook_at": "1970-01-01T00:00:13Z", "last_unverified_at": "1970-01-01T00:00:14Z",
             "last_answer_at": "1970-01-01T00:00:15Z", "clock_skew_ms": -1500, "unaccounted": 16, "notes": [],
-            "pace": {"rate": 17.0, "effective_rate": 18.0, "tokens": 19.0, "troubles_in_a_row": 20, "pause": null,
+            "limiter": {"rate": 17.0, "effective_rate": 18.0, "tokens": 19.0, "troubles_in_a_row": 20, "pause": null,
                 "breaker": {"since": 0, "why": "no", "next_probe": 0, "probes": 0},
                 "responses": {"ok": 21, "rate_limited": 22, "denied": 23, "unavailable": 24}},
             "secrets": [{"label": "secrets[0]", "last_used_at": "1970-01-01T00:00:25Z", "uses": 26, "can_go": false},

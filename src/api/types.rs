@@ -11,7 +11,7 @@ use crate::model::decide::{Phase, Run};
 use crate::model::observation::Detail;
 use crate::model::record::Cursor;
 use crate::model::{At, Kind, Origin, Outcome, Via};
-use crate::polling::rate_limit::PaceState;
+use crate::polling::rate_limit::RateLimiterState;
 use crate::providers::Headers;
 use crate::report::{Head, ResponseMeta};
 use crate::secret::SecretLabel;
@@ -256,8 +256,8 @@ pub struct SourceView {
     pub last_unverified_at: Option<String>,
     /// Last answer to a question of ours.
     pub last_answer_at: Option<String>,
-    /// Pace, pauses, breaker and calls by result since the start.
-    pub pace: Option<PaceState>,
+    /// RateLimiter, pauses, breaker and calls by result since the start.
+    pub limiter: Option<RateLimiterState>,
     /// How far the provider's clock is ahead of ours.
     pub clock_skew_ms: Option<i64>,
     /// Runs that the provider counted and nobody told us of.
@@ -298,7 +298,7 @@ impl SourceView {
     /// The view of a source's numbers; `pace` of one that is configured.
     pub fn of(
         counts: SourceCounts,
-        pace: Option<PaceState>,
+        limiter: Option<RateLimiterState>,
         clock_skew_ms: Option<i64>,
         secrets: Vec<SecretView>,
         notes: Vec<String>,
@@ -308,13 +308,13 @@ impl SourceView {
             loss,
             name: counts.name,
             provider: counts.provider,
-            configured: pace.is_some(),
+            configured: limiter.is_some(),
             open: counts.open,
             overdue: counts.overdue,
             last_webhook_at: counts.webhook_at.map(At::rfc3339),
             last_unverified_at: counts.unverified_at.map(At::rfc3339),
             last_answer_at: counts.answer_at.map(At::rfc3339),
-            pace,
+            limiter,
             clock_skew_ms,
             unaccounted: counts.unaccounted,
             secrets,

@@ -12,7 +12,7 @@ use crate::api::types::{SourceView, StatusView};
 use crate::cli::client::{Client, ClientError, Reply, Target};
 use crate::ledger::{LOSS_SPANS, Loss};
 use crate::model::At;
-use crate::polling::rate_limit::PaceState;
+use crate::polling::rate_limit::RateLimiterState;
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -176,7 +176,7 @@ fn sources(sources: &[SourceView], now: At) -> String {
         "ASKING",
     ]);
     for source in sources {
-        let responses = source.pace.as_ref().map(|pace| pace.responses);
+        let responses = source.limiter.as_ref().map(|limiter| limiter.responses);
         let count = |count: Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
         table.add_row([
             show::clean(&source.name),
@@ -190,10 +190,10 @@ fn sources(sources: &[SourceView], now: At) -> String {
             count(responses.map(|responses| responses.denied)),
             count(responses.map(|responses| responses.unavailable)),
             source
-                .pace
+                .limiter
                 .as_ref()
-                .map_or("not configured any more".to_owned(), |pace| {
-                    asking(pace, now)
+                .map_or("not configured any more".to_owned(), |limiter| {
+                    asking(limiter, now)
                 }),
         ]);
     }
@@ -252,23 +252,23 @@ pub(super) fn consumers(consumers: &[ConsumerView], now: At) -> String {
 }
 
 /// Whether and how fast a source is asked.
-fn asking(pace: &PaceState, now: At) -> String {
-    if let Some(breaker) = &pace.breaker {
+fn asking(limiter: &RateLimiterState, now: At) -> String {
+    if let Some(breaker) = &limiter.breaker {
         let probe = show::when(now, breaker.next_probe);
         return format!(
             "stopped {}, next probe {probe}",
             show::when(now, breaker.since)
         );
     }
-    if let Some(pause) = pace.pause.as_ref().filter(|pause| pause.until > now) {
+    if let Some(pause) = limiter.pause.as_ref().filter(|pause| pause.until > now) {
         return format!(
             "paused ({}), goes on {}",
             show::clean(&pause.why),
             show::when(now, pause.until)
         );
     }
-    if pace.effective_rate < pace.rate {
-        return format!("{:.1}/s of {}/s", pace.effective_rate, pace.rate);
+    if limiter.effective_rate < limiter.rate {
+        return format!("{:.1}/s of {}/s", limiter.effective_rate, limiter.rate);
     }
-    format!("{}/s", pace.rate)
+    format!("{}/s", limiter.rate)
 }

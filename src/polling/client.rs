@@ -1,7 +1,7 @@
 //! Questions to providers over HTTPS: timeouts, a byte cap, no redirects, the key put in last.
 //!
 //! An [`Asker`] is one source's evidence: everything that is asked of its provider goes through it,
-//! so that there is one pace, one breaker and one count of calls per account.
+//! so that there is one limiter, one breaker and one count of calls per account.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, RunId};
 use crate::polling::exchange::{Exchange, Next};
-use crate::polling::rate_limit::Pace;
+use crate::polling::rate_limit::RateLimiter;
 use crate::providers::{ApiRequest, ApiResponse, Method, Response, ResponseClass};
 use crate::reconciler::{Clock, Member};
 use crate::report::Report;
@@ -123,27 +123,27 @@ pub struct Asker {
     /// The source.
     pub member: Arc<Member>,
     calls: Calls,
-    pace: Mutex<Pace>,
+    limiter: Mutex<RateLimiter>,
     skew_ms: Mutex<Option<i64>>,
     clock: Clock,
 }
 
 impl Asker {
-    /// A evidence with a fresh pace.
+    /// A evidence with a fresh limiter.
     pub fn new(member: Arc<Member>, calls: Calls, clock: Clock) -> Asker {
-        let pace = Pace::new(member.source.rate, clock());
+        let limiter = RateLimiter::new(member.source.rate, clock());
         Asker {
             member,
             calls,
-            pace: Mutex::new(pace),
+            limiter: Mutex::new(limiter),
             skew_ms: Mutex::new(None),
             clock,
         }
     }
 
-    /// The pace, for looking at and for asking permission.
-    pub fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The limiter, for looking at and for asking permission.
+    pub fn limiter(&self) -> MutexGuard<'_, RateLimiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far the provider's clock is ahead of ours, by the last answer's `Date`, in milliseconds.
@@ -151,7 +151,7 @@ impl Asker {
         *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks at once, whatever the pace says, and lets the pace learn from the answer.
+    /// Asks at once, whatever the limiter says, and lets the limiter learn from the answer.
     pub async fn poll_now(&self, request: &ApiRequest) -> ApiResponse {
         let answer = self.calls.ask(&self.member, request).await;
         let now = (self.clock)();
@@ -166,10 +166,10 @@ impl Asker {
     pub async fn ask(&self, request: &ApiRequest) -> Option<ApiResponse> {
         loop {
             let now = (self.clock)();
-            let allowed = self.pace().may_go_on(now, self.member.seed());
+            let allowed = self.limiter().try_acquire_reserved(now, self.member.seed());
             match allowed {
                 Ok(()) => return Some(self.poll_now(request).await),
-                Err(_) if self.pace().broken() => return None,
+                Err(_) if self.limiter().broken() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
             }
         }
@@ -209,10 +209,10 @@ impl Asker {
 
     fn learn(&self, class: &ResponseClass, now: At) {
         let source = self.member.source.name.as_str();
-        let mut pace = self.pace();
-        let was_open = pace.broken();
-        pace.told(class, now, self.member.seed());
-        match (was_open, pace.state(now).breaker) {
+        let mut limiter = self.limiter();
+        let was_open = limiter.broken();
+        limiter.observe(class, now, self.member.seed());
+        match (was_open, limiter.state(now).breaker) {
             (false, Some(breaker)) => {
                 tracing::error!(
                     source,

@@ -51,11 +51,11 @@ impl Poller {
         let mut under_way = FuturesUnordered::new();
         loop {
             let now = (self.clock)();
-            let begun = rounds.strike(&mut self.asker.pace(), now);
+            let begun = rounds.strike(&mut self.asker.limiter(), now);
             let (due, look_again) = self.due(&mut rounds, now).await;
             under_way.extend(begun.into_iter().chain(due).map(|begun| self.work(begun)));
             let wait = look_again
-                .min(rounds.next_at(&self.asker.pace()))
+                .min(rounds.next_at(&self.asker.limiter()))
                 .min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
@@ -69,12 +69,12 @@ impl Poller {
 
     /// What is begun of the due runs, and the moment at which looking again is worthwhile.
     async fn due(&self, rounds: &mut Rounds, now: At) -> (Vec<Begun>, At) {
-        let wanted = rounds.wanted(&self.asker.pace());
+        let wanted = rounds.wanted(&self.asker.limiter());
         let Some(wanted) = wanted else {
             return (Vec::new(), At::NEVER);
         };
         match self.look(wanted, now).await {
-            Ok(found) => rounds.choose(found, &mut self.asker.pace(), now),
+            Ok(found) => rounds.choose(found, &mut self.asker.limiter(), now),
             Err(error) => {
                 tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
                 (Vec::new(), now.plus(limits::FAILURE_PAUSE))

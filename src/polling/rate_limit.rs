@@ -1,18 +1,18 @@
 //! How fast one source may be asked, and whether at all: what a good client keeps in mind.
 //!
-//! A [`Pace`] is told what every answer let us hear ([`Pace::told`]) and says whether one more
-//! request may go out ([`Pace::may_ask`], [`Pace::may_go_on`]). In the order of precedence:
+//! A [`RateLimiter`] is told what every answer let us hear ([`RateLimiter::told`]) and says whether one more
+//! request may go out ([`RateLimiter::try_acquire`], [`RateLimiter::try_acquire_reserved`]). In the order of precedence:
 //!
 //! 1. **Pause.** A `Retry-After` is honoured to its full value and stops the whole source, since
 //!    every provider here limits accounts and not runs. A 429 without a value pauses for
 //!    [`THROTTLE_PAUSE`]; the third trouble in a row and every further one for a full-jitter
 //!    exponential span of at most [`TROUBLE_PAUSE_MAX`]. The first two are let pass: one timeout
 //!    must not hold up everything else.
-//! 2. **Breaker.** A refused key stops all questions but probes ([`Pace::may_probe`]), which go
+//! 2. **Breaker.** A refused key stops all questions but probes ([`RateLimiter::try_acquire_probe`]), which go
 //!    out after 1, 2, 4, … at most 15 minutes until one works.
 //! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
 //!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was begun is
-//!    finished first: while somebody waits for the token to go on with ([`Pace::may_go_on`]), nobody
+//!    finished first: while somebody waits for the token to go on with ([`RateLimiter::try_acquire_reserved`]), nobody
 //!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
 //!    wait behind these; what is urgent does not wait behind pages.
 //!
@@ -109,9 +109,9 @@ pub struct ResponseCounts {
     pub unavailable: u64,
 }
 
-/// The state of a [`Pace`], for `settled status`.
+/// The state of a [`RateLimiter`], for `settled status`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-pub struct PaceState {
+pub struct RateLimiterState {
     /// Questions a second, as configured.
     pub rate: f64,
     /// Questions a second, as the provider has taught us.
@@ -130,7 +130,7 @@ pub struct PaceState {
 
 /// How fast one source may be asked. See the module.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pace {
+pub struct RateLimiter {
     rate: f64,
     effective: f64,
     tokens: f64,
@@ -149,15 +149,15 @@ pub struct Pace {
     now: At,
 }
 
-impl Pace {
+impl RateLimiter {
     /// A pace of `rate` questions a second with a full bucket.
-    pub fn new(rate: f64, now: At) -> Pace {
+    pub fn new(rate: f64, now: At) -> RateLimiter {
         let rate = if rate.is_nan() {
             1.0
         } else {
             rate.clamp(RATES.0, RATES.1)
         };
-        Pace {
+        RateLimiter {
             rate,
             effective: rate,
             tokens: burst(rate),
@@ -173,7 +173,7 @@ impl Pace {
     }
 
     /// Takes a token for a request to begin with, or says before when it is useless to come again.
-    pub fn may_ask(&mut self, now: At, seed: u64) -> Result<(), At> {
+    pub fn try_acquire(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
         match self.kept_until {
             Some(until) => Err(until.plus(MILLISECOND)),
@@ -183,7 +183,7 @@ impl Pace {
 
     /// Takes a token for a request to go on with, or says when to come again; the next token is kept
     /// until then, and a little longer.
-    pub fn may_go_on(&mut self, now: At, seed: u64) -> Result<(), At> {
+    pub fn try_acquire_reserved(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
         let answer = self.ask(now, seed);
         // Behind a refused key nobody waits.
@@ -196,11 +196,11 @@ impl Pace {
 
     /// Takes a token for a request about a run, or says when to come again. An urgent one waits for no
     /// list to be read.
-    pub fn may_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
+    pub fn try_acquire_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
         if urgent {
-            self.may_go_on(now, seed)
+            self.try_acquire_reserved(now, seed)
         } else {
-            self.may_ask(now, seed)
+            self.try_acquire(now, seed)
         }
     }
 
@@ -217,7 +217,7 @@ impl Pace {
 
     /// Takes a token for a probe of a refused key: true once per interval while the breaker is
     /// open and the source is not paused. When the breaker is closed no probe is needed.
-    pub fn may_probe(&mut self, now: At) -> bool {
+    pub fn try_acquire_probe(&mut self, now: At) -> bool {
         let now = self.advance(now);
         let due = self
             .breaker
@@ -250,7 +250,7 @@ impl Pace {
     }
 
     /// Learns from one answer, ordinary or of a probe.
-    pub fn told(&mut self, class: &ResponseClass, now: At, seed: u64) {
+    pub fn observe(&mut self, class: &ResponseClass, now: At, seed: u64) {
         let now = self.advance(now);
         match class {
             ResponseClass::Ok => self.fine(),
@@ -263,10 +263,10 @@ impl Pace {
     }
 
     /// What to show.
-    pub fn state(&self, now: At) -> PaceState {
+    pub fn state(&self, now: At) -> RateLimiterState {
         let mut shown = self.clone();
         shown.advance(now);
-        PaceState {
+        RateLimiterState {
             rate: shown.rate,
             effective_rate: shown.effective,
             tokens: shown.tokens,
@@ -454,19 +454,19 @@ mod tests {
             retry_after: retry_after.map(Duration::from_secs),
         }
     }
-    fn granted(pace: &mut Pace, now: At) -> usize {
-        std::iter::from_fn(|| pace.may_ask(now, 1).ok())
+    fn granted(limiter: &mut RateLimiter, now: At) -> usize {
+        std::iter::from_fn(|| limiter.try_acquire(now, 1).ok())
             .take(100_000)
             .count()
     }
 
     #[test]
     fn a_second_gives_rate_tokens_and_a_long_silence_no_more_than_the_burst() {
-        let mut pace = Pace::new(5.0, At(0));
-        assert_eq!(granted(&mut pace, At(0)), 5);
-        assert_eq!(granted(&mut pace, At(S)), 5);
-        assert_eq!(granted(&mut pace, At(1000 * S)), 5);
-        let mut slow = Pace::new(0.1, At(0));
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        assert_eq!(granted(&mut limiter, At(0)), 5);
+        assert_eq!(granted(&mut limiter, At(S)), 5);
+        assert_eq!(granted(&mut limiter, At(1000 * S)), 5);
+        let mut slow = RateLimiter::new(0.1, At(0));
         assert_eq!(granted(&mut slow, At(0)), 1);
         assert_eq!(granted(&mut slow, At(9 * S)), 0);
         assert_eq!(granted(&mut slow, At(10 * S)), 1);
@@ -474,46 +474,50 @@ mod tests {
 
     #[test]
     fn what_was_begun_goes_on_before_anything_else_begins() {
-        let mut pace = Pace::new(1.0, At(0));
-        assert_eq!(pace.may_ask(At(0), 0), Ok(()));
-        let at = pace.may_go_on(At(0), 0).unwrap_err();
+        let mut limiter = RateLimiter::new(1.0, At(0));
+        assert_eq!(limiter.try_acquire(At(0), 0), Ok(()));
+        let at = limiter.try_acquire_reserved(At(0), 0).unwrap_err();
         assert!(at >= At(S));
-        let later = pace.may_ask(at, 0).unwrap_err();
+        let later = limiter.try_acquire(at, 0).unwrap_err();
         assert!(later > at, "there is a token, and it is kept");
-        assert_eq!(pace.may_go_on(at, 0), Ok(()));
-        let next = pace.may_ask(at, 0).unwrap_err();
-        assert_eq!(pace.may_ask(next, 0), Ok(()), "nobody waits any more");
+        assert_eq!(limiter.try_acquire_reserved(at, 0), Ok(()));
+        let next = limiter.try_acquire(at, 0).unwrap_err();
+        assert_eq!(
+            limiter.try_acquire(next, 0),
+            Ok(()),
+            "nobody waits any more"
+        );
     }
 
     #[test]
     fn a_token_is_not_kept_for_somebody_who_does_not_come() {
-        let mut pace = Pace::new(1.0, At(0));
-        assert_eq!(granted(&mut pace, At(0)), 1);
-        pace.may_go_on(At(0), 0).unwrap_err();
-        let at = pace.may_ask(At(0), 0).unwrap_err();
-        assert_eq!(pace.may_ask(at, 0), Ok(()));
+        let mut limiter = RateLimiter::new(1.0, At(0));
+        assert_eq!(granted(&mut limiter, At(0)), 1);
+        limiter.try_acquire_reserved(At(0), 0).unwrap_err();
+        let at = limiter.try_acquire(At(0), 0).unwrap_err();
+        assert_eq!(limiter.try_acquire(at, 0), Ok(()));
     }
 
     #[test]
     fn a_retry_after_stops_the_whole_source_and_good_news_from_before_does_not_lift_it() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&throttled(Some(90)), At(0), 0);
-        pace.told(&ResponseClass::Ok, At(S), 0);
-        pace.told(&throttled(None), At(S), 0);
-        assert!(pace.may_ask(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&throttled(Some(90)), At(0), 0);
+        limiter.observe(&ResponseClass::Ok, At(S), 0);
+        limiter.observe(&throttled(None), At(S), 0);
+        assert!(limiter.try_acquire(At(90 * S - 1), 0).unwrap_err() > At(90 * S));
         assert_eq!(
-            granted(&mut pace, At(90 * S)),
+            granted(&mut limiter, At(90 * S)),
             0,
             "our clock may be nearly a millisecond behind"
         );
         assert_eq!(
-            granted(&mut pace, At(90 * S + 1)),
+            granted(&mut limiter, At(90 * S + 1)),
             1,
             "a pause ends with one token, not with a burst"
         );
-        let mut pace = Pace::new(5.0, At(0));
+        let mut limiter = RateLimiter::new(5.0, At(0));
         let odd = Duration::from_micros(5_000_700);
-        pace.told(
+        limiter.observe(
             &ResponseClass::RateLimited {
                 retry_after: Some(odd),
             },
@@ -521,63 +525,63 @@ mod tests {
             0,
         );
         assert_eq!(
-            granted(&mut pace, At(5 * S + 1)),
+            granted(&mut limiter, At(5 * S + 1)),
             0,
             "it may have come at 0.9 ms"
         );
-        assert_eq!(granted(&mut pace, At(5 * S + 2)), 1);
+        assert_eq!(granted(&mut limiter, At(5 * S + 2)), 1);
     }
 
     #[test]
     fn a_429_without_a_value_pauses_for_a_minute() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&throttled(None), At(0), 0);
-        assert_eq!(granted(&mut pace, At(60 * S)), 0);
-        assert_eq!(granted(&mut pace, At(60 * S + 1)), 1);
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&throttled(None), At(0), 0);
+        assert_eq!(granted(&mut limiter, At(60 * S)), 0);
+        assert_eq!(granted(&mut limiter, At(60 * S + 1)), 1);
     }
 
     #[test]
     fn the_rate_halves_once_per_pause_and_comes_back_by_sixtieths() {
-        let mut pace = Pace::new(6.0, At(0));
+        let mut limiter = RateLimiter::new(6.0, At(0));
         for _ in 0..4 {
-            pace.told(&throttled(Some(10)), At(0), 0);
+            limiter.observe(&throttled(Some(10)), At(0), 0);
         }
         assert!(
-            (pace.state(At(0)).effective_rate - 3.0).abs() < 1e-9,
+            (limiter.state(At(0)).effective_rate - 3.0).abs() < 1e-9,
             "four answers, one piece of news"
         );
         for round in 1..20 {
-            pace.told(&throttled(Some(10)), At(round * 20 * S), 0);
+            limiter.observe(&throttled(Some(10)), At(round * 20 * S), 0);
         }
         assert!(
-            (pace.state(At(0)).effective_rate - 0.1).abs() < 1e-9,
+            (limiter.state(At(0)).effective_rate - 0.1).abs() < 1e-9,
             "not below a sixtieth"
         );
-        pace.told(&ResponseClass::Ok, At(500 * S), 0);
-        assert!((pace.state(At(500 * S)).effective_rate - 0.2).abs() < 1e-9);
+        limiter.observe(&ResponseClass::Ok, At(500 * S), 0);
+        assert!((limiter.state(At(500 * S)).effective_rate - 0.2).abs() < 1e-9);
         for _ in 0..100 {
-            pace.told(&ResponseClass::Ok, At(500 * S), 0);
+            limiter.observe(&ResponseClass::Ok, At(500 * S), 0);
         }
-        assert!((pace.state(At(500 * S)).effective_rate - 6.0).abs() < 1e-9);
+        assert!((limiter.state(At(500 * S)).effective_rate - 6.0).abs() < 1e-9);
     }
 
     #[test]
     fn two_troubles_pause_nothing_and_many_at_most_a_minute() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&trouble(None), At(0), u64::MAX);
-        pace.told(&trouble(None), At(0), u64::MAX);
-        assert_eq!(pace.state(At(0)).pause, None);
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&trouble(None), At(0), u64::MAX);
+        limiter.observe(&trouble(None), At(0), u64::MAX);
+        assert_eq!(limiter.state(At(0)).pause, None);
         let mut now = At(0);
         for seed in 0..100 {
-            pace.told(&trouble(None), now, seed);
-            let until = pace.state(now).pause.map_or(now, |pause| pause.until);
+            limiter.observe(&trouble(None), now, seed);
+            let until = limiter.state(now).pause.map_or(now, |pause| pause.until);
             assert!(until.since(now) <= TROUBLE_PAUSE_MAX);
             now = until;
         }
-        assert_eq!(pace.state(now).troubles_in_a_row, 102);
-        pace.told(&ResponseClass::Ok, now, 0);
-        pace.told(&trouble(None), now, 0);
-        assert_eq!(pace.state(now).pause, None, "a good answer forgives");
+        assert_eq!(limiter.state(now).troubles_in_a_row, 102);
+        limiter.observe(&ResponseClass::Ok, now, 0);
+        limiter.observe(&trouble(None), now, 0);
+        assert_eq!(limiter.state(now).pause, None, "a good answer forgives");
     }
 
     #[test]
@@ -586,81 +590,85 @@ mod tests {
             .map(|troubles| trouble_span(troubles).as_secs())
             .collect();
         assert_eq!(spans, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        let mut pace = Pace::new(5.0, At(0));
+        let mut limiter = RateLimiter::new(5.0, At(0));
         for _ in 0..50 {
-            pace.told(&trouble(None), At(0), 3);
+            limiter.observe(&trouble(None), At(0), 3);
         }
-        assert_eq!(pace.state(At(0)).troubles_in_a_row, 3);
-        assert_eq!(pace.state(At(0)).responses.unavailable, 50);
+        assert_eq!(limiter.state(At(0)).troubles_in_a_row, 3);
+        assert_eq!(limiter.state(At(0)).responses.unavailable, 50);
     }
 
     #[test]
     fn a_single_503_with_a_retry_after_pauses() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&trouble(Some(30)), At(0), 0);
-        assert_eq!(granted(&mut pace, At(30 * S - 1)), 0);
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&trouble(Some(30)), At(0), 0);
+        assert_eq!(granted(&mut limiter, At(30 * S - 1)), 0);
         assert_eq!(
-            pace.state(At(S)).pause.unwrap().reason,
+            limiter.state(At(S)).pause.unwrap().reason,
             PauseReason::RetryAfter
         );
     }
 
     #[test]
     fn a_refused_key_is_probed_after_1_2_4_8_15_15_minutes() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&refused(), At(0), 0);
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&refused(), At(0), 0);
         let mut now = At(0);
         let mut minutes = vec![];
         for _ in 0..6 {
-            let due = pace.probe_at().unwrap();
-            assert!(!pace.may_probe(At(due.0 - 1)));
-            assert!(pace.may_ask(due, 0).is_err());
-            assert!(pace.may_probe(due));
-            assert!(!pace.may_probe(due), "one probe per interval");
-            pace.told(&refused(), due, 0);
+            let due = limiter.probe_at().unwrap();
+            assert!(!limiter.try_acquire_probe(At(due.0 - 1)));
+            assert!(limiter.try_acquire(due, 0).is_err());
+            assert!(limiter.try_acquire_probe(due));
+            assert!(!limiter.try_acquire_probe(due), "one probe per interval");
+            limiter.observe(&refused(), due, 0);
             minutes.push(due.since(now).as_secs() / 60);
             now = due;
         }
         assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
-        pace.told(&ResponseClass::Ok, now, 0);
-        assert!(pace.may_ask(now.plus(Duration::from_secs(1)), 0).is_ok());
-        assert_eq!(pace.probe_at(), None);
+        limiter.observe(&ResponseClass::Ok, now, 0);
+        assert!(
+            limiter
+                .try_acquire(now.plus(Duration::from_secs(1)), 0)
+                .is_ok()
+        );
+        assert_eq!(limiter.probe_at(), None);
     }
 
     #[test]
     fn an_answer_that_was_under_way_does_not_close_the_breaker() {
-        let mut pace = Pace::new(5.0, At(0));
-        pace.told(&refused(), At(0), 0);
-        pace.told(&ResponseClass::Ok, At(10), 0);
-        assert!(pace.may_ask(At(20), 0).is_err());
+        let mut limiter = RateLimiter::new(5.0, At(0));
+        limiter.observe(&refused(), At(0), 0);
+        limiter.observe(&ResponseClass::Ok, At(10), 0);
+        assert!(limiter.try_acquire(At(20), 0).is_err());
     }
 
     #[test]
     fn a_key_that_passes_the_canary_and_nothing_else_is_tried_ever_more_rarely() {
-        let mut pace = Pace::new(5.0, At(0));
+        let mut limiter = RateLimiter::new(5.0, At(0));
         let mut now = At(0);
         let mut minutes = vec![];
         for _ in 0..6 {
-            pace.told(&refused(), now, 0);
-            let due = pace.probe_at().unwrap();
+            limiter.observe(&refused(), now, 0);
+            let due = limiter.probe_at().unwrap();
             minutes.push(due.since(now).as_secs() / 60);
-            assert!(pace.may_probe(due));
-            pace.told(&ResponseClass::Ok, due, 0);
+            assert!(limiter.try_acquire_probe(due));
+            limiter.observe(&ResponseClass::Ok, due, 0);
             now = due;
         }
         assert_eq!(minutes, [1, 2, 4, 8, 15, 15]);
-        pace.told(&ResponseClass::Ok, now, 0);
-        pace.told(&refused(), now, 0);
-        assert_eq!(pace.probe_at(), Some(now.plus(Duration::from_secs(60))));
+        limiter.observe(&ResponseClass::Ok, now, 0);
+        limiter.observe(&refused(), now, 0);
+        assert_eq!(limiter.probe_at(), Some(now.plus(Duration::from_secs(60))));
     }
 
     #[test]
     fn a_clock_that_steps_back_takes_the_pause_with_it() {
-        let mut pace = Pace::new(5.0, At(1_000_000 * S));
-        pace.told(&throttled(Some(60)), At(1_000_000 * S), 0);
-        assert_eq!(granted(&mut pace, At(0)), 0);
-        assert_eq!(granted(&mut pace, At(60 * S)), 0);
-        assert_eq!(granted(&mut pace, At(60 * S + 1)), 1);
+        let mut limiter = RateLimiter::new(5.0, At(1_000_000 * S));
+        limiter.observe(&throttled(Some(60)), At(1_000_000 * S), 0);
+        assert_eq!(granted(&mut limiter, At(0)), 0);
+        assert_eq!(granted(&mut limiter, At(60 * S)), 0);
+        assert_eq!(granted(&mut limiter, At(60 * S + 1)), 1);
     }
 
     #[test]
@@ -673,19 +681,19 @@ mod tests {
             -1.0,
             f64::MIN_POSITIVE,
         ] {
-            let mut pace = Pace::new(rate, At::NEVER);
-            assert!(granted(&mut pace, At::NEVER) >= 1);
-            pace.told(&throttled(Some(u64::MAX)), At(i64::MIN), 0);
-            assert!(pace.may_ask(At(i64::MIN), 0).is_err());
+            let mut limiter = RateLimiter::new(rate, At::NEVER);
+            assert!(granted(&mut limiter, At::NEVER) >= 1);
+            limiter.observe(&throttled(Some(u64::MAX)), At(i64::MIN), 0);
+            assert!(limiter.try_acquire(At(i64::MIN), 0).is_err());
         }
     }
 
     #[test]
     fn the_state_is_json_that_names_the_reason() {
-        let mut pace = Pace::new(2.0, At(0));
-        pace.told(&throttled(Some(5)), At(0), 0);
-        pace.told(&refused(), At(0), 0);
-        let state = serde_json::to_value(pace.state(At(S))).unwrap();
+        let mut limiter = RateLimiter::new(2.0, At(0));
+        limiter.observe(&throttled(Some(5)), At(0), 0);
+        limiter.observe(&refused(), At(0), 0);
+        let state = serde_json::to_value(limiter.state(At(S))).unwrap();
         assert_eq!(state["pause"]["until"], 5001);
         assert_eq!(state["pause"]["reason"], "retry_after");
         assert_eq!(state["breaker"]["next_probe"], 60_000);
@@ -733,15 +741,15 @@ mod tests {
         fn no_window_sees_more_calls_than_rate_times_length_plus_burst(
             rate in 0.01_f64..20.0, gap in 1_i64..500, steps in steps()
         ) {
-            let mut pace = Pace::new(rate, At(0));
+            let mut limiter = RateLimiter::new(rate, At(0));
             let (mut now, mut calls) = (0, vec![]);
             for (dt, seed, step) in steps {
                 now += dt % gap;
                 let granted = match step {
-                    Step::Ask => pace.may_ask(At(now), seed).is_ok(),
-                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
-                    Step::Probe => pace.may_probe(At(now)),
-                    Step::Told(class) => { pace.told(&class, At(now), seed); false }
+                    Step::Ask => limiter.try_acquire(At(now), seed).is_ok(),
+                    Step::GoOn => limiter.try_acquire_reserved(At(now), seed).is_ok(),
+                    Step::Probe => limiter.try_acquire_probe(At(now)),
+                    Step::Told(class) => { limiter.observe(&class, At(now), seed); false }
                 };
                 calls.extend(granted.then_some(now));
             }
@@ -757,20 +765,20 @@ mod tests {
         /// Neither to a request nor to a probe, whatever else is responses.
         #[test]
         fn nothing_is_granted_before_a_retry_after_has_passed(steps in steps()) {
-            let mut pace = Pace::new(5.0, At(0));
+            let mut limiter = RateLimiter::new(5.0, At(0));
             let (mut now, mut not_before) = (0, 0);
             for (dt, seed, step) in steps {
                 now += dt;
                 let granted = match step {
-                    Step::Ask => pace.may_ask(At(now), seed).is_ok(),
-                    Step::GoOn => pace.may_go_on(At(now), seed).is_ok(),
-                    Step::Probe => pace.may_probe(At(now)),
+                    Step::Ask => limiter.try_acquire(At(now), seed).is_ok(),
+                    Step::GoOn => limiter.try_acquire_reserved(At(now), seed).is_ok(),
+                    Step::Probe => limiter.try_acquire_probe(At(now)),
                     Step::Told(class) => {
                         if let ResponseClass::RateLimited { retry_after: Some(span) }
                         | ResponseClass::Unavailable { retry_after: Some(span), .. } = &class {
                             not_before = not_before.max(At(now).plus(*span).0);
                         }
-                        pace.told(&class, At(now), seed);
+                        limiter.observe(&class, At(now), seed);
                         false
                     }
                 };
@@ -781,20 +789,20 @@ mod tests {
         /// Between a refusal and the good answer to a probe.
         #[test]
         fn an_open_breaker_grants_probes_and_nothing_else(steps in steps()) {
-            let mut pace = Pace::new(5.0, At(0));
+            let mut limiter = RateLimiter::new(5.0, At(0));
             let (mut now, mut open, mut probed) = (0, false, false);
             for (dt, seed, step) in steps {
                 now += dt;
                 match step {
-                    Step::Ask => prop_assert!(pace.may_ask(At(now), seed).is_err() || !open),
-                    Step::GoOn => prop_assert!(pace.may_go_on(At(now), seed).is_err() || !open),
+                    Step::Ask => prop_assert!(limiter.try_acquire(At(now), seed).is_err() || !open),
+                    Step::GoOn => prop_assert!(limiter.try_acquire_reserved(At(now), seed).is_err() || !open),
                     Step::Probe => {
-                        let granted = pace.may_probe(At(now));
+                        let granted = limiter.try_acquire_probe(At(now));
                         prop_assert!(open || !granted);
                         probed |= granted;
                     }
                     Step::Told(class) => {
-                        pace.told(&class, At(now), seed);
+                        limiter.observe(&class, At(now), seed);
                         match class {
                             ResponseClass::Denied { .. } if !open => (open, probed) = (true, false),
                             ResponseClass::Ok if probed => open = false,
@@ -802,23 +810,23 @@ mod tests {
                         }
                     }
                 }
-                prop_assert_eq!(pace.state(At(now)).breaker.is_some(), open);
+                prop_assert_eq!(limiter.state(At(now)).breaker.is_some(), open);
             }
         }
 
         /// However the clock jumps, the longest thing told is the longest thing waited for.
         #[test]
         fn a_jumping_clock_freezes_nothing_for_longer_than_the_longest_pause(steps in signed_steps()) {
-            let mut pace = Pace::new(5.0, At(0));
+            let mut limiter = RateLimiter::new(5.0, At(0));
             let mut now = 0;
             for (dt, seed, class) in steps {
                 now += dt;
-                let _ = if seed % 2 == 0 { pace.may_ask(At(now), seed) } else { pace.may_go_on(At(now), seed) };
-                pace.told(&class, At(now), seed);
+                let _ = if seed % 2 == 0 { limiter.try_acquire(At(now), seed) } else { limiter.try_acquire_reserved(At(now), seed) };
+                limiter.observe(&class, At(now), seed);
             }
             let one_token = Duration::from_secs(12);
             let later = At(now).plus(PROBE_INTERVAL_MAX + SLACK + one_token);
-            prop_assert!(pace.may_ask(later, 0).is_ok() || pace.may_probe(later));
+            prop_assert!(limiter.try_acquire(later, 0).is_ok() || limiter.try_acquire_probe(later));
         }
 
         /// A caller that is alone succeeds when it comes back at the moment it was given.
@@ -826,13 +834,13 @@ mod tests {
         fn the_moment_it_names_is_good_for_a_caller_that_is_alone(
             rate in 0.01_f64..20.0, news in prop::collection::vec(classes(), 0..10), seed in any::<u64>()
         ) {
-            let mut pace = Pace::new(rate, At(0));
+            let mut limiter = RateLimiter::new(rate, At(0));
             for class in news.iter().filter(|class| !matches!(class, ResponseClass::Denied { .. })) {
-                pace.told(class, At(0), seed);
+                limiter.observe(class, At(0), seed);
             }
-            let refusal = std::iter::repeat_with(|| pace.may_ask(At(0), seed)).find_map(Result::err).unwrap();
+            let refusal = std::iter::repeat_with(|| limiter.try_acquire(At(0), seed)).find_map(Result::err).unwrap();
             prop_assert!(refusal > At(0));
-            prop_assert!(pace.may_ask(refusal, seed).is_ok());
+            prop_assert!(limiter.try_acquire(refusal, seed).is_ok());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::ledger::Due;
 use crate::model::At;
 use crate::polling::exchange::Exchange;
-use crate::polling::rate_limit::Pace;
+use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
 use crate::reconciler::Member;
 
@@ -90,15 +90,15 @@ impl Rounds {
     }
 
     /// Opens the gate and begins the list, if their time has come, and tries a key that was refused.
-    pub fn strike(&mut self, pace: &mut Pace, now: At) -> Vec<Begun> {
+    pub fn strike(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Begun> {
         let source = &self.member.source;
         if self.next_poll <= now {
             self.opened = now;
             self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
         }
         let mut begun = Vec::new();
-        let broken = pace.broken();
-        if broken && !self.probing && pace.may_probe(now) {
+        let broken = limiter.broken();
+        if broken && !self.probing && limiter.try_acquire_probe(now) {
             self.probing = true;
             let (exchange, request) = Exchange::probe(&self.member);
             begun.push(Begun {
@@ -126,9 +126,9 @@ impl Rounds {
 
     /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
     /// under way are still due until their answer is digested, so one has to look past them.
-    pub fn wanted(&self, pace: &Pace) -> Option<Wanted> {
+    pub fn wanted(&self, limiter: &RateLimiter) -> Option<Wanted> {
         let hands = self.member.source.concurrency;
-        let free = self.busy.len() < hands && !pace.broken();
+        let free = self.busy.len() < hands && !limiter.broken();
         free.then(|| Wanted {
             gate: self.opened,
             max: hands + self.busy.len(),
@@ -140,7 +140,7 @@ impl Rounds {
     pub fn choose(
         &mut self,
         Found { due, next_urgent }: Found,
-        pace: &mut Pace,
+        limiter: &mut RateLimiter,
         now: At,
     ) -> (Vec<Begun>, At) {
         let mut begun = Vec::new();
@@ -151,7 +151,8 @@ impl Rounds {
             if self.busy.contains(&due.row) {
                 continue;
             }
-            if let Err(at) = pace.may_poll(due.run.is_urgent(), now, self.member.seed()) {
+            if let Err(at) = limiter.try_acquire_poll(due.run.is_urgent(), now, self.member.seed())
+            {
                 return (begun, at);
             }
             self.busy.insert(due.row);
@@ -175,10 +176,10 @@ impl Rounds {
     }
 
     /// When looking again is worthwhile, whatever else happens.
-    pub fn next_at(&self, pace: &Pace) -> At {
+    pub fn next_at(&self, limiter: &RateLimiter) -> At {
         self.next_poll
             .min(self.next_sweep)
-            .min(pace.probe_at().unwrap_or(At::NEVER))
+            .min(limiter.probe_at().unwrap_or(At::NEVER))
     }
 }
 
@@ -201,7 +202,7 @@ mod tests {
         START.plus(Duration::from_secs(60 * count))
     }
 
-    fn rounds(change: impl FnOnce(&mut Source)) -> (Rounds, Pace) {
+    fn rounds(change: impl FnOnce(&mut Source)) -> (Rounds, RateLimiter) {
         let key = Key {
             label: SecretLabel("api_key".to_owned()),
             secret: Secret::new("a-key-of-the-tests"),
@@ -212,7 +213,7 @@ mod tests {
         source.sweep = Schedule::parse("*/5 * * * *").unwrap();
         (source.rate, source.concurrency) = (100.0, 2);
         change(&mut source);
-        let pace = Pace::new(source.rate, START);
+        let limiter = RateLimiter::new(source.rate, START);
         (
             Rounds::new(
                 Arc::new(Member::new(
@@ -224,7 +225,7 @@ mod tests {
                 )),
                 START,
             ),
-            pace,
+            limiter,
         )
     }
 
@@ -248,33 +249,33 @@ mod tests {
 
     #[test]
     fn as_many_are_asked_about_as_there_are_hands_and_none_twice() {
-        let (mut rounds, mut pace) = rounds(|_| ());
-        assert_eq!(rounds.wanted(&pace).map(|wanted| wanted.max), Some(2));
-        let (begun, again) = rounds.choose(due(1..=3), &mut pace, START);
+        let (mut rounds, mut limiter) = rounds(|_| ());
+        assert_eq!(rounds.wanted(&limiter).map(|wanted| wanted.max), Some(2));
+        let (begun, again) = rounds.choose(due(1..=3), &mut limiter, START);
         assert_eq!(
             (tasks(&begun), again),
             (vec![Task::Run(1), Task::Run(2)], At::NEVER)
         );
         assert_eq!(begun[0].request.path, "/v1/runs/wr_1");
-        assert_eq!(rounds.wanted(&pace), None, "no hand is free");
+        assert_eq!(rounds.wanted(&limiter), None, "no hand is free");
         rounds.finished(Task::Run(1));
         assert_eq!(
-            rounds.wanted(&pace).map(|wanted| wanted.max),
+            rounds.wanted(&limiter).map(|wanted| wanted.max),
             Some(3),
             "one looks past what is under way"
         );
-        let (begun, _) = rounds.choose(due(2..=4), &mut pace, START);
+        let (begun, _) = rounds.choose(due(2..=4), &mut limiter, START);
         assert_eq!(tasks(&begun), [Task::Run(3)]);
     }
 
     #[test]
     fn the_pace_is_kept_and_says_when_it_goes_on() {
         let (mut rounds, _) = rounds(|_| ());
-        let mut pace = Pace::new(1.0, START);
-        let (begun, again) = rounds.choose(due(1..=2), &mut pace, START);
+        let mut limiter = RateLimiter::new(1.0, START);
+        let (begun, again) = rounds.choose(due(1..=2), &mut limiter, START);
         assert_eq!(tasks(&begun), [Task::Run(1)]);
         assert!(again >= START.plus(Duration::from_secs(1)) && again < At::NEVER);
-        let (begun, _) = rounds.choose(due(2..=2), &mut pace, again);
+        let (begun, _) = rounds.choose(due(2..=2), &mut limiter, again);
         assert_eq!(
             tasks(&begun),
             [Task::Run(2)],
@@ -284,59 +285,62 @@ mod tests {
 
     #[test]
     fn the_gate_opens_when_its_schedule_fires() {
-        let (mut rounds, mut pace) = rounds(|_| ());
-        let gate = |rounds: &Rounds, pace: &Pace| rounds.wanted(pace).unwrap().gate;
-        rounds.strike(&mut pace, At(minutes(1).0 - 1));
+        let (mut rounds, mut limiter) = rounds(|_| ());
+        let gate = |rounds: &Rounds, limiter: &RateLimiter| rounds.wanted(limiter).unwrap().gate;
+        rounds.strike(&mut limiter, At(minutes(1).0 - 1));
         assert_eq!(
-            (gate(&rounds, &pace), rounds.next_at(&pace)),
+            (gate(&rounds, &limiter), rounds.next_at(&limiter)),
             (At(0), minutes(1))
         );
-        rounds.strike(&mut pace, minutes(1));
+        rounds.strike(&mut limiter, minutes(1));
         assert_eq!(
-            (gate(&rounds, &pace), rounds.next_at(&pace)),
+            (gate(&rounds, &limiter), rounds.next_at(&limiter)),
             (minutes(1), minutes(2))
         );
     }
 
     #[test]
     fn a_list_is_read_once_at_a_time() {
-        let (mut rounds, mut pace) = rounds(|_| ());
-        assert!(rounds.strike(&mut pace, minutes(4)).is_empty());
-        let begun = rounds.strike(&mut pace, minutes(5));
+        let (mut rounds, mut limiter) = rounds(|_| ());
+        assert!(rounds.strike(&mut limiter, minutes(4)).is_empty());
+        let begun = rounds.strike(&mut limiter, minutes(5));
         assert_eq!(tasks(&begun), [Task::Sweep]);
         assert!(!begun[0].task.paid() && begun[0].request.path.starts_with("/v1/runs?page=1&"));
         assert!(
-            rounds.strike(&mut pace, minutes(10)).is_empty(),
+            rounds.strike(&mut limiter, minutes(10)).is_empty(),
             "it is still being read"
         );
         rounds.finished(Task::Sweep);
-        assert!(rounds.strike(&mut pace, minutes(14)).is_empty());
-        assert_eq!(tasks(&rounds.strike(&mut pace, minutes(15))), [Task::Sweep]);
+        assert!(rounds.strike(&mut limiter, minutes(14)).is_empty());
+        assert_eq!(
+            tasks(&rounds.strike(&mut limiter, minutes(15))),
+            [Task::Sweep]
+        );
     }
 
     #[test]
     fn without_a_key_no_list_is_read() {
-        let (mut rounds, mut pace) = rounds(|source| source.api_key = None);
-        assert!(rounds.strike(&mut pace, minutes(5)).is_empty());
+        let (mut rounds, mut limiter) = rounds(|source| source.api_key = None);
+        assert!(rounds.strike(&mut limiter, minutes(5)).is_empty());
     }
 
     #[test]
     fn a_refused_key_is_tried_now_and_then_and_nothing_else_is_asked() {
-        let (mut rounds, mut pace) = rounds(|_| ());
-        pace.told(
+        let (mut rounds, mut limiter) = rounds(|_| ());
+        limiter.observe(
             &ResponseClass::Denied {
                 why: "401".to_owned(),
             },
             START,
             0,
         );
-        let at = pace.probe_at().unwrap();
-        assert_eq!(rounds.next_at(&pace), at.min(minutes(1)));
-        assert_eq!(rounds.wanted(&pace), None);
-        let mut begun = rounds.strike(&mut pace, at);
+        let at = limiter.probe_at().unwrap();
+        assert_eq!(rounds.next_at(&limiter), at.min(minutes(1)));
+        assert_eq!(rounds.wanted(&limiter), None);
+        let mut begun = rounds.strike(&mut limiter, at);
         assert_eq!(tasks(&begun), [Task::Probe]);
         assert!(
-            rounds.strike(&mut pace, minutes(20)).is_empty(),
+            rounds.strike(&mut limiter, minutes(20)).is_empty(),
             "one probe at a time, and no list"
         );
         let Begun {
@@ -350,6 +354,9 @@ mod tests {
             crate::polling::exchange::Next::Done
         ));
         rounds.finished(Task::Probe);
-        assert_eq!(tasks(&rounds.strike(&mut pace, minutes(21))), [Task::Probe]);
+        assert_eq!(
+            tasks(&rounds.strike(&mut limiter, minutes(21))),
+            [Task::Probe]
+        );
     }
 }

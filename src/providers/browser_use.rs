@@ -1029,7 +1029,7 @@ fn listed_row(api: Api, row: &Map<String, Value>, requested_at: At) -> Option<Ob
     Some(Observation { detail, ..seen })
 }
 
-// ── Pace ────────────────────────────────────────────────────────────────────────────────────────
+// ── RateLimiter ────────────────────────────────────────────────────────────────────────────────────────
 
 /// A project's throttle says in its body how long to wait; the edge's says it in the header.
 fn retry_after_in_body(response: &Response) -> Option<Duration> {

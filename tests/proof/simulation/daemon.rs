@@ -1,5 +1,5 @@
 //! The daemon as far as it decides: the real reconciler over a real file, the real dialects, and the real
-//! pace, rounds and exchanges of each source.
+//! limiter, rounds and exchanges of each source.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use settled::ledger::{Reader, RingLimits, View, Writer};
 use settled::limits;
 use settled::model::At;
 use settled::model::schedule;
-use settled::polling::rate_limit::Pace;
+use settled::polling::rate_limit::RateLimiter;
 use settled::polling::{Begun, Rounds, Task};
 use settled::providers::{ApiResponse, ResponseClass};
 use settled::reconciler::{Fleet, Member, Reconciler};
@@ -38,7 +38,7 @@ pub struct Daemon {
 pub struct Desk {
     pub member: Arc<Member>,
     pub cloud: Cloud,
-    pub pace: Pace,
+    pub limiter: RateLimiter,
     rounds: Rounds,
 }
 
@@ -91,7 +91,7 @@ impl Desk {
             .cloud();
         Desk {
             cloud,
-            pace: Pace::new(member.source.rate, now),
+            limiter: RateLimiter::new(member.source.rate, now),
             rounds: Rounds::new(member.clone(), now),
             member,
         }
@@ -99,13 +99,13 @@ impl Desk {
 
     /// One look around: what is to be asked now, and when looking again is worthwhile.
     pub fn look(&mut self, reader: &Reader, now: At) -> (Vec<Begun>, At) {
-        let mut begun = self.rounds.strike(&mut self.pace, now);
-        let mut again = self.rounds.next_at(&self.pace);
-        if let Some(wanted) = self.rounds.wanted(&self.pace) {
+        let mut begun = self.rounds.strike(&mut self.limiter, now);
+        let mut again = self.rounds.next_at(&self.limiter);
+        if let Some(wanted) = self.rounds.wanted(&self.limiter) {
             let found = reader
                 .read(|view| wanted.look(view, self.member.id, now))
                 .unwrap();
-            let (chosen, look_again) = self.rounds.choose(found, &mut self.pace, now);
+            let (chosen, look_again) = self.rounds.choose(found, &mut self.limiter, now);
             begun.extend(chosen);
             again = again.min(look_again);
         }
@@ -113,19 +113,19 @@ impl Desk {
     }
 
     /// Takes a permission to go on asking, or says when to try again.
-    pub fn may_go_on(&mut self, now: At) -> Result<(), At> {
-        self.pace.may_go_on(now, self.member.seed())
+    pub fn try_acquire_reserved(&mut self, now: At) -> Result<(), At> {
+        self.limiter.try_acquire_reserved(now, self.member.seed())
     }
 
     /// Whether nothing but a probe may be asked.
     pub fn broken(&self) -> bool {
-        self.pace.broken()
+        self.limiter.broken()
     }
 
     /// What an answer tells about the account.
     pub fn hear(&mut self, answer: &ApiResponse, now: At) -> ResponseClass {
         let class = self.member.source.provider.classify(answer);
-        self.pace.told(&class, now, self.member.seed());
+        self.limiter.observe(&class, now, self.member.seed());
         class
     }
 

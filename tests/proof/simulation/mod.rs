@@ -1,6 +1,6 @@
 //! Worlds of days, each a function of its seed: four clouds that lie, letters up to half a day late
 //! and up to six times, outages, storms, wrong clocks and crashes; between them the real decision,
-//! the real store on a real file, the real dialects and the real pace. No network, no threads, no
+//! the real store on a real file, the real dialects and the real limiter. No network, no threads, no
 //! time but what the world says it is.
 //!
 //! A world that fails prints the command that plays it again, and the shortest beginning of its
@@ -51,7 +51,7 @@ enum Event {
     Start,
     Look(Span, usize),
     Ring(Span),
-    /// A question waits for the pace.
+    /// A question waits for the limiter.
     Waiting(Span, Asking),
     /// A question is answered.
     Answered(Span, Asking, ApiResponse),
@@ -663,7 +663,7 @@ impl Simulation {
             return Ok(());
         };
         let desk = &mut daemon.desks[asking.desk];
-        match desk.may_go_on(now) {
+        match desk.try_acquire_reserved(now) {
             Ok(()) => self.send(asking),
             Err(_) if desk.broken() => self.carry_on(asking.desk, asking.task, None),
             Err(at) => {
