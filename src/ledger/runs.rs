@@ -266,13 +266,13 @@ const DUE_WINDOW: u32 = 256;
 const RUN_COLUMNS: &str = "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
-    /// Runs of `source` to ask about at `now`: urgent ones first, then those that the gate, last
-    /// opened at `gate`, lets through. Among those that have been due for longest the oldest run
+    /// Runs of `source` to ask about at `now`: urgent ones first, then those that the window, last
+    /// opened at `window`, lets through. Among those that have been due for longest the oldest run
     /// comes first: it has the least time left before its provider forgets it.
-    pub fn due(&self, source: i64, now: At, gate: At, max: u32) -> Result<Vec<Due>> {
+    pub fn due(&self, source: i64, now: At, window: At, max: u32) -> Result<Vec<Due>> {
         let mut due = self.due_by("poll_urgent_at", source, now, max)?;
         let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
-        due.extend(self.due_by("poll_at", source, gate.min(now), room)?);
+        due.extend(self.due_by("poll_at", source, window.min(now), room)?);
         Ok(due)
     }
 

@@ -161,7 +161,7 @@ impl Asker {
         answer
     }
 
-    /// Waits until the pace allows it, before anything new is begun, then polls. `None` once the breaker is
+    /// Waits until the pace allows it, before anything new is started, then polls. `None` once the breaker is
     /// open: only a probe may find out that the key works again.
     pub async fn ask(&self, request: &ApiRequest) -> Option<ApiResponse> {
         loop {

@@ -1,7 +1,7 @@
 //! Questions out: for every source one loop that polls about the runs that are due, and sweeps the
-//! lists. It hands every answer in as a report and understands none of them.
+//! lists. It slots every answer in as a report and understands none of them.
 //!
-//! What is to be asked when is decided by [`Rounds`], and what an answer leads to by the
+//! What is to be asked when is decided by [`Scheduler`], and what an answer leads to by the
 //! [`exchange`](crate::polling::exchange) it belongs to. Here is only the loop that lets time pass between them.
 
 pub mod client;
@@ -22,7 +22,7 @@ use crate::polling::client::Asker;
 use crate::reconciler::{Clock, Fleet, Handle};
 use crate::report::{Head, Report};
 
-pub use scheduler::{Begun, Found, Rounds, Task, Wanted};
+pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};
 
 /// One source's loop.
 pub struct Poller {
@@ -47,19 +47,24 @@ impl Poller {
     /// next start.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut nudges = self.ledger.nudges();
-        let mut rounds = Rounds::new(self.asker.member.clone(), (self.clock)());
+        let mut scheduler = Scheduler::new(self.asker.member.clone(), (self.clock)());
         let mut under_way = FuturesUnordered::new();
         loop {
             let now = (self.clock)();
-            let begun = rounds.strike(&mut self.asker.limiter(), now);
-            let (due, look_again) = self.due(&mut rounds, now).await;
-            under_way.extend(begun.into_iter().chain(due).map(|begun| self.work(begun)));
+            let started = scheduler.tick(&mut self.asker.limiter(), now);
+            let (due, look_again) = self.due(&mut scheduler, now).await;
+            under_way.extend(
+                started
+                    .into_iter()
+                    .chain(due)
+                    .map(|started| self.work(started)),
+            );
             let wait = look_again
-                .min(rounds.next_at(&self.asker.limiter()))
+                .min(scheduler.next_at(&self.asker.limiter()))
                 .min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
-                Some(task) = under_way.next() => rounds.finished(task),
+                Some(task) = under_way.next() => scheduler.finished(task),
                 _ = nudges.changed() => {}
                 () = tokio::time::sleep(pause) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
@@ -67,14 +72,14 @@ impl Poller {
         }
     }
 
-    /// What is begun of the due runs, and the moment at which looking again is worthwhile.
-    async fn due(&self, rounds: &mut Rounds, now: At) -> (Vec<Begun>, At) {
-        let wanted = rounds.wanted(&self.asker.limiter());
+    /// What is started of the due runs, and the moment at which looking again is worthwhile.
+    async fn due(&self, scheduler: &mut Scheduler, now: At) -> (Vec<Started>, At) {
+        let wanted = scheduler.wanted(&self.asker.limiter());
         let Some(wanted) = wanted else {
             return (Vec::new(), At::NEVER);
         };
         match self.look(wanted, now).await {
-            Ok(found) => rounds.choose(found, &mut self.asker.limiter(), now),
+            Ok(found) => scheduler.choose(found, &mut self.asker.limiter(), now),
             Err(error) => {
                 tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
                 (Vec::new(), now.plus(limits::FAILURE_PAUSE))
@@ -82,22 +87,22 @@ impl Poller {
         }
     }
 
-    async fn look(&self, wanted: Wanted, now: At) -> Result<Found, StoreError> {
+    async fn look(&self, wanted: DueQuery, now: At) -> Result<DueRuns, StoreError> {
         let (reader, source) = (self.reader.clone(), self.asker.member.id);
         let look = move || reader.read(|view| wanted.look(view, source, now));
         tokio::task::spawn_blocking(look)
             .await
-            .unwrap_or(Ok(Found::default()))
+            .unwrap_or(Ok(DueRuns::default()))
     }
 
     /// Runs an exchange to its end.
     async fn work(
         &self,
-        Begun {
+        Started {
             task,
             exchange,
             request,
-        }: Begun,
+        }: Started,
     ) -> Task {
         let (mut next, mut paid) = (Some((exchange, request)), task.paid());
         while let Some((exchange, request)) = next
@@ -118,12 +123,12 @@ impl Poller {
     }
 }
 
-impl Wanted {
+impl DueQuery {
     /// Looks for them in the ledger.
-    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<Found, StoreError> {
+    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<DueRuns, StoreError> {
         let max = u32::try_from(self.max).unwrap_or(u32::MAX);
-        let due = view.due(source, now, self.gate, max)?;
-        Ok(Found {
+        let due = view.due(source, now, self.window, max)?;
+        Ok(DueRuns {
             due,
             next_urgent: view.next_urgent_after(source, now)?,
         })

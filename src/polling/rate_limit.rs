@@ -11,7 +11,7 @@
 //! 2. **Breaker.** A refused key stops all questions but probes ([`RateLimiter::try_acquire_probe`]), which go
 //!    out after 1, 2, 4, … at most 15 minutes until one works.
 //! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
-//!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was begun is
+//!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was started is
 //!    finished first: while somebody waits for the token to go on with ([`RateLimiter::try_acquire_reserved`]), nobody
 //!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
 //!    wait behind these; what is urgent does not wait behind pages.

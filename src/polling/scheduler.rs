@@ -1,6 +1,6 @@
-//! When a source's provider is asked about what: its gate, its lists, and how many hands are free.
+//! When a source's provider is asked about what: its window, its lists, and how many slots are free.
 //!
-//! Pure: the due runs, the pace and the time come in, and what is to be begun comes out. Which runs are
+//! Pure: the due runs, the pace and the time come in, and what is to be started comes out. Which runs are
 //! due was written down by the last decision about each.
 
 use std::collections::BTreeSet;
@@ -13,10 +13,10 @@ use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
 use crate::reconciler::Member;
 
-/// One source's rounds.
-pub struct Rounds {
+/// One source's scheduler.
+pub struct Scheduler {
     member: Arc<Member>,
-    /// When the gate last opened: what had fallen due by then may go through.
+    /// When the window last opened: what had fallen due by then may go through.
     opened: At,
     next_poll: At,
     next_sweep: At,
@@ -37,9 +37,9 @@ pub enum Task {
     Probe,
 }
 
-/// What is to be begun.
-pub struct Begun {
-    /// As what it is to be reported as [finished](Rounds::finished).
+/// What is to be started.
+pub struct Started {
+    /// As what it is to be reported as [finished](Scheduler::finished).
     pub task: Task,
     /// The exchange.
     pub exchange: Exchange,
@@ -49,16 +49,16 @@ pub struct Begun {
 
 /// Which due runs to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DueQuery {
     /// Not urgent ones: due by then.
-    pub gate: At,
+    pub window: At,
     /// At most so many.
     pub max: usize,
 }
 
 /// What there is of them.
 #[derive(Default)]
-pub struct Found {
+pub struct DueRuns {
     /// Runs to ask about, urgent ones first.
     pub due: Vec<Due>,
     /// When the next urgent request falls due.
@@ -66,19 +66,19 @@ pub struct Found {
 }
 
 impl Task {
-    /// The pace has let its first request go before it was begun.
+    /// The pace has let its first request go before it was started.
     pub fn paid(self) -> bool {
         self != Task::Sweep
     }
 }
 
-impl Rounds {
+impl Scheduler {
     /// From `now` on.
-    pub fn new(member: Arc<Member>, now: At) -> Rounds {
+    pub fn new(member: Arc<Member>, now: At) -> Scheduler {
         let (opened, busy, sweeping, probing) = (At(0), BTreeSet::new(), false, false);
         let next_poll = member.source.poll.next_after(now).unwrap_or(At::NEVER);
         let next_sweep = member.source.sweep.next_after(now).unwrap_or(At::NEVER);
-        Rounds {
+        Scheduler {
             member,
             opened,
             next_poll,
@@ -89,19 +89,19 @@ impl Rounds {
         }
     }
 
-    /// Opens the gate and begins the list, if their time has come, and tries a key that was refused.
-    pub fn strike(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Begun> {
+    /// Opens the window and begins the list, if their time has come, and tries a key that was refused.
+    pub fn tick(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Started> {
         let source = &self.member.source;
         if self.next_poll <= now {
             self.opened = now;
             self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
         }
-        let mut begun = Vec::new();
+        let mut started = Vec::new();
         let broken = limiter.broken();
         if broken && !self.probing && limiter.try_acquire_probe(now) {
             self.probing = true;
             let (exchange, request) = Exchange::probe(&self.member);
-            begun.push(Begun {
+            started.push(Started {
                 task: Task::Probe,
                 exchange,
                 request,
@@ -114,36 +114,36 @@ impl Rounds {
                 && let Some((exchange, request)) = Exchange::sweep(&self.member, now)
             {
                 self.sweeping = true;
-                begun.push(Begun {
+                started.push(Started {
                     task: Task::Sweep,
                     exchange,
                     request,
                 });
             }
         }
-        begun
+        started
     }
 
     /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
     /// under way are still due until their answer is digested, so one has to look past them.
-    pub fn wanted(&self, limiter: &RateLimiter) -> Option<Wanted> {
-        let hands = self.member.source.concurrency;
-        let free = self.busy.len() < hands && !limiter.broken();
-        free.then(|| Wanted {
-            gate: self.opened,
-            max: hands + self.busy.len(),
+    pub fn wanted(&self, limiter: &RateLimiter) -> Option<DueQuery> {
+        let slots = self.member.source.concurrency;
+        let free = self.busy.len() < slots && !limiter.broken();
+        free.then(|| DueQuery {
+            window: self.opened,
+            max: slots + self.busy.len(),
         })
     }
 
-    /// Begins with as many of the due runs as there are free hands and the pace allows. Beside them,
+    /// Begins with as many of the due runs as there are free slots and the pace allows. Beside them,
     /// when looking again is worthwhile: when the pace will allow the next, or the next is urgent.
     pub fn choose(
         &mut self,
-        Found { due, next_urgent }: Found,
+        DueRuns { due, next_urgent }: DueRuns,
         limiter: &mut RateLimiter,
         now: At,
-    ) -> (Vec<Begun>, At) {
-        let mut begun = Vec::new();
+    ) -> (Vec<Started>, At) {
+        let mut started = Vec::new();
         for due in due {
             if self.busy.len() >= self.member.source.concurrency {
                 break;
@@ -153,17 +153,17 @@ impl Rounds {
             }
             if let Err(at) = limiter.try_acquire_poll(due.run.is_urgent(), now, self.member.seed())
             {
-                return (begun, at);
+                return (started, at);
             }
             self.busy.insert(due.row);
             let (exchange, request) = Exchange::about(&self.member, &due.run_id, &due.run, now);
-            begun.push(Begun {
+            started.push(Started {
                 task: Task::Run(due.row),
                 exchange,
                 request,
             });
         }
-        (begun, next_urgent.unwrap_or(At::NEVER))
+        (started, next_urgent.unwrap_or(At::NEVER))
     }
 
     /// It is over, and what came of it is digested.
@@ -202,7 +202,7 @@ mod tests {
         START.plus(Duration::from_secs(60 * count))
     }
 
-    fn rounds(change: impl FnOnce(&mut Source)) -> (Rounds, RateLimiter) {
+    fn scheduler(change: impl FnOnce(&mut Source)) -> (Scheduler, RateLimiter) {
         let key = Key {
             label: SecretLabel("api_key".to_owned()),
             secret: Secret::new("a-key-of-the-tests"),
@@ -215,7 +215,7 @@ mod tests {
         change(&mut source);
         let limiter = RateLimiter::new(source.rate, START);
         (
-            Rounds::new(
+            Scheduler::new(
                 Arc::new(Member::new(
                     SourceRow {
                         id: 1,
@@ -229,7 +229,7 @@ mod tests {
         )
     }
 
-    fn due(rows: impl IntoIterator<Item = i64>) -> Found {
+    fn due(rows: impl IntoIterator<Item = i64>) -> DueRuns {
         const RUN: &str = r#"{"known_since":0,"found_by":"operator","detail":{},"progress":"waiting","webhooks":{"count":0},
             "polls":0,"overdue":false,"statuses":0,"phase":{"open":{}},"poll":{"at":0,"urgent":false}}"#;
         let run = |row| Due {
@@ -237,96 +237,98 @@ mod tests {
             run_id: RunId::new(&format!("wr_{row}")).unwrap(),
             run: serde_json::from_str(RUN).unwrap(),
         };
-        Found {
+        DueRuns {
             due: rows.into_iter().map(run).collect(),
             next_urgent: None,
         }
     }
 
-    fn tasks(begun: &[Begun]) -> Vec<Task> {
-        begun.iter().map(|begun| begun.task).collect()
+    fn tasks(started: &[Started]) -> Vec<Task> {
+        started.iter().map(|started| started.task).collect()
     }
 
     #[test]
     fn as_many_are_asked_about_as_there_are_hands_and_none_twice() {
-        let (mut rounds, mut limiter) = rounds(|_| ());
-        assert_eq!(rounds.wanted(&limiter).map(|wanted| wanted.max), Some(2));
-        let (begun, again) = rounds.choose(due(1..=3), &mut limiter, START);
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
+        assert_eq!(scheduler.wanted(&limiter).map(|wanted| wanted.max), Some(2));
+        let (started, again) = scheduler.choose(due(1..=3), &mut limiter, START);
         assert_eq!(
-            (tasks(&begun), again),
+            (tasks(&started), again),
             (vec![Task::Run(1), Task::Run(2)], At::NEVER)
         );
-        assert_eq!(begun[0].request.path, "/v1/runs/wr_1");
-        assert_eq!(rounds.wanted(&limiter), None, "no hand is free");
-        rounds.finished(Task::Run(1));
+        assert_eq!(started[0].request.path, "/v1/runs/wr_1");
+        assert_eq!(scheduler.wanted(&limiter), None, "no hand is free");
+        scheduler.finished(Task::Run(1));
         assert_eq!(
-            rounds.wanted(&limiter).map(|wanted| wanted.max),
+            scheduler.wanted(&limiter).map(|wanted| wanted.max),
             Some(3),
             "one looks past what is under way"
         );
-        let (begun, _) = rounds.choose(due(2..=4), &mut limiter, START);
-        assert_eq!(tasks(&begun), [Task::Run(3)]);
+        let (started, _) = scheduler.choose(due(2..=4), &mut limiter, START);
+        assert_eq!(tasks(&started), [Task::Run(3)]);
     }
 
     #[test]
     fn the_pace_is_kept_and_says_when_it_goes_on() {
-        let (mut rounds, _) = rounds(|_| ());
+        let (mut scheduler, _) = scheduler(|_| ());
         let mut limiter = RateLimiter::new(1.0, START);
-        let (begun, again) = rounds.choose(due(1..=2), &mut limiter, START);
-        assert_eq!(tasks(&begun), [Task::Run(1)]);
+        let (started, again) = scheduler.choose(due(1..=2), &mut limiter, START);
+        assert_eq!(tasks(&started), [Task::Run(1)]);
         assert!(again >= START.plus(Duration::from_secs(1)) && again < At::NEVER);
-        let (begun, _) = rounds.choose(due(2..=2), &mut limiter, again);
+        let (started, _) = scheduler.choose(due(2..=2), &mut limiter, again);
         assert_eq!(
-            tasks(&begun),
+            tasks(&started),
             [Task::Run(2)],
-            "who was not begun is not taken for busy"
+            "who was not started is not taken for busy"
         );
     }
 
     #[test]
     fn the_gate_opens_when_its_schedule_fires() {
-        let (mut rounds, mut limiter) = rounds(|_| ());
-        let gate = |rounds: &Rounds, limiter: &RateLimiter| rounds.wanted(limiter).unwrap().gate;
-        rounds.strike(&mut limiter, At(minutes(1).0 - 1));
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
+        let window = |scheduler: &Scheduler, limiter: &RateLimiter| {
+            scheduler.wanted(limiter).unwrap().window
+        };
+        scheduler.tick(&mut limiter, At(minutes(1).0 - 1));
         assert_eq!(
-            (gate(&rounds, &limiter), rounds.next_at(&limiter)),
+            (window(&scheduler, &limiter), scheduler.next_at(&limiter)),
             (At(0), minutes(1))
         );
-        rounds.strike(&mut limiter, minutes(1));
+        scheduler.tick(&mut limiter, minutes(1));
         assert_eq!(
-            (gate(&rounds, &limiter), rounds.next_at(&limiter)),
+            (window(&scheduler, &limiter), scheduler.next_at(&limiter)),
             (minutes(1), minutes(2))
         );
     }
 
     #[test]
     fn a_list_is_read_once_at_a_time() {
-        let (mut rounds, mut limiter) = rounds(|_| ());
-        assert!(rounds.strike(&mut limiter, minutes(4)).is_empty());
-        let begun = rounds.strike(&mut limiter, minutes(5));
-        assert_eq!(tasks(&begun), [Task::Sweep]);
-        assert!(!begun[0].task.paid() && begun[0].request.path.starts_with("/v1/runs?page=1&"));
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
+        assert!(scheduler.tick(&mut limiter, minutes(4)).is_empty());
+        let started = scheduler.tick(&mut limiter, minutes(5));
+        assert_eq!(tasks(&started), [Task::Sweep]);
+        assert!(!started[0].task.paid() && started[0].request.path.starts_with("/v1/runs?page=1&"));
         assert!(
-            rounds.strike(&mut limiter, minutes(10)).is_empty(),
+            scheduler.tick(&mut limiter, minutes(10)).is_empty(),
             "it is still being read"
         );
-        rounds.finished(Task::Sweep);
-        assert!(rounds.strike(&mut limiter, minutes(14)).is_empty());
+        scheduler.finished(Task::Sweep);
+        assert!(scheduler.tick(&mut limiter, minutes(14)).is_empty());
         assert_eq!(
-            tasks(&rounds.strike(&mut limiter, minutes(15))),
+            tasks(&scheduler.tick(&mut limiter, minutes(15))),
             [Task::Sweep]
         );
     }
 
     #[test]
     fn without_a_key_no_list_is_read() {
-        let (mut rounds, mut limiter) = rounds(|source| source.api_key = None);
-        assert!(rounds.strike(&mut limiter, minutes(5)).is_empty());
+        let (mut scheduler, mut limiter) = scheduler(|source| source.api_key = None);
+        assert!(scheduler.tick(&mut limiter, minutes(5)).is_empty());
     }
 
     #[test]
     fn a_refused_key_is_tried_now_and_then_and_nothing_else_is_asked() {
-        let (mut rounds, mut limiter) = rounds(|_| ());
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
         limiter.observe(
             &ResponseClass::Denied {
                 why: "401".to_owned(),
@@ -335,17 +337,17 @@ mod tests {
             0,
         );
         let at = limiter.probe_at().unwrap();
-        assert_eq!(rounds.next_at(&limiter), at.min(minutes(1)));
-        assert_eq!(rounds.wanted(&limiter), None);
-        let mut begun = rounds.strike(&mut limiter, at);
-        assert_eq!(tasks(&begun), [Task::Probe]);
+        assert_eq!(scheduler.next_at(&limiter), at.min(minutes(1)));
+        assert_eq!(scheduler.wanted(&limiter), None);
+        let mut started = scheduler.tick(&mut limiter, at);
+        assert_eq!(tasks(&started), [Task::Probe]);
         assert!(
-            rounds.strike(&mut limiter, minutes(20)).is_empty(),
+            scheduler.tick(&mut limiter, minutes(20)).is_empty(),
             "one probe at a time, and no list"
         );
-        let Begun {
+        let Started {
             exchange, request, ..
-        } = begun.remove(0);
+        } = started.remove(0);
         let answer = ApiResponse::Failed {
             what: "connection refused".to_owned(),
         };
@@ -353,9 +355,9 @@ mod tests {
             exchange.go_on(request, answer, at),
             crate::polling::exchange::Next::Done
         ));
-        rounds.finished(Task::Probe);
+        scheduler.finished(Task::Probe);
         assert_eq!(
-            tasks(&rounds.strike(&mut limiter, minutes(21))),
+            tasks(&scheduler.tick(&mut limiter, minutes(21))),
             [Task::Probe]
         );
     }

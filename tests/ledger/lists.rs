@@ -232,10 +232,10 @@ fn what_is_due_comes_urgent_first_then_the_oldest_as_far_as_the_gate_was_open() 
     let sql = "UPDATE runs SET opened_at = 100 - id, poll_at = CASE WHEN id < 4 THEN id * 10 END,
         poll_urgent_at = CASE WHEN id >= 4 THEN id * 10 END";
     ledger.sql().execute(sql, []).unwrap();
-    let due = |now, gate, max| -> Vec<i64> {
+    let due = |now, window, max| -> Vec<i64> {
         let due = ledger
             .reader
-            .read(|view| view.due(1, At(now), At(gate), max))
+            .read(|view| view.due(1, At(now), At(window), max))
             .unwrap();
         due.iter().map(|due| due.row).collect()
     };
@@ -250,7 +250,7 @@ fn what_is_due_comes_urgent_first_then_the_oldest_as_far_as_the_gate_was_open() 
     assert_eq!(
         due(20, 100, 10),
         [2, 1],
-        "a gate that opens later lets nothing through now"
+        "a window that opens later lets nothing through now"
     );
     assert_eq!(due(5, 5, 10), [0; 0]);
     let next = |now| {

@@ -1,5 +1,5 @@
 //! The daemon as far as it decides: the real reconciler over a real file, the real dialects, and the real
-//! limiter, rounds and exchanges of each source.
+//! limiter, scheduler and exchanges of each source.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use settled::limits;
 use settled::model::At;
 use settled::model::schedule;
 use settled::polling::rate_limit::RateLimiter;
-use settled::polling::{Begun, Rounds, Task};
+use settled::polling::{Scheduler, Started, Task};
 use settled::providers::{ApiResponse, ResponseClass};
 use settled::reconciler::{Fleet, Member, Reconciler};
 use settled::report::{Head, Report};
@@ -34,12 +34,12 @@ pub struct Daemon {
     pub recovered: usize,
 }
 
-/// One source's loop: the real rounds and exchanges, without a network.
+/// One source's loop: the real scheduler and exchanges, without a network.
 pub struct Desk {
     pub member: Arc<Member>,
     pub cloud: Cloud,
     pub limiter: RateLimiter,
-    rounds: Rounds,
+    scheduler: Scheduler,
 }
 
 impl Daemon {
@@ -92,24 +92,24 @@ impl Desk {
         Desk {
             cloud,
             limiter: RateLimiter::new(member.source.rate, now),
-            rounds: Rounds::new(member.clone(), now),
+            scheduler: Scheduler::new(member.clone(), now),
             member,
         }
     }
 
     /// One look around: what is to be asked now, and when looking again is worthwhile.
-    pub fn look(&mut self, reader: &Reader, now: At) -> (Vec<Begun>, At) {
-        let mut begun = self.rounds.strike(&mut self.limiter, now);
-        let mut again = self.rounds.next_at(&self.limiter);
-        if let Some(wanted) = self.rounds.wanted(&self.limiter) {
+    pub fn look(&mut self, reader: &Reader, now: At) -> (Vec<Started>, At) {
+        let mut started = self.scheduler.tick(&mut self.limiter, now);
+        let mut again = self.scheduler.next_at(&self.limiter);
+        if let Some(wanted) = self.scheduler.wanted(&self.limiter) {
             let found = reader
                 .read(|view| wanted.look(view, self.member.id, now))
                 .unwrap();
-            let (chosen, look_again) = self.rounds.choose(found, &mut self.limiter, now);
-            begun.extend(chosen);
+            let (chosen, look_again) = self.scheduler.choose(found, &mut self.limiter, now);
+            started.extend(chosen);
             again = again.min(look_again);
         }
-        (begun, again)
+        (started, again)
     }
 
     /// Takes a permission to go on asking, or says when to try again.
@@ -129,8 +129,8 @@ impl Desk {
         class
     }
 
-    /// What was begun is over.
+    /// What was started is over.
     pub fn finished(&mut self, task: Task) {
-        self.rounds.finished(task);
+        self.scheduler.finished(task);
     }
 }

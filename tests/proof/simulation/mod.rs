@@ -7,7 +7,7 @@
 //! misfortunes after which it still fails.
 
 mod daemon;
-mod rounds;
+mod scheduler;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ use settled::ledger::RunRow;
 use settled::model::decide::Phase;
 use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
 use settled::polling::exchange::{Exchange, Next};
-use settled::polling::{Begun, Task};
+use settled::polling::{Started, Task};
 use settled::providers::{ApiRequest, ApiResponse, ResponseClass};
 use settled::report::{Head, Report, TrackHead};
 use tempfile::TempDir;
@@ -326,7 +326,7 @@ impl Simulation {
                 }
             }
             Sender::Client(run) => self.at(self.now + Duration::from_secs(10), Event::Track(run)),
-            // The life in which the exchange was begun is over.
+            // The life in which the exchange was started is over.
             Sender::Desk { .. } | Sender::Nobody => {}
         }
     }
@@ -630,12 +630,12 @@ impl Simulation {
         let Some(daemon) = &mut self.daemon else {
             return Ok(());
         };
-        let (begun, again) = daemon.desks[desk].look(&daemon.reader, now);
-        for Begun {
+        let (started, again) = daemon.desks[desk].look(&daemon.reader, now);
+        for Started {
             task,
             exchange,
             request,
-        } in begun
+        } in started
         {
             let asking = Asking {
                 desk,
