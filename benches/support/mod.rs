@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use settled::config::Source;
+use settled::config::SourceConfig;
 use settled::ledger::{RingLimits, Writer};
 use settled::model::{At, Kind, RunId, SourceName};
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
-use settled::reconciler::{Fleet, Reconciler};
+use settled::reconciler::{Reconciler, Sources};
 use settled::report::{Head, Report, TrackHead};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
@@ -245,22 +245,22 @@ impl Ledger {
             label: SecretLabel("api_key".to_owned()),
             secret: Secret::new(KEY),
         };
-        let mut source = Source::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
+        let mut source = SourceConfig::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
         // As in the daemon's configuration below: what is open is not due while it is looked at.
         source.overrides.first_poll = Some(FIRST_POLL);
         source.overrides.max_interval = Some(FIRST_POLL * 2);
-        let fleet = Fleet::enlist(
+        let sources = Sources::register(
             &mut writer,
             &BTreeMap::from([(name, Arc::new(source))]),
             now,
         )
         .expect("a source");
-        let source = fleet.rows()[0];
+        let source = sources.rows()[0];
         let ring = RingLimits {
             rows_max: 10_000,
             bytes_max: 64 << 20,
         };
-        let mut reconciler = Reconciler::new(writer, fleet, ring);
+        let mut reconciler = Reconciler::new(writer, sources, ring);
         reconciler.recover(now, |_| ()).expect("nothing to recover");
         let checkpointer = reconciler.checkpointer().expect("a checkpointer");
         std::thread::spawn(move || checkpointer.run());

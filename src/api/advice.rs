@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::types::SecretView;
-use crate::config::Source;
+use crate::config::SourceConfig;
 use crate::ledger::SecretUse;
 use crate::model::At;
 use crate::polling::rate_limit::Breaker;
-use crate::reconciler::Member;
+use crate::reconciler::Source;
 use crate::secret::Key;
 
 /// Clocks that differ by more than this are worth a word: timestamped signatures are held to 300 s.
@@ -18,7 +18,7 @@ const LATE: Duration = Duration::from_secs(7 * 86_400);
 
 /// In a sentence each.
 pub fn notes(
-    source: &Source,
+    source: &SourceConfig,
     unaccounted: i64,
     breaker: Option<&Breaker>,
     skew_ms: Option<i64>,
@@ -56,8 +56,10 @@ pub fn notes(
 
 /// The configured secrets and their use. An old one can go when another of its kind has verified
 /// deliveries since, and it has not for as long as a run started under it may live, and [`LATE`].
-pub fn secrets(member: &Member, uses: &[SecretUse], now: At) -> Vec<SecretView> {
-    let Member { id, source, .. } = member;
+pub fn secrets(member: &Source, uses: &[SecretUse], now: At) -> Vec<SecretView> {
+    let Source {
+        id, config: source, ..
+    } = member;
     let lifetime = source.policy(None).give_up + LATE;
     let used = |key: &Key| {
         uses.iter()
@@ -95,12 +97,12 @@ mod tests {
 
     const NOW: At = At(10_000_000_000);
 
-    fn source() -> Source {
+    fn source() -> SourceConfig {
         let skyvern = REGISTRY
             .iter()
             .find(|provider| provider.name() == "skyvern")
             .unwrap();
-        Source::new(SourceName::new("sky").unwrap(), *skyvern)
+        SourceConfig::new(SourceName::new("sky").unwrap(), *skyvern)
     }
 
     fn key(label: &str) -> Key {
@@ -158,7 +160,7 @@ mod tests {
     /// Of the secrets `old`, `new` and `unused`, those that can go.
     fn can_go(uses: &[SecretUse]) -> Vec<String> {
         let source = source().with_keys(None, ["old", "new", "unused"].map(key));
-        let member = Member::new(
+        let member = Source::new(
             SourceRow {
                 id: 1,
                 since: At(0),

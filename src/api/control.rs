@@ -24,7 +24,7 @@ use crate::model::record::Cursor;
 use crate::model::{Kind, RunId, RunKey, SourceName};
 use crate::polling::client::Asker;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
-use crate::reconciler::{Digest, Member};
+use crate::reconciler::{Digest, Source};
 use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::server::{self, Problem};
 
@@ -54,7 +54,7 @@ pub async fn track(State(desk): Shared, body: Body) -> HandlerResult {
         );
         return Err(bad_request(message));
     }
-    let source = &member.source;
+    let source = &member.config;
     let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
     let head = TrackHead {
         run_id: key.run_id.clone(),
@@ -201,7 +201,7 @@ pub async fn retry_webhook(
     let again: Again = body_json(body).await?;
     let key = key(&path.0, &path.1)?;
     let asker = desk.asker(&path.0)?;
-    let provider = asker.member.source.provider;
+    let provider = asker.member.config.provider;
     let question = provider
         .retry_request(&key.run_id, again.webhook_url.as_deref())
         .ok_or_else(|| {
@@ -406,7 +406,7 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
                     .and_then(|limiter| limiter.breaker.as_ref());
                 secrets = advice::secrets(&asker.member, &uses, now);
                 notes = advice::notes(
-                    &asker.member.source,
+                    &asker.member.config,
                     counts.unaccounted,
                     breaker,
                     skew_ms,
@@ -461,8 +461,8 @@ fn cannot_ask(message: impl Into<String>) -> Problem {
 }
 
 impl Desk {
-    fn member(&self, name: &str) -> Result<Arc<Member>, Problem> {
-        let found = self.fleet.borrow().named(name).cloned();
+    fn member(&self, name: &str) -> Result<Arc<Source>, Problem> {
+        let found = self.sources.borrow().named(name).cloned();
         let message = || format!("no source named {name:?} is configured");
         found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_source", message()))
     }
@@ -470,7 +470,7 @@ impl Desk {
     /// The evidence of a source that can be asked.
     fn asker(&self, name: &str) -> Result<Arc<Asker>, Problem> {
         let member = self.member(name)?;
-        if member.source.api_key.is_none() {
+        if member.config.api_key.is_none() {
             return Err(cannot_ask(format!(
                 "{name} has no api_key in the configuration, so nothing can be asked"
             )));
@@ -510,12 +510,12 @@ impl Desk {
     /// Takes the signed payload out of a provider's answer in, as the report it is.
     async fn replay(
         &self,
-        member: &Member,
+        member: &Source,
         body: Vec<u8>,
         headers: Headers,
     ) -> Result<(Verdict, Digest), Problem> {
         let now = (self.clock)();
-        let source = &member.source;
+        let source = &member.config;
         let delivery = Delivery {
             headers: &headers,
             body: &body,

@@ -26,7 +26,7 @@ use crate::ledger::{FeedBounds, Reader, StoreError, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::Asker;
-use crate::reconciler::{Clock, Fleet, Handle, Refusal};
+use crate::reconciler::{Clock, Handle, Refusal, Sources};
 use crate::server::{AnyBody, Problem, json};
 
 pub use feed::{ConsumerView, Readers, Tail};
@@ -40,7 +40,7 @@ pub struct Desk {
     /// Read-only access.
     pub reader: Reader,
     /// The configured sources.
-    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub sources: watch::Receiver<Arc<Sources>>,
     /// Each source's evidence, by row id.
     pub askers: watch::Receiver<Arc<BTreeMap<i64, Arc<Asker>>>>,
     /// The time.

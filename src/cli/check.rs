@@ -15,13 +15,13 @@ use serde::Serialize;
 
 use super::{Context, Failure, exit, show};
 use crate::config::cron::Schedule;
-use crate::config::{Config, Source, shown};
+use crate::config::{Config, SourceConfig, shown};
 use crate::daemon::system_clock;
 use crate::ledger::{self, Examination, SourceRow, StoreError};
 use crate::model::At;
 use crate::polling::client::{Asker, Calls};
 use crate::providers::{ApiResponse, ResponseClass};
-use crate::reconciler::Member;
+use crate::reconciler::Source;
 use crate::secret::{Key, Keyring};
 
 /// A clock that is this far off makes signatures look old.
@@ -136,7 +136,7 @@ impl Check {
     }
 
     async fn report(&self, config: &Config, now: At) -> Result<Report, Failure> {
-        let sources: Vec<Arc<Source>> = config.sources.values().cloned().collect();
+        let sources: Vec<Arc<SourceConfig>> = config.sources.values().cloned().collect();
         let mut report = Report::of(config, now);
         if !self.quick && config.store_path.exists() {
             report.examine(&config.store_path);
@@ -397,7 +397,7 @@ fn creatable(path: &Path) -> Result<String, String> {
 // ── Sources ─────────────────────────────────────────────────────────────────────────────────────
 
 impl SourcePart {
-    fn of(source: &Source, now: At) -> SourcePart {
+    fn of(source: &SourceConfig, now: At) -> SourcePart {
         let policy = source.policy(None);
         let lists = source
             .provider
@@ -516,7 +516,7 @@ fn often(schedule: &Schedule, now: At) -> String {
 // ── Online ──────────────────────────────────────────────────────────────────────────────────────
 
 /// Asks a provider the cheap question that must work whenever the key does.
-async fn ask(source: Arc<Source>, calls: Calls) -> Online {
+async fn ask(source: Arc<SourceConfig>, calls: Calls) -> Online {
     if source.api_key.is_none() {
         let verdict = "not asked: there is no api_key".to_owned();
         return Online {
@@ -527,7 +527,7 @@ async fn ask(source: Arc<Source>, calls: Calls) -> Online {
     }
     let question = source.provider.canary_request(&source.settings);
     let asker = Asker::new(
-        Arc::new(Member::new(
+        Arc::new(Source::new(
             SourceRow {
                 id: 0,
                 since: At(0),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::source::Source;
+use super::source::SourceConfig;
 use super::{ConfigError, Problem, secrets};
 use crate::model::SourceName;
 use crate::providers::Provider;
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Env {
 pub(super) fn sources(
     registry: &[&'static dyn Provider],
     env: &Env,
-) -> Result<BTreeMap<SourceName, Arc<Source>>, ConfigError> {
+) -> Result<BTreeMap<SourceName, Arc<SourceConfig>>, ConfigError> {
     let mut problems = Vec::new();
     let mut sources = BTreeMap::new();
     for provider in registry {
@@ -109,7 +109,7 @@ fn source(
     provider: &'static dyn Provider,
     env: &Env,
     problems: &mut Vec<Problem>,
-) -> Option<Source> {
+) -> Option<SourceConfig> {
     let names = provider.environment();
     let mut key = |name: &str| {
         let key = Key {
@@ -140,7 +140,7 @@ fn source(
     if api_key.is_none() && webhook_secret.is_none() && path_token.is_none() {
         return None;
     }
-    let mut source = Source::new(name, provider);
+    let mut source = SourceConfig::new(name, provider);
     source.keyring.path_tokens.extend(path_token);
     Some(source.with_keys(api_key, webhook_secret))
 }

@@ -9,8 +9,9 @@ use toml::de::DeTable;
 
 use super::document::{self, Document, Section, suggestion};
 use super::{
-    Config, ConfigError, Env, Hooks, NO_STORE, Origin, PolicyOverrides, Retention, Sockets, Source,
-    default_sockets, default_store, reachable, secrets, socket_trouble, values, verifier, warnings,
+    Config, ConfigError, Env, Hooks, NO_STORE, Origin, PolicyOverrides, Retention, Sockets,
+    SourceConfig, default_sockets, default_store, reachable, secrets, socket_trouble, values,
+    verifier, warnings,
 };
 use crate::config::cron::Schedule;
 use crate::limits;
@@ -213,7 +214,7 @@ fn sources(
     root: &Section<'_>,
     registry: &[&'static dyn Provider],
     env: &Env,
-) -> BTreeMap<SourceName, Arc<Source>> {
+) -> BTreeMap<SourceName, Arc<SourceConfig>> {
     let mut sources = BTreeMap::new();
     let Some(table) = root
         .get("sources")
@@ -277,8 +278,8 @@ fn source(
     name: SourceName,
     provider: &'static dyn Provider,
     env: &Env,
-) -> Source {
-    let mut source = Source::new(name, provider);
+) -> SourceConfig {
+    let mut source = SourceConfig::new(name, provider);
     let url = format!("{:?}", provider.base_url());
     source.base_url = section
         .parse("base_url", &url, values::base_url)
@@ -363,7 +364,7 @@ const ORDER: [(Part, Part); 4] = [
     ),
 ];
 
-fn check_order(section: &Section<'_>, source: &Source) {
+fn check_order(section: &Section<'_>, source: &SourceConfig) {
     let kinds = || std::iter::once(None).chain(Kind::ALL.iter().copied().map(Some));
     for (short, long) in ORDER {
         let wrong = |policy: &Policy| (short.1)(policy) > (long.1)(policy);
@@ -403,7 +404,7 @@ fn blame(
     section.problem(key, text);
 }
 
-fn with_secrets(section: &Section<'_>, mut source: Source, env: &Env) -> Source {
+fn with_secrets(section: &Section<'_>, mut source: SourceConfig, env: &Env) -> SourceConfig {
     let provider = source.provider;
     let api_key = section
         .get("api_key")

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use environment::Env;
-pub use source::{PolicyOverrides, Source};
+pub use source::{PolicyOverrides, SourceConfig};
 pub use values::{base_url, duration, shown};
 
 use crate::limits;
@@ -49,7 +49,7 @@ pub struct Config {
     /// The Unix sockets.
     pub sockets: Sockets,
     /// The accounts, by name.
-    pub sources: BTreeMap<SourceName, Arc<Source>>,
+    pub sources: BTreeMap<SourceName, Arc<SourceConfig>>,
     /// How long things are kept.
     pub retention: Retention,
     /// Where all this was read.
@@ -371,7 +371,7 @@ fn socket_trouble(sockets: &Sockets) -> Vec<(&'static str, String)> {
 /// What is allowed but worth telling.
 fn warnings(
     hooks: &Hooks,
-    sources: &BTreeMap<SourceName, Arc<Source>>,
+    sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
     registry: &[&'static dyn Provider],
     origin: &Origin,
 ) -> Vec<String> {
@@ -386,7 +386,7 @@ fn warnings(
     if sources.is_empty() {
         warnings.push(no_sources(registry, origin));
     }
-    let sources: Vec<&Source> = sources.values().map(Arc::as_ref).collect();
+    let sources: Vec<&SourceConfig> = sources.values().map(Arc::as_ref).collect();
     warnings.extend(sources.iter().flat_map(|source| source_warnings(source)));
     for (index, source) in sources.iter().enumerate() {
         let twin = sources[..index]
@@ -421,7 +421,7 @@ fn no_sources(registry: &[&'static dyn Provider], origin: &Origin) -> String {
     }
 }
 
-fn source_warnings(source: &Source) -> Vec<String> {
+fn source_warnings(source: &SourceConfig) -> Vec<String> {
     let name = &source.name;
     let mut warnings = Vec::new();
     if source.api_key.is_none() {
@@ -465,7 +465,7 @@ fn verifier(provider: &dyn Provider) -> &'static str {
     }
 }
 
-fn same_account(a: &Source, b: &Source) -> bool {
+fn same_account(a: &SourceConfig, b: &SourceConfig) -> bool {
     a.api_key.is_some()
         && a.api_key == b.api_key
         && a.provider.name() == b.provider.name()

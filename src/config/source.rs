@@ -12,7 +12,7 @@ use crate::secret::{Key, Keyring, Redactor, Secret};
 
 /// Everything settled knows about an account before it has spoken to it.
 #[derive(Clone, PartialEq)]
-pub struct Source {
+pub struct SourceConfig {
     /// The name the person gave to it.
     pub name: SourceName,
     /// How its provider speaks.
@@ -71,14 +71,14 @@ impl PolicyOverrides {
     }
 }
 
-impl Source {
+impl SourceConfig {
     /// A source with the defaults of its provider and no secrets.
     ///
     /// # Panics
     /// Never: the default schedules are valid, which a test shows.
-    pub fn new(name: SourceName, provider: &'static dyn Provider) -> Source {
+    pub fn new(name: SourceName, provider: &'static dyn Provider) -> SourceConfig {
         let schedule = |text| Schedule::parse(text).expect("the default schedules are valid");
-        Source {
+        SourceConfig {
             name,
             provider,
             base_url: provider.base_url().to_owned(),
@@ -102,7 +102,7 @@ impl Source {
         mut self,
         api_key: Option<Key>,
         webhook_secrets: impl IntoIterator<Item = Key>,
-    ) -> Source {
+    ) -> SourceConfig {
         self.api_key = api_key.as_ref().map(|key| key.secret.clone());
         self.keyring
             .signing
@@ -145,9 +145,9 @@ impl Source {
     }
 }
 
-impl fmt::Debug for Source {
+impl fmt::Debug for SourceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source")
+        f.debug_struct("SourceConfig")
             .field("name", &self.name.as_str())
             .field("provider", &self.provider.name())
             .field("base_url", &self.base_url)

@@ -133,9 +133,9 @@ fn good(text: &str) -> Config {
     read(text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn source(keys: &str) -> Source {
+fn source(keys: &str) -> SourceConfig {
     let config = good(&format!("[sources.bu]\nprovider = \"browser-use\"\n{keys}"));
-    Source::clone(config.sources.values().next().unwrap())
+    SourceConfig::clone(config.sources.values().next().unwrap())
 }
 
 /// The complaints about a text; none may repeat a secret.
@@ -322,7 +322,7 @@ fn the_shipped_example_is_valid_as_it_is_and_with_every_key_switched_on() {
         );
     }
     let skyvern = &config.sources[&SourceName::new("skyvern-prod").unwrap()];
-    let default = Source::new(skyvern.name.clone(), &SKYVERN);
+    let default = SourceConfig::new(skyvern.name.clone(), &SKYVERN);
     assert_eq!(
         (&skyvern.poll, &skyvern.sweep),
         (&default.poll, &default.sweep)

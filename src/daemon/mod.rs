@@ -35,7 +35,7 @@ use crate::model::At;
 use crate::model::schedule;
 use crate::polling::client::{Asker, Calls};
 use crate::polling::{self, Poller};
-use crate::reconciler::{self, Clock, Fleet, Handle, Reconciler, Refusal};
+use crate::reconciler::{self, Clock, Handle, Reconciler, Refusal, Sources};
 use crate::retention::Upkeep;
 use crate::server::listen::{ListenError, Listeners};
 use crate::server::systemd::{self, Inherited};
@@ -92,7 +92,7 @@ pub struct Daemon {
     writer: JoinHandle<()>,
     /// Sockets that we made and must take away.
     sockets: Vec<PathBuf>,
-    fleet: watch::Sender<Arc<Fleet>>,
+    sources: watch::Sender<Arc<Sources>>,
     trouble: watch::Sender<Option<String>>,
     pollers: Pollers,
     pulse: Pulse,
@@ -108,10 +108,10 @@ impl Daemon {
     ) -> Result<Daemon, StartError> {
         let files = server::raise_file_limit();
         let calls = Calls::new()?;
-        let (mut reconciler, fleet, recovered) = recover(&config, clock)?;
+        let (mut reconciler, sources, recovered) = recover(&config, clock)?;
         let checkpointer = reconciler.checkpointer()?;
         thread("checkpointer", move || checkpointer.run())?;
-        let (fleet, fleet_seen) = watch::channel(Arc::new(fleet));
+        let (sources, fleet_seen) = watch::channel(Arc::new(sources));
         let reader = reconciler.reader();
         let head = reader.read(|view| Ok(view.bounds()?.head))?;
         let (ledger, serve) = reconciler::channel(reconciler, clock.clone(), head);
@@ -124,7 +124,7 @@ impl Daemon {
         let desk = Arc::new(Desk {
             ledger: ledger.clone(),
             reader: reader.clone(),
-            fleet: fleet_seen.clone(),
+            sources: fleet_seen.clone(),
             askers: askers_seen,
             clock: clock.clone(),
             started_at: clock(),
@@ -138,7 +138,7 @@ impl Daemon {
         let pulse = Pulse {
             ledger: ledger.clone(),
             reader: reader.clone(),
-            fleet: fleet_seen.clone(),
+            sources: fleet_seen.clone(),
             trouble: trouble_seen,
             clock: clock.clone(),
         };
@@ -217,7 +217,7 @@ impl Daemon {
             tasks,
             writer,
             sockets,
-            fleet,
+            sources,
             trouble,
             pollers,
             pulse,
@@ -252,19 +252,19 @@ impl Daemon {
         }
         warn_of_fixed(&self.config, &config);
         let (sources, now) = (config.sources.clone(), (self.pollers.clock)());
-        let fleet = self
+        let sources = self
             .pollers
             .ledger
-            .write(move |tx| Fleet::enlist_in(tx, &sources, now))
+            .write(move |tx| Sources::register_in(tx, &sources, now))
             .await?;
-        let earlier = self.fleet.borrow().clone();
+        let earlier = self.sources.borrow().clone();
         self.pollers
             .ledger
-            .set_fleet(fleet.remembering(&earlier))
+            .set_sources(sources.remembering(&earlier))
             .await?;
-        let fleet = Arc::new(fleet);
-        self.fleet.send_replace(fleet.clone());
-        self.pollers.follow(&fleet, &mut self.tasks);
+        let sources = Arc::new(sources);
+        self.sources.send_replace(sources.clone());
+        self.pollers.follow(&sources, &mut self.tasks);
         self.config.sources = config.sources;
         tracing::info!(sources = self.config.sources.len(), origin = %config.origin, "reloaded");
         Ok(())
@@ -281,7 +281,7 @@ impl Daemon {
         self.pollers.hush();
         while self.tasks.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
-        drop((self.pollers, self.pulse, self.fleet));
+        drop((self.pollers, self.pulse, self.sources));
         // Every handle is gone with those who held it, so the writer's loop ends by itself.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
@@ -308,7 +308,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 }
 
 /// Opens the ledger and digests what an earlier process left.
-fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize), StoreError> {
+fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), StoreError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
     writer.transaction(|tx| {
         tx.clamp_polls(
@@ -316,9 +316,9 @@ fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize),
             clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
         )
     })?;
-    let fleet = Fleet::enlist(&mut writer, &config.sources, clock())?;
+    let sources = Sources::register(&mut writer, &config.sources, clock())?;
     let ring = ring(&config.hooks);
-    let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
+    let mut reconciler = Reconciler::new(writer, sources.clone(), ring);
     let tell = |count: usize| {
         if count % 100 == 1 {
             systemd::starting(
@@ -328,7 +328,7 @@ fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Fleet, usize),
         }
     };
     let recovered = reconciler.recover(clock(), tell)?;
-    Ok((reconciler, fleet, recovered))
+    Ok((reconciler, sources, recovered))
 }
 
 fn ring(hooks: &Hooks) -> RingLimits {
@@ -363,15 +363,15 @@ struct Pollers {
 }
 
 impl Pollers {
-    /// Gives every source of the fleet its evidence and its loop. One that has not changed keeps both,
+    /// Gives every source of the sources its evidence and its loop. One that has not changed keeps both,
     /// with its pace and its breaker. Questions of the others that are under way are dropped, and
     /// asked again.
-    fn follow(&mut self, fleet: &Fleet, tasks: &mut JoinSet<()>) {
+    fn follow(&mut self, sources: &Sources, tasks: &mut JoinSet<()>) {
         let earlier = self.askers.borrow().clone();
         let unchanged = |id: &i64| {
             let asker: &Arc<Asker> = earlier.get(id)?;
-            let member = fleet.members().find(|member| member.id == *id)?;
-            (asker.member.source == member.source).then(|| asker.clone())
+            let member = sources.members().find(|member| member.id == *id)?;
+            (asker.member.config == member.config).then(|| asker.clone())
         };
         self.tasks.retain(|id, task| {
             let keep = unchanged(id).is_some();
@@ -380,7 +380,7 @@ impl Pollers {
             }
             keep
         });
-        let pollers: BTreeMap<i64, Arc<Asker>> = fleet
+        let pollers: BTreeMap<i64, Arc<Asker>> = sources
             .members()
             .map(|member| {
                 let fresh = || {
@@ -400,8 +400,8 @@ impl Pollers {
     }
 
     fn start_loop(&mut self, id: i64, asker: &Arc<Asker>, tasks: &mut JoinSet<()>) {
-        if asker.member.source.api_key.is_none() {
-            tracing::warn!(source = %asker.member.source.name, "no api_key: webhooks are recorded, nothing can be polled");
+        if asker.member.config.api_key.is_none() {
+            tracing::warn!(source = %asker.member.config.name, "no api_key: webhooks are recorded, nothing can be polled");
         } else if !self.tasks.contains_key(&id) {
             let poller = Poller::new(
                 asker.clone(),

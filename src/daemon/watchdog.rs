@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::ledger::{Reader, SourceCounts, StoreError};
 use crate::limits;
 use crate::model::At;
-use crate::reconciler::{Clock, Fleet, Handle, Refusal};
+use crate::reconciler::{Clock, Handle, Refusal, Sources};
 use crate::server::systemd;
 
 /// What the pulse takes and tells.
@@ -23,7 +23,7 @@ pub struct Pulse {
     /// Read-only access.
     pub reader: Reader,
     /// The configured sources.
-    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub sources: watch::Receiver<Arc<Sources>>,
     /// What a person has to put right: a configuration that was not taken.
     pub trouble: watch::Receiver<Option<String>>,
     /// The time.
@@ -62,7 +62,7 @@ impl Pulse {
             Ok(Err(error)) => return cannot_look(&error),
             Err(_) => return "A lookup panicked; please report this".to_owned(),
         };
-        let sources = self.fleet.borrow().members().count();
+        let sources = self.sources.borrow().members().count();
         line(
             self.trouble.borrow().as_deref(),
             sources,

@@ -28,7 +28,7 @@ words! {
 words! {
     /// The accounts that the daemon is configured with. Browser Use has one per generation of its
     /// API, since a source speaks one.
-    Source {
+    DemoSource {
         /// Skyvern tasks and workflows.
         Skyvern = "skyvern",
         /// Browser Use v2 tasks.
@@ -44,23 +44,23 @@ words! {
     }
 }
 
-impl Source {
+impl DemoSource {
     /// The cloud it is an account at.
     pub fn cloud(self) -> Cloud {
         match self {
-            Source::Skyvern => Cloud::Skyvern,
-            Source::Tasks | Source::Sessions | Source::Runs => Cloud::BrowserUse,
-            Source::Recipes => Cloud::SmartBrowse,
-            Source::Jobs => Cloud::Firecrawl,
+            DemoSource::Skyvern => Cloud::Skyvern,
+            DemoSource::Tasks | DemoSource::Sessions | DemoSource::Runs => Cloud::BrowserUse,
+            DemoSource::Recipes => Cloud::SmartBrowse,
+            DemoSource::Jobs => Cloud::Firecrawl,
         }
     }
 
     /// The generation of the API it is configured for, where there are several.
     pub fn api(self) -> Option<&'static str> {
         match self {
-            Source::Tasks => Some("v2"),
-            Source::Sessions => Some("v3"),
-            Source::Runs => Some("v4"),
+            DemoSource::Tasks => Some("v2"),
+            DemoSource::Sessions => Some("v3"),
+            DemoSource::Runs => Some("v4"),
             _ => None,
         }
     }
@@ -329,7 +329,7 @@ pub struct Hinge {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Life {
     /// The account it runs in.
-    pub source: Source,
+    pub source: DemoSource,
     /// What sort of run it is.
     pub kind: Kind,
     /// The provider's id of it.
@@ -444,13 +444,13 @@ const DEAF_FOR: Duration = Duration::from_secs(25);
 const THROTTLED_FOR: (u64, u64) = (400, 900);
 
 /// Which account how many runs of a hundred run in.
-const SHARES: [(u32, Source); 6] = [
-    (30, Source::Skyvern),
-    (15, Source::Tasks),
-    (8, Source::Sessions),
-    (7, Source::Runs),
-    (20, Source::Recipes),
-    (20, Source::Jobs),
+const SHARES: [(u32, DemoSource); 6] = [
+    (30, DemoSource::Skyvern),
+    (15, DemoSource::Tasks),
+    (8, DemoSource::Sessions),
+    (7, DemoSource::Runs),
+    (20, DemoSource::Recipes),
+    (20, DemoSource::Jobs),
 ];
 
 impl Plan {
@@ -544,7 +544,7 @@ fn track(life: &mut Life, rates: &Rates, dice: &mut Dice) {
 /// Loses, poisons and delays letters.
 fn lose(life: &mut Life, rates: &Rates, dice: &mut Dice) {
     let tracked = life.tracked.is_some();
-    let unlisted = life.source == Source::Recipes;
+    let unlisted = life.source == DemoSource::Recipes;
     let hinge = life
         .truth
         .and_then(|truth| truth.hinge)
@@ -605,7 +605,7 @@ fn replay(life: &mut Life, plain: bool, rates: &Rates, dice: &mut Dice) {
     };
     let lost = life.mail.iter().any(|mail| mail.says.over && mail.dropped);
     let known = life.tracked.is_some_and(|at| at < wish.at);
-    if dice.chance(rates.replayed) && life.source == Source::Skyvern && plain && lost && known {
+    if dice.chance(rates.replayed) && life.source == DemoSource::Skyvern && plain && lost && known {
         life.replay = Some(wish);
     }
 }
@@ -625,7 +625,7 @@ fn forge(life: &mut Life, rates: &Rates, dice: &mut Dice) {
             ..mail
         });
     }
-    if dice.chance(rates.stale) && matches!(life.source, Source::Tasks | Source::Sessions) {
+    if dice.chance(rates.stale) && matches!(life.source, DemoSource::Tasks | DemoSource::Sessions) {
         let mail = Mail::new(
             dice.part(span, 0.05, 1.3),
             stories::wrong(life.source, truth.outcome),
@@ -683,7 +683,7 @@ impl Life {
     /// Whether the letter about the end says what the status endpoint would, and the daemon would
     /// rather hear it from there: so are SmartBrowse's.
     fn trusted_alone(&self) -> bool {
-        self.source == Source::Recipes
+        self.source == DemoSource::Recipes
             && self
                 .mail
                 .iter()
@@ -757,7 +757,8 @@ mod tests {
         for life in Plan::new(3, 5000, &Rates::default()).runs {
             assert!(life.told_of() != life.only_listed, "{life:?}");
             assert!(
-                !life.only_listed || (life.source != Source::Recipes && life.last_open().is_some()),
+                !life.only_listed
+                    || (life.source != DemoSource::Recipes && life.last_open().is_some()),
                 "{life:?}"
             );
         }

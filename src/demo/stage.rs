@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use super::DemoError;
 use super::client::Client;
 use super::clouds::{Clouds, Keys};
-use super::plan::{Plan, Source};
+use super::plan::{DemoSource, Plan};
 
 /// How long the daemon may take to answer after its start.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -92,7 +92,7 @@ impl Place {
         for (name, value) in secrets(keys) {
             self.write(name, value)?;
         }
-        for source in Source::ALL {
+        for source in DemoSource::ALL {
             self.write(&format!("{source}.key"), &keys.api_key(*source))?;
         }
         self.write("settled.toml", &self.toml(clouds))
@@ -110,7 +110,7 @@ impl Place {
     }
 
     fn toml(&self, clouds: &Clouds) -> String {
-        let sources: String = Source::ALL
+        let sources: String = DemoSource::ALL
             .iter()
             .map(|source| self.source(*source, clouds))
             .collect();
@@ -125,7 +125,7 @@ impl Place {
     }
 
     /// One account. Runs here live for seconds instead of minutes, so everything waits for less.
-    fn source(&self, source: Source, clouds: &Clouds) -> String {
+    fn source(&self, source: DemoSource, clouds: &Clouds) -> String {
         let file = |name: &str| format!("{{ file = \"{}\" }}", self.dir.join(name).display());
         let cloud = source.cloud();
         let mut lines = vec![
@@ -136,14 +136,14 @@ impl Place {
         ];
         lines.extend(source.api().map(|api| format!("api = \"{api}\"")));
         match source {
-            Source::Skyvern => lines.push("grace = \"2s\"".to_owned()),
-            Source::Tasks | Source::Sessions | Source::Runs | Source::Jobs => {
+            DemoSource::Skyvern => lines.push("grace = \"2s\"".to_owned()),
+            DemoSource::Tasks | DemoSource::Sessions | DemoSource::Runs | DemoSource::Jobs => {
                 lines.push(format!(
                     "webhook_secrets = [{}]",
                     file(&format!("{cloud}.hooks"))
                 ));
             }
-            Source::Recipes => {
+            DemoSource::Recipes => {
                 // Its webhooks tell the truth, so here it does no harm to give up soon.
                 lines.push("confirm_timeout = \"8s\"".to_owned());
                 lines.push(format!("path_token = {}", file("smartbrowse.path")));

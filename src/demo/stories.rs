@@ -7,27 +7,27 @@
 use std::time::Duration;
 
 use super::dice::Dice;
-use super::plan::{Answers, Form, Hinge, Life, Mail, Source, State, Truth};
+use super::plan::{Answers, DemoSource, Form, Hinge, Life, Mail, State, Truth};
 use crate::model::{Kind, Outcome};
 
 /// A life as its story has it, before any lie is told about it.
-pub fn live(source: Source, dice: &mut Dice) -> Life {
+pub fn live(source: DemoSource, dice: &mut Dice) -> Life {
     let span = dice.millis(200, 3000);
     match source {
-        Source::Skyvern => dice.weigh(&SKYVERN)(dice, span),
-        Source::Tasks => task(dice, span),
-        Source::Sessions => session(dice, span),
-        Source::Runs => run(dice, span),
-        Source::Recipes => recipe(dice, span),
-        Source::Jobs => dice.weigh(&FIRECRAWL)(dice, span),
+        DemoSource::Skyvern => dice.weigh(&SKYVERN)(dice, span),
+        DemoSource::Tasks => task(dice, span),
+        DemoSource::Sessions => session(dice, span),
+        DemoSource::Runs => run(dice, span),
+        DemoSource::Recipes => recipe(dice, span),
+        DemoSource::Jobs => dice.weigh(&FIRECRAWL)(dice, span),
     }
 }
 
 /// What a liar would say in a letter about a run of this account that really ends with `outcome`.
-pub fn wrong(source: Source, outcome: Outcome) -> State {
+pub fn wrong(source: DemoSource, outcome: Outcome) -> State {
     let (if_good, if_bad) = match source {
-        Source::Tasks => ("stopped", "finished"),
-        Source::Sessions => ("stopped", "idle"),
+        DemoSource::Tasks => ("stopped", "finished"),
+        DemoSource::Sessions => ("stopped", "idle"),
         _ => ("failed", "completed"),
     };
     State::over(if outcome == Outcome::Succeeded {
@@ -48,9 +48,9 @@ pub fn pings() -> [Life; 3] {
         ..blank(source, kind, "a test ping", id.to_owned(), String::new())
     };
     [
-        ping(Source::Skyvern, Kind::Task, "tsk_sample_123456789"),
-        ping(Source::Tasks, Kind::Task, "test"),
-        ping(Source::Sessions, Kind::Session, "test"),
+        ping(DemoSource::Skyvern, Kind::Task, "tsk_sample_123456789"),
+        ping(DemoSource::Tasks, Kind::Task, "test"),
+        ping(DemoSource::Sessions, Kind::Session, "test"),
     ]
 }
 
@@ -77,7 +77,7 @@ const FIRECRAWL: [(u32, Story); 7] = [
 ];
 
 /// A life of which nothing is known but what it is.
-fn blank(source: Source, kind: Kind, story: &'static str, id: String, group: String) -> Life {
+fn blank(source: DemoSource, kind: Kind, story: &'static str, id: String, group: String) -> Life {
     Life {
         source,
         kind,
@@ -128,7 +128,7 @@ const SKYVERN_ENDS: [(u32, (&str, Outcome)); 5] = [
 fn skyvern(dice: &mut Dice, kind: Kind, prefix: &str, story: &'static str) -> Life {
     let id = format!("{prefix}{}", dice.digits(18));
     blank(
-        Source::Skyvern,
+        DemoSource::Skyvern,
         kind,
         story,
         id,
@@ -383,7 +383,13 @@ fn task(dice: &mut Dice, span: Duration) -> Life {
         states: states(span, &course),
         mail,
         truth: Some(truth(outcome)),
-        ..blank(Source::Tasks, Kind::Task, story, dice.uuid(4), dice.uuid(4))
+        ..blank(
+            DemoSource::Tasks,
+            Kind::Task,
+            story,
+            dice.uuid(4),
+            dice.uuid(4),
+        )
     }
 }
 
@@ -447,7 +453,7 @@ fn session(dice: &mut Dice, span: Duration) -> Life {
         mail,
         truth: Some(truth(outcome)),
         ..blank(
-            Source::Sessions,
+            DemoSource::Sessions,
             Kind::Session,
             story,
             dice.uuid(4),
@@ -494,7 +500,13 @@ fn run(dice: &mut Dice, span: Duration) -> Life {
     Life {
         states: states(span, &course),
         truth: Some(truth(outcome)),
-        ..blank(Source::Runs, Kind::Agent, story, dice.uuid(4), dice.uuid(4))
+        ..blank(
+            DemoSource::Runs,
+            Kind::Agent,
+            story,
+            dice.uuid(4),
+            dice.uuid(4),
+        )
     }
 }
 
@@ -521,7 +533,7 @@ fn recipe(dice: &mut Dice, span: Duration) -> Life {
         mail: vec![Mail::new(soon(dice, span), end)],
         truth: Some(truth(outcome)),
         ..blank(
-            Source::Recipes,
+            DemoSource::Recipes,
             Kind::Recipe,
             story,
             dice.base62(11),
@@ -533,7 +545,7 @@ fn recipe(dice: &mut Dice, span: Duration) -> Life {
 // ── Firecrawl ───────────────────────────────────────────────────────────────────────────────────
 
 fn firecrawl(dice: &mut Dice, kind: Kind, story: &'static str) -> Life {
-    blank(Source::Jobs, kind, story, dice.uuid(7), String::new())
+    blank(DemoSource::Jobs, kind, story, dice.uuid(7), String::new())
 }
 
 /// The letters of a crawl or batch on its way.

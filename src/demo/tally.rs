@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::client::{News, Record};
 use super::clouds::{Count, World};
-use super::plan::{Cloud, Life, Source};
+use super::plan::{Cloud, DemoSource, Life};
 use crate::ledger::Finding;
 use crate::model::{Origin, Outcome};
 use crate::providers::json;
@@ -195,7 +195,7 @@ impl Book {
     }
 
     /// What the feed has said of a run.
-    pub fn belief(&self, source: Source, run_id: &str) -> Option<&Belief> {
+    pub fn belief(&self, source: DemoSource, run_id: &str) -> Option<&Belief> {
         self.beliefs
             .get(&(source.word().to_owned(), run_id.to_owned()))
     }
@@ -309,7 +309,7 @@ impl Book {
             Cloud::ALL.iter().map(|cloud| (*cloud, 0)).collect();
         for ((source, _), belief) in real() {
             *by_origin.entry(belief.completion.origin).or_default() += 1;
-            if let Some(source) = Source::from_word(source) {
+            if let Some(source) = DemoSource::from_word(source) {
                 *by_provider.entry(source.cloud()).or_default() += 1;
             }
         }
@@ -352,7 +352,8 @@ impl Book {
     }
 
     fn exists(&self, source: &str, run_id: &str) -> bool {
-        Source::from_word(source).is_some_and(|source| self.world.life(source, run_id).is_some())
+        DemoSource::from_word(source)
+            .is_some_and(|source| self.world.life(source, run_id).is_some())
     }
 
     /// Completions of runs that never were.

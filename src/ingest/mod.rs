@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::ingest::sender_limit::{Strangers, sender};
 use crate::limits;
 use crate::providers::{Delivery, Headers, Verdict};
-use crate::reconciler::{Clock, Fleet, Handle, Member};
+use crate::reconciler::{Clock, Handle, Source, Sources};
 use crate::report::{Head, Report, WebhookHead};
 use crate::secret::TokenDigest;
 use crate::server::{AnyBody, Peer, Problem, json};
@@ -31,7 +31,7 @@ use crate::server::{AnyBody, Peer, Problem, json};
 /// The webhook endpoint.
 pub struct Receiver {
     strangers: Strangers,
-    fleet: watch::Receiver<Arc<Fleet>>,
+    sources: watch::Receiver<Arc<Sources>>,
     ledger: Handle,
     clock: Clock,
     body_bytes_max: usize,
@@ -63,7 +63,7 @@ struct Taken {
 impl Receiver {
     /// An endpoint for these sources that takes bodies up to `body_bytes_max`.
     pub fn new(
-        fleet: watch::Receiver<Arc<Fleet>>,
+        sources: watch::Receiver<Arc<Sources>>,
         ledger: Handle,
         clock: Clock,
         body_bytes_max: usize,
@@ -75,7 +75,7 @@ impl Receiver {
         };
         Receiver {
             strangers: Strangers::default(),
-            fleet,
+            sources,
             ledger,
             clock,
             body_bytes_max,
@@ -129,9 +129,9 @@ impl Receiver {
         };
         let now = (self.clock)();
         let proof = member
-            .source
+            .config
             .provider
-            .verify(&delivery, &member.source.keyring, now);
+            .verify(&delivery, &member.config.keyring, now);
         let (truncated, sender) = (taken.truncated, sender(peer, &headers));
         if !proof.verdict().authentic()
             && proof.verdict() != Verdict::Ping
@@ -220,7 +220,7 @@ impl Receiver {
         &self,
         method: &Method,
         path: &str,
-    ) -> Result<(Arc<Member>, Option<TokenDigest>), Problem> {
+    ) -> Result<(Arc<Source>, Option<TokenDigest>), Problem> {
         let not_found = || {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -234,7 +234,7 @@ impl Receiver {
             Some((name, token)) => (name, Some(token)),
             None => (rest, None),
         };
-        let Some(member) = self.fleet.borrow().named(name).cloned() else {
+        let Some(member) = self.sources.borrow().named(name).cloned() else {
             return Err(Problem::new(
                 StatusCode::NOT_FOUND,
                 "unknown_source",

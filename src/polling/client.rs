@@ -14,7 +14,7 @@ use crate::model::{At, RunId};
 use crate::polling::exchange::{Exchange, Next};
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::{ApiRequest, ApiResponse, Method, Response, ResponseClass};
-use crate::reconciler::{Clock, Member};
+use crate::reconciler::{Clock, Source};
 use crate::report::Report;
 
 /// The one HTTP client of the process.
@@ -37,7 +37,7 @@ impl Calls {
     }
 
     /// Asks. Failures are answers too.
-    async fn ask(&self, member: &Member, request: &ApiRequest) -> ApiResponse {
+    async fn ask(&self, member: &Source, request: &ApiRequest) -> ApiResponse {
         match tokio::time::timeout(request.timeout, self.exchange(member, request)).await {
             Ok(Ok(response)) => ApiResponse::Http(response),
             Ok(Err(error)) => ApiResponse::Failed {
@@ -51,10 +51,10 @@ impl Calls {
 
     async fn exchange(
         &self,
-        member: &Member,
+        member: &Source,
         request: &ApiRequest,
     ) -> Result<Response, reqwest::Error> {
-        let source = &member.source;
+        let source = &member.config;
         let url = format!("{}{}", source.base_url, request.path);
         let mut call = match request.method {
             Method::Get => self.client.get(url),
@@ -121,7 +121,7 @@ fn describe(error: reqwest::Error) -> String {
 /// One source's evidence.
 pub struct Asker {
     /// The source.
-    pub member: Arc<Member>,
+    pub member: Arc<Source>,
     calls: Calls,
     limiter: Mutex<RateLimiter>,
     skew_ms: Mutex<Option<i64>>,
@@ -130,8 +130,8 @@ pub struct Asker {
 
 impl Asker {
     /// A evidence with a fresh limiter.
-    pub fn new(member: Arc<Member>, calls: Calls, clock: Clock) -> Asker {
-        let limiter = RateLimiter::new(member.source.rate, clock());
+    pub fn new(member: Arc<Source>, calls: Calls, clock: Clock) -> Asker {
+        let limiter = RateLimiter::new(member.config.rate, clock());
         Asker {
             member,
             calls,
@@ -156,7 +156,7 @@ impl Asker {
         let answer = self.calls.ask(&self.member, request).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
-        let class = self.member.source.provider.classify(&answer);
+        let class = self.member.config.provider.classify(&answer);
         self.learn(&class, now);
         answer
     }
@@ -208,7 +208,7 @@ impl Asker {
     }
 
     fn learn(&self, class: &ResponseClass, now: At) {
-        let source = self.member.source.name.as_str();
+        let source = self.member.config.name.as_str();
         let mut limiter = self.limiter();
         let was_open = limiter.broken();
         limiter.observe(class, now, self.member.seed());

@@ -10,12 +10,12 @@ use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, Kind, RunId};
 use crate::providers::{ApiRequest, ApiResponse, RunRef};
-use crate::reconciler::Member;
+use crate::reconciler::Source;
 use crate::report::{Head, PollHead, Report, ResponseMeta, SweepHead};
 
 /// Something that is being asked of a source's provider.
 pub struct Exchange {
-    member: Arc<Member>,
+    member: Arc<Source>,
     about: About,
 }
 
@@ -57,12 +57,12 @@ pub enum Next {
 impl Exchange {
     /// To learn about a run, as of `now`.
     pub fn about(
-        member: &Arc<Member>,
+        member: &Arc<Source>,
         run_id: &RunId,
         run: &Run,
         now: At,
     ) -> (Exchange, ApiRequest) {
-        let source = &member.source;
+        let source = &member.config;
         let exchange = RunExchange {
             run_id: run_id.clone(),
             kind: run
@@ -85,21 +85,21 @@ impl Exchange {
     }
 
     /// To read the provider's list from its first page on. `None`: it has none, or we have no key.
-    pub fn sweep(member: &Arc<Member>, now: At) -> Option<(Exchange, ApiRequest)> {
-        member.source.api_key.as_ref()?;
+    pub fn sweep(member: &Arc<Source>, now: At) -> Option<(Exchange, ApiRequest)> {
+        member.config.api_key.as_ref()?;
         Exchange::page(member, None, 1, now)
     }
 
     fn page(
-        member: &Arc<Member>,
+        member: &Arc<Source>,
         token: Option<String>,
         number: usize,
         now: At,
     ) -> Option<(Exchange, ApiRequest)> {
         let request = member
-            .source
+            .config
             .provider
-            .list_request(token.as_deref(), &member.source.settings)?;
+            .list_request(token.as_deref(), &member.config.settings)?;
         let page = Page {
             token,
             number,
@@ -115,11 +115,11 @@ impl Exchange {
     }
 
     /// To find out whether the key works again.
-    pub fn probe(member: &Arc<Member>) -> (Exchange, ApiRequest) {
+    pub fn probe(member: &Arc<Source>) -> (Exchange, ApiRequest) {
         let request = member
-            .source
+            .config
             .provider
-            .canary_request(&member.source.settings);
+            .canary_request(&member.config.settings);
         (
             Exchange {
                 member: member.clone(),
@@ -141,19 +141,19 @@ impl Exchange {
 }
 
 impl RunExchange {
-    fn run_ref<'a>(&'a self, member: &'a Member) -> RunRef<'a> {
+    fn run_ref<'a>(&'a self, member: &'a Source) -> RunRef<'a> {
         RunRef {
             run_id: &self.run_id,
             kind: self.kind,
             guessed: self.guessed,
             group_id: self.group_id.as_deref(),
-            settings: &member.source.settings,
+            settings: &member.config.settings,
         }
     }
 
     fn go_on(
         mut self,
-        member: Arc<Member>,
+        member: Arc<Source>,
         request: ApiRequest,
         answer: ApiResponse,
         now: At,
@@ -162,7 +162,7 @@ impl RunExchange {
         self.answers.push(answer);
         if self.answers.len() < limits::QUESTIONS_PER_POLL_MAX
             && let Some(further) = member
-                .source
+                .config
                 .provider
                 .follow_up(&self.run_ref(&member), &self.answers)
         {
@@ -209,13 +209,13 @@ impl RunExchange {
 }
 
 impl Page {
-    fn turn(self, member: &Arc<Member>, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
+    fn turn(self, member: &Arc<Source>, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
         let Page {
             token,
             number,
             requested_at,
         } = self;
-        let source = &member.source;
+        let source = &member.config;
         let next = source
             .provider
             .read_list(token.as_deref(), &answer, &source.settings, requested_at)

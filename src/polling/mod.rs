@@ -19,7 +19,7 @@ use crate::ledger::{Reader, StoreError, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::Asker;
-use crate::reconciler::{Clock, Fleet, Handle};
+use crate::reconciler::{Clock, Handle, Sources};
 use crate::report::{Head, Report};
 
 pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};
@@ -81,7 +81,7 @@ impl Poller {
         match self.look(wanted, now).await {
             Ok(found) => scheduler.choose(found, &mut self.asker.limiter(), now),
             Err(error) => {
-                tracing::error!(source = %self.asker.member.source.name, %error, "cannot look for due runs");
+                tracing::error!(source = %self.asker.member.config.name, %error, "cannot look for due runs");
                 (Vec::new(), now.plus(limits::FAILURE_PAUSE))
             }
         }
@@ -117,7 +117,7 @@ impl Poller {
     async fn hand_in(&self, report: Report) {
         if let Err(refusal) = self.ledger.digest(report).await {
             // The run stays due; a moment's pause keeps a sick disk from turning into a flood of calls.
-            tracing::warn!(source = %self.asker.member.source.name, %refusal, "an answer could not be stored");
+            tracing::warn!(source = %self.asker.member.config.name, %refusal, "an answer could not be stored");
             tokio::time::sleep(limits::FAILURE_PAUSE).await;
         }
     }
@@ -137,7 +137,7 @@ impl DueQuery {
 
 /// Hands in a clock report for every run one of whose limits has passed.
 pub async fn keep_time(
-    fleet: watch::Receiver<Arc<Fleet>>,
+    sources: watch::Receiver<Arc<Sources>>,
     ledger: Handle,
     reader: Reader,
     clock: Clock,
@@ -151,7 +151,7 @@ pub async fn keep_time(
         }
         let now = clock();
         let look = {
-            let (reader, sources) = (reader.clone(), fleet.borrow().rows());
+            let (reader, sources) = (reader.clone(), sources.borrow().rows());
             move || reader.read(|view| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX))
         };
         pause = match tokio::task::spawn_blocking(look).await {

@@ -11,11 +11,11 @@ use crate::model::At;
 use crate::polling::exchange::Exchange;
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
-use crate::reconciler::Member;
+use crate::reconciler::Source;
 
 /// One source's scheduler.
 pub struct Scheduler {
-    member: Arc<Member>,
+    member: Arc<Source>,
     /// When the window last opened: what had fallen due by then may go through.
     opened: At,
     next_poll: At,
@@ -74,10 +74,10 @@ impl Task {
 
 impl Scheduler {
     /// From `now` on.
-    pub fn new(member: Arc<Member>, now: At) -> Scheduler {
+    pub fn new(member: Arc<Source>, now: At) -> Scheduler {
         let (opened, busy, sweeping, probing) = (At(0), BTreeSet::new(), false, false);
-        let next_poll = member.source.poll.next_after(now).unwrap_or(At::NEVER);
-        let next_sweep = member.source.sweep.next_after(now).unwrap_or(At::NEVER);
+        let next_poll = member.config.poll.next_after(now).unwrap_or(At::NEVER);
+        let next_sweep = member.config.sweep.next_after(now).unwrap_or(At::NEVER);
         Scheduler {
             member,
             opened,
@@ -91,7 +91,7 @@ impl Scheduler {
 
     /// Opens the window and begins the list, if their time has come, and tries a key that was refused.
     pub fn tick(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Started> {
-        let source = &self.member.source;
+        let source = &self.member.config;
         if self.next_poll <= now {
             self.opened = now;
             self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
@@ -127,7 +127,7 @@ impl Scheduler {
     /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
     /// under way are still due until their answer is digested, so one has to look past them.
     pub fn wanted(&self, limiter: &RateLimiter) -> Option<DueQuery> {
-        let slots = self.member.source.concurrency;
+        let slots = self.member.config.concurrency;
         let free = self.busy.len() < slots && !limiter.broken();
         free.then(|| DueQuery {
             window: self.opened,
@@ -145,7 +145,7 @@ impl Scheduler {
     ) -> (Vec<Started>, At) {
         let mut started = Vec::new();
         for due in due {
-            if self.busy.len() >= self.member.source.concurrency {
+            if self.busy.len() >= self.member.config.concurrency {
                 break;
             }
             if self.busy.contains(&due.row) {
@@ -188,7 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Source;
+    use crate::config::SourceConfig;
     use crate::config::cron::Schedule;
     use crate::ledger::SourceRow;
     use crate::model::{RunId, SourceName};
@@ -202,13 +202,13 @@ mod tests {
         START.plus(Duration::from_secs(60 * count))
     }
 
-    fn scheduler(change: impl FnOnce(&mut Source)) -> (Scheduler, RateLimiter) {
+    fn scheduler(change: impl FnOnce(&mut SourceConfig)) -> (Scheduler, RateLimiter) {
         let key = Key {
             label: SecretLabel("api_key".to_owned()),
             secret: Secret::new("a-key-of-the-tests"),
         };
-        let mut source =
-            Source::new(SourceName::new("sky").unwrap(), REGISTRY[0]).with_keys(Some(key), []);
+        let mut source = SourceConfig::new(SourceName::new("sky").unwrap(), REGISTRY[0])
+            .with_keys(Some(key), []);
         source.poll = Schedule::parse("* * * * *").unwrap();
         source.sweep = Schedule::parse("*/5 * * * *").unwrap();
         (source.rate, source.concurrency) = (100.0, 2);
@@ -216,7 +216,7 @@ mod tests {
         let limiter = RateLimiter::new(source.rate, START);
         (
             Scheduler::new(
-                Arc::new(Member::new(
+                Arc::new(Source::new(
                     SourceRow {
                         id: 1,
                         since: START,

@@ -1,9 +1,9 @@
 //! Everything one report leads to: it is read, each observation is decided upon, and all that
 //! follows is written in the caller's transaction.
 
-use super::fleet::{Fleet, Member};
+use super::sources::{Source, Sources};
 use super::{Aftermath, Digest};
-use crate::config::Source;
+use crate::config::SourceConfig;
 use crate::ledger::{StoreError, TimelineRow, Transaction};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
@@ -16,14 +16,14 @@ use crate::report::{Head, Report};
 /// Reads a stored report and writes down all that follows.
 pub(super) fn digest(
     tx: &mut Transaction<'_>,
-    fleet: &Fleet,
+    sources: &Sources,
     id: i64,
     report: &Report,
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<(), StoreError> {
     let mut digest = Digest::of(id);
-    match fleet.member(report.source) {
+    match sources.member(report.source) {
         None => tx.set_aside(id, now, "its source is no longer configured")?,
         Some(member) => digest.effects = effects(tx, member, id, report, now, aftermath)?,
     }
@@ -35,14 +35,14 @@ type Effects = Vec<(RunId, Effect, Option<i64>)>;
 
 fn effects(
     tx: &mut Transaction<'_>,
-    member: &Member,
+    member: &Source,
     id: i64,
     report: &Report,
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<Effects, StoreError> {
     let (mut observations, counted) =
-        match report.read(member.source.provider, &member.source.settings) {
+        match report.read(member.config.provider, &member.config.settings) {
             Reading::Said(observations) => (observations, None),
             Reading::Counted(observations, gap) => (observations, Some(gap)),
             Reading::Ping => return Ok(Vec::new()),
@@ -75,7 +75,7 @@ fn effects(
             i64::try_from(gap.runs_counted).unwrap_or(i64::MAX),
         )?;
         if missing > 0 {
-            tracing::warn!(source = %member.source.name, missing, "the provider has counted runs that nobody told us of");
+            tracing::warn!(source = %member.config.name, missing, "the provider has counted runs that nobody told us of");
         }
     }
     if !news && matches!(report.head.via(), Via::Poll | Via::Sweep) {
@@ -86,8 +86,8 @@ fn effects(
 
 /// Judges a stored delivery again, as of when it came: a corrected secret makes it genuine, not
 /// fresher than it was.
-pub(super) fn verifies_now(member: &Member, report: &mut Report) -> bool {
-    let source = &member.source;
+pub(super) fn verifies_now(member: &Source, report: &mut Report) -> bool {
+    let source = &member.config;
     let Head::Webhook(head) = &mut report.head else {
         return false;
     };
@@ -107,14 +107,14 @@ pub(super) fn verifies_now(member: &Member, report: &mut Report) -> bool {
 /// Decides on one observation and writes down all that follows.
 fn conclude(
     tx: &mut Transaction<'_>,
-    member: &Member,
+    member: &Source,
     id: i64,
     report: &Report,
     observation: &Observation,
     now: At,
     aftermath: &mut Aftermath,
 ) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
-    let source = &member.source;
+    let source = &member.config;
     let known = match tx.run(member.id, &observation.run_id) {
         Err(error) if !error.blames_the_disk() => {
             return pass_over(tx, source, id, report, observation, &error, now).map(|()| None);
@@ -175,7 +175,7 @@ fn conclude(
 /// to say anything leaves nothing.
 fn pass_over(
     tx: &mut Transaction<'_>,
-    source: &Source,
+    source: &SourceConfig,
     id: i64,
     report: &Report,
     observation: &Observation,
@@ -202,7 +202,7 @@ fn pass_over(
 /// Appends the record of a publication.
 fn append(
     tx: &mut Transaction<'_>,
-    member: &Member,
+    member: &Source,
     row: i64,
     run: &Run,
     publication: Publication,
@@ -210,11 +210,11 @@ fn append(
     now: At,
 ) -> Result<i64, StoreError> {
     let key = RunKey {
-        source: member.source.name.clone(),
+        source: member.config.name.clone(),
         run_id: observation.run_id.clone(),
     };
     let about = About {
-        provider: member.source.provider.name(),
+        provider: member.config.provider.name(),
         key: &key,
     };
     let spoken_by = match &run.phase {
@@ -295,7 +295,13 @@ fn line(
 }
 
 /// One log line per thing that happened to a run.
-fn tell(source: &Source, run_id: &RunId, run: &Run, effect: Effect, observation: &Observation) {
+fn tell(
+    source: &SourceConfig,
+    run_id: &RunId,
+    run: &Run,
+    effect: Effect,
+    observation: &Observation,
+) {
     let (source, run_id, via) = (
         source.name.as_str(),
         run_id.as_str(),

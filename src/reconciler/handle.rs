@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
-use super::{Aftermath, Clock, Digest, Fleet, Reconciler, Reverified, Turn, Work, sync};
+use super::{Aftermath, Clock, Digest, Reconciler, Reverified, Sources, Turn, Work, sync};
 use crate::ledger::{StoreError, Transaction};
 use crate::limits;
 use crate::model::At;
@@ -56,8 +56,8 @@ pub(super) enum Job {
         source: i64,
         reply: oneshot::Sender<Result<Reverified, Refusal>>,
     },
-    Fleet {
-        fleet: Fleet,
+    Sources {
+        sources: Sources,
         done: oneshot::Sender<()>,
     },
 }
@@ -131,9 +131,9 @@ impl Handle {
     }
 
     /// Has reports read with these sources from now on.
-    pub async fn set_fleet(&self, fleet: Fleet) -> Result<(), Refusal> {
+    pub async fn set_sources(&self, sources: Sources) -> Result<(), Refusal> {
         let (done, set) = oneshot::channel();
-        self.submit(Job::Fleet { fleet, done }).await?;
+        self.submit(Job::Sources { sources, done }).await?;
         set.await.map_err(|_| Refusal::Stopping)
     }
 
@@ -168,7 +168,7 @@ pub(super) trait Turns {
         now: At,
         tell: impl FnMut(&Aftermath),
     ) -> Result<Reverified, StoreError>;
-    fn set_fleet(&mut self, fleet: Fleet);
+    fn set_sources(&mut self, sources: Sources);
     fn close(self);
 }
 
@@ -198,8 +198,8 @@ impl Turns for Reconciler {
         self.reverify(source, now, tell)
     }
 
-    fn set_fleet(&mut self, fleet: Fleet) {
-        self.set_fleet(fleet);
+    fn set_sources(&mut self, sources: Sources) {
+        self.set_sources(sources);
     }
 
     fn close(self) {
@@ -324,8 +324,8 @@ impl<L: Turns> Writing<L> {
                     work.push(one);
                     done.push(tell);
                 }
-                Job::Fleet { fleet, done } => {
-                    self.ledger.set_fleet(fleet);
+                Job::Sources { sources, done } => {
+                    self.ledger.set_sources(sources);
                     let _ = done.send(());
                 }
                 Job::Reverify { source, reply } => {
@@ -472,7 +472,7 @@ mod tests {
         ) -> Result<Reverified, StoreError> {
             Ok(Reverified::default())
         }
-        fn set_fleet(&mut self, _: Fleet) {}
+        fn set_sources(&mut self, _: Sources) {}
         fn close(self) {}
     }
 

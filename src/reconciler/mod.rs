@@ -13,11 +13,11 @@
 //! found undigested at the next start and goes the same way.
 
 mod conclude;
-mod fleet;
 mod handle;
 mod overload;
 #[cfg(test)]
 mod schedules;
+mod sources;
 mod sync;
 
 use std::collections::BTreeMap;
@@ -30,8 +30,8 @@ use crate::model::decide::Effect;
 use crate::model::{At, RunId};
 use crate::report::{Head, Report};
 
-pub use fleet::{Fleet, Member};
 pub use handle::{Handle, Refusal, channel};
+pub use sources::{Source, Sources};
 
 /// Tells the time. The daemon's is the system clock; a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
@@ -73,7 +73,7 @@ pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), StoreError> +
 /// simulation calls it step by step.
 pub struct Reconciler {
     writer: Writer,
-    fleet: Fleet,
+    sources: Sources,
     ring: RingLimits,
     /// Unverified rows and bytes added since the ring of a source was last trimmed.
     ring_added: BTreeMap<i64, (i64, i64)>,
@@ -109,11 +109,11 @@ pub struct Aftermath {
 
 impl Reconciler {
     /// A reconciler over an open ledger.
-    pub fn new(writer: Writer, fleet: Fleet, ring: RingLimits) -> Reconciler {
+    pub fn new(writer: Writer, sources: Sources, ring: RingLimits) -> Reconciler {
         let (ring_added, pending) = (BTreeMap::new(), Vec::new());
         Reconciler {
             writer,
-            fleet,
+            sources,
             ring,
             ring_added,
             pending,
@@ -197,10 +197,10 @@ impl Reconciler {
                 self.writer.transaction(|tx| tx.count_attempt(id))?;
                 self.attempted = Some(id);
             }
-            let fleet = &self.fleet;
+            let sources = &self.sources;
             let tried = self.writer.transaction(|tx| {
                 let report = tx.report(id)?.map(|report| (id, report));
-                opinion(tx, fleet, report.as_slice(), now).and_then(|aftermath| {
+                opinion(tx, sources, report.as_slice(), now).and_then(|aftermath| {
                     tx.mark_digested(id)?;
                     Ok(aftermath)
                 })
@@ -250,7 +250,7 @@ impl Reconciler {
                 digested: Ok(Aftermath::default()),
             });
         }
-        let (ring, ring_added, fleet) = (self.ring, &mut self.ring_added, &self.fleet);
+        let (ring, ring_added, sources) = (self.ring, &mut self.ring_added, &self.sources);
         let mut rest = |tx: &mut Transaction<'_>, digested| {
             let stored = promise(tx, &reports, ring, ring_added)?;
             let work = work
@@ -266,7 +266,7 @@ impl Reconciler {
         let mut undone = false;
         let whole = self
             .writer
-            .transaction(|tx| match opinion(tx, fleet, &pending, now) {
+            .transaction(|tx| match opinion(tx, sources, &pending, now) {
                 Ok(aftermath) => rest(tx, Ok(aftermath)),
                 Err(error) => {
                     undone = true;
@@ -326,8 +326,8 @@ impl Reconciler {
         now: At,
         total: &mut Reverified,
     ) -> Result<(Option<i64>, Aftermath), StoreError> {
-        let fleet = &self.fleet;
-        let Some(member) = fleet.member(source) else {
+        let sources = &self.sources;
+        let Some(member) = sources.member(source) else {
             return Ok((None, Aftermath::default()));
         };
         self.writer.transaction(|tx| {
@@ -347,7 +347,7 @@ impl Reconciler {
                 if let Head::Webhook(head) = &report.head {
                     tx.promote(id, head)?;
                 }
-                conclude::digest(tx, fleet, id, &report, now, &mut aftermath)?;
+                conclude::digest(tx, sources, id, &report, now, &mut aftermath)?;
             }
             total.changed += aftermath
                 .digests
@@ -359,8 +359,8 @@ impl Reconciler {
     }
 
     /// Replaces the configuration of the sources.
-    pub fn set_fleet(&mut self, fleet: Fleet) {
-        self.fleet = fleet;
+    pub fn set_sources(&mut self, sources: Sources) {
+        self.sources = sources;
     }
 
     /// After a failed write nothing the connection believes is to be trusted: it is replaced, and
@@ -394,7 +394,7 @@ fn promise(
 /// digested. A panic on the way is an error: one poisoned report must not end the daemon.
 fn opinion(
     tx: &mut Transaction<'_>,
-    fleet: &Fleet,
+    sources: &Sources,
     reports: &[(i64, Report)],
     now: At,
 ) -> Result<Aftermath, StoreError> {
@@ -402,7 +402,7 @@ fn opinion(
         let mut aftermath = Aftermath::default();
         let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
         for (id, report) in reports {
-            conclude::digest(tx, fleet, *id, report, now, &mut aftermath)?;
+            conclude::digest(tx, sources, *id, report, now, &mut aftermath)?;
             note_traffic(&mut traffic, report);
         }
         // Not with the promise, for which senders wait: it would have two more pages to write.

@@ -23,7 +23,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use tokio::sync::oneshot;
 
 use super::handle::{Job, Sizes, Turns, channel_of};
-use super::{Aftermath, Digest, Fleet, Handle, Refusal, Reverified, Turn, Work};
+use super::{Aftermath, Digest, Handle, Refusal, Reverified, Sources, Turn, Work};
 use crate::ledger::StoreError;
 use crate::model::{At, RunId};
 use crate::report::{Head, Report};
@@ -267,7 +267,7 @@ impl Turns for Stand {
         }
     }
 
-    fn set_fleet(&mut self, _: Fleet) {}
+    fn set_sources(&mut self, _: Sources) {}
 
     fn close(self) {
         self.shared.disk().closed = true;

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::ledger::{RingLimits, Writer};
     use crate::model::RunId;
-    use crate::reconciler::{Fleet, Reconciler, channel};
+    use crate::reconciler::{Reconciler, Sources, channel};
     use crate::report::{Head, Report};
 
     fn set_aside(view: &View<'_>) -> Result<i64, StoreError> {
@@ -209,7 +209,7 @@ mod tests {
         };
         let clock: Clock = Arc::new(|| At(3_600_000));
         let (ledger, serve) = channel(
-            Reconciler::new(writer, Fleet::default(), ring),
+            Reconciler::new(writer, Sources::default(), ring),
             clock.clone(),
             0,
         );

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
 use settled::api::{self, Desk};
-use settled::config::Source;
+use settled::config::SourceConfig;
 use settled::ingest::Receiver;
 use settled::ledger::{Reader, RingLimits, Writer};
 use settled::limits;
 use settled::model::{At, SourceName};
 use settled::providers::{REGISTRY, signature};
-use settled::reconciler::{self, Clock, Fleet, Handle, Reconciler};
+use settled::reconciler::{self, Clock, Handle, Reconciler, Sources};
 use settled::server::{self, Allowance, Function, Listener, Peer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -82,17 +82,17 @@ impl Place {
         let mut writer = Writer::open(&folder.path().join("settled.db"), NOW).expect("a ledger");
         let account = |provider: &&'static dyn settled::providers::Provider| {
             let mut source =
-                Source::new(SourceName::new(provider.name()).expect("a name"), *provider);
+                SourceConfig::new(SourceName::new(provider.name()).expect("a name"), *provider);
             source.keyring = keyring();
             (source.name.clone(), Arc::new(source))
         };
-        let fleet =
-            Fleet::enlist(&mut writer, &REGISTRY.iter().map(account).collect(), NOW).expect("rows");
+        let sources = Sources::register(&mut writer, &REGISTRY.iter().map(account).collect(), NOW)
+            .expect("rows");
         let ring = RingLimits {
             rows_max: 100,
             bytes_max: 1 << 20,
         };
-        let mut reconciler = Reconciler::new(writer, fleet.clone(), ring);
+        let mut reconciler = Reconciler::new(writer, sources.clone(), ring);
         reconciler.recover(NOW, |_| ()).expect("nothing to recover");
         let reader = reconciler.reader();
         let (ledger, serve) = reconciler::channel(reconciler, clock(), 0);
@@ -103,11 +103,11 @@ impl Place {
             .build();
         let runtime = runtime.expect("a runtime");
         let (stop, stopped) = watch::channel(false);
-        let fleet = watch::channel(Arc::new(fleet)).1;
+        let sources = watch::channel(Arc::new(sources)).1;
         let desk = Desk {
             ledger: ledger.clone(),
             reader: reader.clone(),
-            fleet: fleet.clone(),
+            sources: sources.clone(),
             askers: watch::channel(Arc::default()).1,
             clock: clock(),
             started_at: NOW,
@@ -125,7 +125,7 @@ impl Place {
                 Listener::Unix(UnixListener::bind(folder.path().join(name)).expect("a socket"))
             };
             let receiver = Arc::new(Receiver::new(
-                fleet,
+                sources,
                 ledger.clone(),
                 clock(),
                 BODY_BYTES_MAX,

@@ -17,7 +17,7 @@ use settled::report::{Head, Report, ResponseMeta, SweepHead};
 use settled::secret::Keyring;
 
 use super::setting::{
-    Ledger, ROOMY, START, answer, delivery, fleet, forged, signed, source, state, track,
+    Ledger, ROOMY, START, answer, delivery, forged, register, signed, source, state, track,
 };
 
 /// Skyvern, read by somebody who panics at the word.
@@ -92,11 +92,11 @@ fn promised(reports: &[Report]) -> Ledger {
     for report in reports {
         writer.transaction(|tx| tx.add_report(report)).unwrap();
     }
-    let fleet = fleet(&mut writer, [source("sky", &Skyvern)]);
+    let sources = register(&mut writer, [source("sky", &Skyvern)]);
     Ledger {
         folder,
         reader,
-        reconciler: Reconciler::new(writer, fleet, ROOMY),
+        reconciler: Reconciler::new(writer, sources, ROOMY),
         now,
     }
 }
@@ -268,8 +268,8 @@ fn a_report_of_a_source_that_is_gone_is_set_aside() {
     let path = ledger.path();
     drop(ledger.reconciler);
     let mut writer = Writer::open(&path, START).unwrap();
-    let fleet = fleet(&mut writer, [source("sky", &Skyvern)]);
-    ledger.reconciler = Reconciler::new(writer, fleet, ROOMY);
+    let sources = register(&mut writer, [source("sky", &Skyvern)]);
+    ledger.reconciler = Reconciler::new(writer, sources, ROOMY);
     ledger.hears(signed("wr_1", "completed"));
     assert_eq!(ledger.set_aside(), 1);
     assert!(ledger.feed().is_empty());

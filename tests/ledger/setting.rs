@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use settled::config::Source;
+use settled::config::SourceConfig;
 use settled::ledger::{
     FeedBounds, Filter, Reader, RingLimits, RunRow, StoredRecord, TimelineRow, Writer,
 };
@@ -14,7 +14,7 @@ use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{ApiResponse, Provider, Response, Verdict};
-use settled::reconciler::{Digest, Fleet, Reconciler};
+use settled::reconciler::{Digest, Reconciler, Sources};
 use settled::report::{Head, PollHead, Report, ResponseMeta, TrackHead, WebhookHead};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
@@ -53,20 +53,20 @@ impl Bare {
 }
 
 /// A source of the name, that asks with [`API_KEY`].
-pub fn source(name: &str, provider: &'static dyn Provider) -> Source {
+pub fn source(name: &str, provider: &'static dyn Provider) -> SourceConfig {
     let key = Key {
         label: SecretLabel("api_key".to_owned()),
         secret: Secret::new(API_KEY),
     };
-    Source::new(SourceName::new(name).unwrap(), provider).with_keys(Some(key), [])
+    SourceConfig::new(SourceName::new(name).unwrap(), provider).with_keys(Some(key), [])
 }
 
 /// The rows and the reconciler's view of these sources.
-pub fn fleet(writer: &mut Writer, sources: impl IntoIterator<Item = Source>) -> Fleet {
+pub fn register(writer: &mut Writer, sources: impl IntoIterator<Item = SourceConfig>) -> Sources {
     let sources = sources
         .into_iter()
         .map(|source| (source.name.clone(), Arc::new(source)));
-    Fleet::enlist(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
+    Sources::register(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
 }
 
 impl Ledger {
@@ -76,12 +76,12 @@ impl Ledger {
     }
 
     /// These sources, in rows by the order of their names.
-    pub fn of(sources: impl IntoIterator<Item = Source>, ring: RingLimits) -> Ledger {
+    pub fn of(sources: impl IntoIterator<Item = SourceConfig>, ring: RingLimits) -> Ledger {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::open(&folder.path().join("settled.db"), START).unwrap();
-        let fleet = fleet(&mut writer, sources);
+        let sources = register(&mut writer, sources);
         let reader = writer.reader();
-        let mut reconciler = Reconciler::new(writer, fleet, ring);
+        let mut reconciler = Reconciler::new(writer, sources, ring);
         assert_eq!(reconciler.recover(START, |_| ()).unwrap(), 0);
         Ledger {
             folder,

@@ -7,7 +7,7 @@ use settled::ledger::SourceRow;
 use settled::model::At;
 use settled::providers::signature::sign;
 use settled::providers::skyvern::Skyvern;
-use settled::reconciler::{Fleet, Member, Reverified};
+use settled::reconciler::{Reverified, Source, Sources};
 use settled::report::{Head, Report};
 use settled::secret::{Key, Secret, SecretLabel};
 
@@ -29,14 +29,14 @@ fn under_the_forgotten_key(run_id: &str, status: &str) -> Report {
 }
 
 /// The same source, with the forgotten key beside its own.
-fn corrected() -> Fleet {
+fn corrected() -> Sources {
     let key = Key {
         label: SecretLabel("webhook_secrets[0]".to_owned()),
         secret: Secret::new(FORGOTTEN),
     };
     let mut source = source("sky", &Skyvern);
     source.keyring.signing.push(key);
-    Fleet::of([Member::new(
+    Sources::of([Source::new(
         SourceRow {
             id: 1,
             since: At(0),
@@ -85,7 +85,7 @@ fn deliveries_that_verify_after_a_correction_are_applied_in_their_order() {
             changed: 0
         }
     );
-    ledger.reconciler.set_fleet(corrected());
+    ledger.reconciler.set_sources(corrected());
     let done = ledger.reconciler.reverify(1, now, |_| ()).unwrap();
     assert_eq!(
         done,

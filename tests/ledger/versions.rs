@@ -13,7 +13,7 @@ use settled::ledger::{SCHEMA_VERSION, Writer, check_with_all_reports};
 use settled::reconciler::Reconciler;
 
 use super::check::a_ledger;
-use super::setting::{Ledger, ROOMY, START, fleet, json, signed, source};
+use super::setting::{Ledger, ROOMY, START, json, register, signed, source};
 
 fn kept(version: i64, ending: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/ledger/versions/{version}.{ending}"))
@@ -52,12 +52,12 @@ fn reopened(version: i64) -> Ledger {
     fs::copy(kept(version, "db"), &path)
         .unwrap_or_else(|error| panic!("{}: {error}", kept(version, "db").display()));
     let mut writer = Writer::open(&path, START).unwrap();
-    let fleet = fleet(
+    let sources = register(
         &mut writer,
         [source("sky", &settled::providers::skyvern::Skyvern)],
     );
     let reader = writer.reader();
-    let mut reconciler = Reconciler::new(writer, fleet, ROOMY);
+    let mut reconciler = Reconciler::new(writer, sources, ROOMY);
     reconciler.recover(START, |_| ()).unwrap();
     Ledger {
         folder,

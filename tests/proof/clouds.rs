@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use settled::config::Source;
+use settled::config::SourceConfig;
 use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
 use settled::demo::plan;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
-use settled::reconciler::Member;
+use settled::reconciler::Source;
 use settled::report::{Head, Report, WebhookHead};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
@@ -21,18 +21,18 @@ use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 pub const BEGIN: At = At(1_795_248_000_000);
 
 /// The accounts as the daemon is configured with them.
-pub fn accounts(keys: &Keys) -> BTreeMap<SourceName, Arc<Source>> {
-    let account = |source: &plan::Source| {
+pub fn accounts(keys: &Keys) -> BTreeMap<SourceName, Arc<SourceConfig>> {
+    let account = |source: &plan::DemoSource| {
         let source = account(*source, keys);
         (source.name.clone(), Arc::new(source))
     };
-    plan::Source::ALL.iter().map(account).collect()
+    plan::DemoSource::ALL.iter().map(account).collect()
 }
 
 /// One account.
-pub fn account(source: plan::Source, keys: &Keys) -> Source {
+pub fn account(source: plan::DemoSource, keys: &Keys) -> SourceConfig {
     let provider = providers::named(source.cloud().word()).unwrap();
-    let mut made = Source::new(SourceName::new(source.word()).unwrap(), provider);
+    let mut made = SourceConfig::new(SourceName::new(source.word()).unwrap(), provider);
     if let Some(api) = source.api() {
         made.settings.api = Some(api.to_owned());
     }
@@ -46,7 +46,7 @@ pub fn account(source: plan::Source, keys: &Keys) -> Source {
         Some(api_key),
         hooks.map(|hooks| key("webhook_secrets[0]", hooks)),
     );
-    if source == plan::Source::Recipes {
+    if source == plan::DemoSource::Recipes {
         made.keyring.path_tokens = vec![key("path_token", &keys.smartbrowse_path)];
         let values = vec![key(
             "require_headers.Authorization",
@@ -72,7 +72,7 @@ pub fn key(label: &str, value: &str) -> Key {
 pub fn ask(
     world: &World,
     cloud: plan::Cloud,
-    member: &Member,
+    member: &Source,
     question: &ApiRequest,
 ) -> (ApiResponse, Duration) {
     let ask = request(member, question);
@@ -86,14 +86,14 @@ pub fn ask(
 }
 
 /// The question as the cloud's server reads it.
-fn request(member: &Member, question: &ApiRequest) -> Ask {
+fn request(member: &Source, question: &ApiRequest) -> Ask {
     let method = match question.method {
         Method::Get => hyper::Method::GET,
         Method::Post => hyper::Method::POST,
     };
     let mut headers = HeaderMap::new();
-    if let Some(key) = &member.source.api_key {
-        let (name, prefix) = member.source.provider.key_header();
+    if let Some(key) = &member.config.api_key {
+        let (name, prefix) = member.config.provider.key_header();
         let value = HeaderValue::from_str(&format!("{prefix}{}", key.expose())).unwrap();
         headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
     }
@@ -149,7 +149,7 @@ pub fn answer(reply: Reply, question: &ApiRequest) -> (ApiResponse, Duration) {
 }
 
 /// A letter as the receiver reports it.
-pub fn receive(member: &Member, letter: Letter, now: At) -> Report {
+pub fn receive(member: &Source, letter: Letter, now: At) -> Report {
     let path_token = letter.path_token.as_deref().map(TokenDigest::of);
     let delivery = Delivery {
         headers: &letter.headers,
@@ -157,7 +157,7 @@ pub fn receive(member: &Member, letter: Letter, now: At) -> Report {
         truncated: false,
         path_token: path_token.as_ref(),
     };
-    let source = &member.source;
+    let source = &member.config;
     let proof = source.provider.verify(&delivery, &source.keyring, now);
     let head = WebhookHead {
         verdict: proof.verdict(),

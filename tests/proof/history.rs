@@ -11,7 +11,7 @@ use settled::demo::plan::{self, Answers, Forgery, Form, Life, Mail, Plan, Poison
 use settled::demo::stories;
 use settled::model::{At, RunId};
 use settled::providers::{ApiResponse, Delivery, Response, RunRef};
-use settled::reconciler::Member;
+use settled::reconciler::Source;
 use settled::report::{Head, PollHead, Report, ResponseMeta, SweepHead, TrackHead};
 
 use crate::clouds::{self, BEGIN};
@@ -105,7 +105,7 @@ const FORMS: [Form; 9] = [
 const WAITS: [i64; 9] = [1, 20, 61, 301, 601, 3_600, 90_000, 700_000, -3_600];
 
 fn runs() -> usize {
-    plan::Source::ALL.len() * RUNS_EACH
+    plan::DemoSource::ALL.len() * RUNS_EACH
 }
 
 /// Anything that may be reported.
@@ -118,7 +118,7 @@ pub fn said() -> impl Strategy<Value = Said> {
         1 => Just(How::Garbage),
         1 => Just(How::Nothing),
     ];
-    let accounts = plan::Source::ALL.len();
+    let accounts = plan::DemoSource::ALL.len();
     let late = || prop_oneof![4 => Just(0_i64), 1 => 0_i64..4_000];
     prop_oneof![
         8 => (0..runs(), any::<Index>(), 0..FORMS.len(), late())
@@ -133,7 +133,7 @@ pub fn said() -> impl Strategy<Value = Said> {
 
 /// Anything that may happen.
 pub fn op() -> impl Strategy<Value = Op> {
-    let accounts = plan::Source::ALL.len();
+    let accounts = plan::DemoSource::ALL.len();
     prop_oneof![
         20 => prop::collection::vec(said(), 1..4).prop_map(Op::Reach),
         8 => prop::sample::select(WAITS.to_vec()).prop_map(Op::Wait),
@@ -156,7 +156,7 @@ fn words(life: &Life) -> Vec<State> {
     let open = |words: &[&'static str]| words.iter().copied().map(State::open).collect::<Vec<_>>();
     let over = |words: &[&'static str]| words.iter().copied().map(State::over).collect::<Vec<_>>();
     let known = match life.source {
-        plan::Source::Skyvern => {
+        plan::DemoSource::Skyvern => {
             let ends = over(&["completed", "failed", "terminated", "timed_out", "canceled"]);
             [
                 open(&["queued", "running", "paused"]),
@@ -165,24 +165,24 @@ fn words(life: &Life) -> Vec<State> {
             ]
             .concat()
         }
-        plan::Source::Tasks => [
+        plan::DemoSource::Tasks => [
             open(&["created", "started"]),
             over(&["failed", "stopped"]),
             judged("finished").to_vec(),
         ]
         .concat(),
-        plan::Source::Sessions => [
+        plan::DemoSource::Sessions => [
             open(&["created", "idle", "running"]),
             over(&["timed_out", "error"]),
             judged("stopped").to_vec(),
         ]
         .concat(),
-        plan::Source::Runs | plan::Source::Recipes => [
+        plan::DemoSource::Runs | plan::DemoSource::Recipes => [
             open(&["queued", "running"]),
             over(&["completed", "failed", "cancelled"]),
         ]
         .concat(),
-        plan::Source::Jobs => [
+        plan::DemoSource::Jobs => [
             open(&["started", "page", "scraping", "processing"]),
             over(&["completed", "failed", "cancelled"]),
         ]
@@ -194,7 +194,7 @@ fn words(life: &Life) -> Vec<State> {
 /// Writes reports as they would come in.
 pub struct Scribe {
     pub lives: Vec<Life>,
-    pub members: Vec<Arc<Member>>,
+    pub members: Vec<Arc<Source>>,
     pub now: At,
     /// Letters that came in before.
     letters: Vec<Report>,
@@ -203,7 +203,7 @@ pub struct Scribe {
 impl Scribe {
     pub fn new() -> Scribe {
         let mut dice = Dice::new(SEED, 0);
-        let lives = plan::Source::ALL
+        let lives = plan::DemoSource::ALL
             .iter()
             .flat_map(|source| [*source; RUNS_EACH]);
         let lives = lives
@@ -221,7 +221,7 @@ impl Scribe {
     }
 
     /// The account of this row.
-    pub fn member(&self, id: i64) -> Arc<Member> {
+    pub fn member(&self, id: i64) -> Arc<Source> {
         self.members
             .iter()
             .find(|member| member.id == id)
@@ -291,7 +291,7 @@ impl Scribe {
                 how,
                 late,
             } => Some(self.answer(&self.lives[*run], *word, *how, *late)),
-            Said::List { account, word } => self.list(plan::Source::ALL[*account], *word),
+            Said::List { account, word } => self.list(plan::DemoSource::ALL[*account], *word),
             Said::Track { run, kind } => {
                 let life = &self.lives[*run];
                 let run_id = RunId::new(&life.id).unwrap();
@@ -324,10 +324,10 @@ impl Scribe {
         }
     }
 
-    pub fn account(&self, source: plan::Source) -> Arc<Member> {
+    pub fn account(&self, source: plan::DemoSource) -> Arc<Source> {
         self.members
             .iter()
-            .find(|member| member.source.name.as_str() == source.word())
+            .find(|member| member.config.name.as_str() == source.word())
             .unwrap()
             .clone()
     }
@@ -361,7 +361,7 @@ impl Scribe {
         };
         let world = self.world(lives);
         let member = self.account(life.source);
-        let (run_id, settings) = (RunId::new(&life.id).unwrap(), &member.source.settings);
+        let (run_id, settings) = (RunId::new(&life.id).unwrap(), &member.config.settings);
         let subject = RunRef {
             run_id: &run_id,
             kind: life.kind,
@@ -370,7 +370,7 @@ impl Scribe {
             settings,
         };
         let (mut paths, mut answers) = (Vec::new(), Vec::new());
-        let mut question = Some(member.source.provider.status_request(&subject));
+        let mut question = Some(member.config.provider.status_request(&subject));
         while let Some(next) = question.take() {
             let first = answers.is_empty();
             let (proper, _) = clouds::ask(&world, life.source.cloud(), &member, &next);
@@ -384,7 +384,7 @@ impl Scribe {
                 _ => proper,
             });
             paths.push(next.path);
-            question = member.source.provider.follow_up(&subject, &answers);
+            question = member.config.provider.follow_up(&subject, &answers);
         }
         let (answers, bodies): (Vec<_>, Vec<_>) = paths
             .into_iter()
@@ -408,7 +408,7 @@ impl Scribe {
         }
     }
 
-    fn list(&self, source: plan::Source, word: Index) -> Option<Report> {
+    fn list(&self, source: plan::DemoSource, word: Index) -> Option<Report> {
         let lives = self.lives.iter().filter(|life| life.source == source);
         let world = self.world(
             lives
@@ -417,9 +417,9 @@ impl Scribe {
         );
         let member = self.account(source);
         let question = member
-            .source
+            .config
             .provider
-            .list_request(None, &member.source.settings)?;
+            .list_request(None, &member.config.settings)?;
         let (answer, _) = clouds::ask(&world, source.cloud(), &member, &question);
         let (answer, body) = ResponseMeta::split(question.path, answer);
         let head = Head::Sweep(SweepHead {
@@ -437,7 +437,7 @@ impl Scribe {
 }
 
 /// Verifies a delivery with the secrets its account has now.
-pub fn verifies(member: &Member, report: &mut Report) -> bool {
+pub fn verifies(member: &Source, report: &mut Report) -> bool {
     let Head::Webhook(head) = &mut report.head else {
         return false;
     };
@@ -448,9 +448,9 @@ pub fn verifies(member: &Member, report: &mut Report) -> bool {
         path_token: head.path_token.as_ref(),
     };
     let proof = member
-        .source
+        .config
         .provider
-        .verify(&delivery, &member.source.keyring, report.at);
+        .verify(&delivery, &member.config.keyring, report.at);
     (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
     head.verdict.authentic()
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rusqlite::{Connection, OpenFlags};
-use settled::config::Source;
+use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
 use settled::ledger::{
@@ -23,7 +23,7 @@ use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, dec
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
 use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
 use settled::providers::Reading;
-use settled::reconciler::{Fleet, Member, Reconciler, Work};
+use settled::reconciler::{Reconciler, Source, Sources, Work};
 use settled::report::{Head, Report};
 use tempfile::TempDir;
 
@@ -98,9 +98,9 @@ impl Reference {
     }
 
     /// Concludes from one report.
-    fn digest(&mut self, member: &Member, number: usize, now: At) {
+    fn digest(&mut self, member: &Source, number: usize, now: At) {
         let report = self.reports[number].clone();
-        let source = &member.source;
+        let source = &member.config;
         let (Reading::Said(heard) | Reading::Counted(heard, _)) =
             report.read(source.provider, &source.settings)
         else {
@@ -139,18 +139,18 @@ impl Reference {
 
     fn record(
         &self,
-        member: &Member,
+        member: &Source,
         run_id: &RunId,
         run: &Run,
         publication: Publication,
         now: At,
     ) -> Published {
         let key = RunKey {
-            source: member.source.name.clone(),
+            source: member.config.name.clone(),
             run_id: run_id.clone(),
         };
         let about = About {
-            provider: member.source.provider.name(),
+            provider: member.config.provider.name(),
             key: &key,
         };
         let spoken_by = match &run.phase {
@@ -205,7 +205,7 @@ impl Reference {
     }
 
     /// Verifies what is in an account's ring with the secrets it has now.
-    fn reverify(&mut self, member: &Member, now: At) {
+    fn reverify(&mut self, member: &Source, now: At) {
         for number in std::mem::take(&mut self.ring) {
             let report = &mut self.reports[number];
             if report.source != member.id || !verifies(member, report) {
@@ -227,7 +227,7 @@ struct Pair {
     reconciler: Option<Reconciler>,
     reader: Option<Reader>,
     epoch: String,
-    accounts: BTreeMap<SourceName, Arc<Source>>,
+    accounts: BTreeMap<SourceName, Arc<SourceConfig>>,
     scribe: Scribe,
     reference: Reference,
     feed: Feed,
@@ -257,9 +257,9 @@ impl Pair {
         let mut writer = Writer::open(&self.store, self.scribe.now).unwrap();
         writer.epoch().clone_into(&mut self.epoch);
         self.reader = Some(writer.reader());
-        let fleet = Fleet::enlist(&mut writer, &self.accounts, self.scribe.now).unwrap();
-        self.scribe.members = fleet.members().cloned().collect();
-        let mut reconciler = Reconciler::new(writer, fleet, RING);
+        let sources = Sources::register(&mut writer, &self.accounts, self.scribe.now).unwrap();
+        self.scribe.members = sources.members().cloned().collect();
+        let mut reconciler = Reconciler::new(writer, sources, RING);
         assert_eq!(
             reconciler.recover(self.scribe.now, |_| ()).unwrap(),
             owed,
@@ -426,7 +426,7 @@ impl Pair {
     }
 
     fn rotate(&mut self, account: usize, wrong: bool, both: bool) {
-        let source = plan::Source::ALL[account];
+        let source = plan::DemoSource::ALL[account];
         let mut made = clouds::account(source, &Keys::new(SEED));
         let other = || clouds::key("other", "a secret that nobody signs with");
         if wrong {
@@ -484,7 +484,7 @@ impl Pair {
                     .scribe
                     .members
                     .iter()
-                    .find(|member| member.source.name == row.key.source)
+                    .find(|member| member.config.name == row.key.source)
                     .unwrap();
                 ((source.id, row.key.run_id), row.run)
             })
@@ -545,9 +545,9 @@ proptest! {
 /// A word that nobody knows is a status, and a reason to ask: two things said of one run.
 #[test]
 fn a_report_that_speaks_of_a_run_twice_stays_the_cause_of_its_record() {
-    let tasks = plan::Source::ALL
+    let tasks = plan::DemoSource::ALL
         .iter()
-        .position(|source| *source == plan::Source::Tasks)
+        .position(|source| *source == plan::DemoSource::Tasks)
         .unwrap();
     let mut pair = Pair::new();
     let life = &pair.scribe.lives[tasks * RUNS_EACH];

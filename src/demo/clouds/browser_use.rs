@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::reply::{Ask, Reply};
 use super::world::{Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
-use crate::demo::plan::{Forgery, Form, Life, Source, State};
+use crate::demo::plan::{DemoSource, Forgery, Form, Life, State};
 use crate::model::{At, schedule};
 use crate::providers::signature::sign;
 
@@ -20,8 +20,8 @@ const HOUR_MS: i64 = 3_600_000;
 
 impl Service for BrowserUse {
     fn authorized(&self, ask: &Ask, keys: &Keys) -> bool {
-        let ours =
-            [Source::Tasks, Source::Sessions, Source::Runs].map(|source| keys.api_key(source));
+        let ours = [DemoSource::Tasks, DemoSource::Sessions, DemoSource::Runs]
+            .map(|source| keys.api_key(source));
         ask.header("x-browser-use-api-key")
             .is_some_and(|key| ours.iter().any(|ours| ours == key))
     }
@@ -51,23 +51,27 @@ impl Service for BrowserUse {
                 "planInfo": { "planName": "demo" }, "projectId": "00000000-0000-4000-8000-000000000000" }))
             }
             ["api", "v2", "tasks"] => tasks(world, ask),
-            ["api", "v2", "tasks", id, "status"] => {
-                world.status(self, (Source::Tasks, id), missing("Task"), |life, state| {
-                    Reply::ok(&task_status(world, life, state))
-                })
-            }
-            ["api", "v2", "tasks", id] => {
-                world.status(self, (Source::Tasks, id), missing("Task"), |life, state| {
+            ["api", "v2", "tasks", id, "status"] => world.status(
+                self,
+                (DemoSource::Tasks, id),
+                missing("Task"),
+                |life, state| Reply::ok(&task_status(world, life, state)),
+            ),
+            ["api", "v2", "tasks", id] => world.status(
+                self,
+                (DemoSource::Tasks, id),
+                missing("Task"),
+                |life, state| {
                     let mut view = task(world, life, state);
                     view["steps"] = json!([]);
                     view["outputFiles"] = json!([]);
                     Reply::ok(&view)
-                })
-            }
+                },
+            ),
             ["api", "v3", "sessions"] => sessions(world, ask),
             ["api", "v3", "sessions", id] => world.status(
                 self,
-                (Source::Sessions, id),
+                (DemoSource::Sessions, id),
                 missing("Session"),
                 |life, state| Reply::ok(&session(world, life, state)),
             ),
@@ -76,15 +80,16 @@ impl Service for BrowserUse {
             }
             ["api", "v4", "runs"] => runs(world, ask),
             ["api", "v4", "runs", id, "status"] => {
-                world.status(self, (Source::Runs, id), missing("Run"), |_, state| {
+                world.status(self, (DemoSource::Runs, id), missing("Run"), |_, state| {
                     Reply::ok(&json!({ "status": state.word }))
                 })
             }
-            ["api", "v4", "runs", id] => {
-                world.status(self, (Source::Runs, id), missing("Run"), |life, state| {
-                    Reply::ok(&run(world, life, state))
-                })
-            }
+            ["api", "v4", "runs", id] => world.status(
+                self,
+                (DemoSource::Runs, id),
+                missing("Run"),
+                |life, state| Reply::ok(&run(world, life, state)),
+            ),
             ["api", "v4", "sessions"] => slim_sessions(world, ask),
             _ => Reply::json(404, &json!({ "detail": "Not Found" })),
         }
@@ -170,7 +175,7 @@ fn tasks(world: &World, ask: &Ask) -> Reply {
     }
     let wanted = ask.param("filterBy");
     let rows: Vec<_> = world
-        .listed(Source::Tasks)
+        .listed(DemoSource::Tasks)
         .filter(|(_, state)| wanted.is_none_or(|word| word == state.word))
         .collect();
     let total = rows.len();
@@ -209,7 +214,7 @@ fn session(world: &World, life: &Life, state: &State) -> Value {
 
 fn sessions(world: &World, ask: &Ask) -> Reply {
     let (number, size) = (ask.number("page", 1), ask.number("page_size", 20).min(100));
-    let rows: Vec<_> = world.listed(Source::Sessions).collect();
+    let rows: Vec<_> = world.listed(DemoSource::Sessions).collect();
     let total = rows.len();
     let rows: Vec<Value> = world
         .shown(page(rows.into_iter(), number, size), size)
@@ -250,7 +255,7 @@ fn after_cursor<'a>(
     let limit = ask.number("limit", default).min(100);
     let cursor = ask.param("cursor").map(str::to_owned);
     let mut rows = world
-        .listed(Source::Runs)
+        .listed(DemoSource::Runs)
         .skip_while(|(life, _)| cursor.as_ref().is_some_and(|id| *id != life.id));
     if cursor.is_some() {
         rows.next();
@@ -290,7 +295,7 @@ fn slim_sessions(world: &World, ask: &Ask) -> Reply {
 /// Whether a letter is of the generation that signs the raw body without a time: a part of the
 /// tasks, and whatever the other scheme could not rewrite before signing it.
 fn untimed(item: &Item<'_>) -> bool {
-    let part = item.life.source == Source::Tasks
+    let part = item.life.source == DemoSource::Tasks
         && schedule::seed("scheme", &item.life.id).is_multiple_of(5);
     matches!(item.mail.form, Form::Poisoned(_)) || (part && item.mail.form != Form::Stale)
 }
@@ -298,7 +303,7 @@ fn untimed(item: &Item<'_>) -> bool {
 /// `X-Webhook-Signature`, camel case, over the bytes as sent.
 fn untimed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
     let (life, says) = (item.life, item.mail.says);
-    let payload = if life.source == Source::Sessions {
+    let payload = if life.source == DemoSource::Sessions {
         json!({ "sessionId": life.id, "status": says.word })
     } else {
         json!({ "taskId": life.id, "status": says.word, "sessionId": life.group })
@@ -325,7 +330,7 @@ fn untimed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
 fn timed_letter(world: &World, item: &Item<'_>, written_at: At) -> Letter {
     let (life, says) = (item.life, item.mail.says);
     let stamp = stamp(item, written_at);
-    let (session, task) = if life.source == Source::Sessions {
+    let (session, task) = if life.source == DemoSource::Sessions {
         (&life.id, "")
     } else {
         (&life.group, life.id.as_str())

@@ -11,7 +11,7 @@ use super::reply::{Ask, Reply};
 use super::world::{Found, Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned, random_hex};
 use crate::demo::dice::Dice;
-use crate::demo::plan::{Forgery, Form, Life, Source, State};
+use crate::demo::plan::{DemoSource, Forgery, Form, Life, State};
 use crate::model::{Kind, schedule};
 use crate::providers::signature::sign;
 
@@ -56,12 +56,12 @@ impl Service for Firecrawl {
         let of_kind =
             |id: &str, kinds: &[Kind], render: fn(&World, &Ask, &Life, &State) -> Value| {
                 if world
-                    .life(Source::Jobs, id)
+                    .life(DemoSource::Jobs, id)
                     .is_some_and(|life| !kinds.contains(&life.kind))
                 {
                     return missing();
                 }
-                world.status(self, (Source::Jobs, id), missing(), |life, state| {
+                world.status(self, (DemoSource::Jobs, id), missing(), |life, state| {
                     Reply::ok(&render(world, ask, life, state))
                 })
             };
@@ -72,7 +72,7 @@ impl Service for Firecrawl {
             }
             ["v1" | "v2", "crawl", id, "errors"]
             | ["v1" | "v2", "batch", "scrape", id, "errors"] => {
-                match world.find(Source::Jobs, id) {
+                match world.find(DemoSource::Jobs, id) {
                     Found::Seen(..) => Reply::ok(&json!({ "errors": [], "robotsBlocked": [] })),
                     Found::Missing => missing(),
                 }
@@ -222,7 +222,7 @@ fn agent(world: &World, _ask: &Ask, life: &Life, state: &State) -> Value {
 /// Open crawls only, without a status and without pages.
 fn active(world: &World) -> Reply {
     let open = world
-        .listed(Source::Jobs)
+        .listed(DemoSource::Jobs)
         .filter(|(life, state)| life.kind == Kind::Crawl && !state.over);
     let crawls: Vec<Value> = world
         .shown(open.collect(), usize::MAX)
@@ -242,7 +242,7 @@ fn activity(world: &World, ask: &Ask) -> Reply {
     let limit = ask.number("limit", 50).clamp(1, 100);
     let skip = ask.number("cursor", 0);
     let mut rows: Vec<(&Life, &State)> = world
-        .listed(Source::Jobs)
+        .listed(DemoSource::Jobs)
         .filter(|(life, _)| wanted.is_none_or(|endpoint| endpoint == life.kind.word()))
         .skip(skip)
         .take(limit + 1)
@@ -264,7 +264,7 @@ fn activity(world: &World, ask: &Ask) -> Reply {
 
 fn queue_status(world: &World) -> Reply {
     let active = world
-        .listed(Source::Jobs)
+        .listed(DemoSource::Jobs)
         .filter(|(_, state)| !state.over)
         .count();
     Reply::ok(

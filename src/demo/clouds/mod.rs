@@ -200,7 +200,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::demo::plan::{Rates, Source, State};
+    use crate::demo::plan::{DemoSource, Rates, State};
     use crate::providers::signature::sign;
 
     /// Clouds that have been turning for so long, with nobody at the receiver's address.
@@ -216,7 +216,7 @@ mod tests {
         let keys = &clouds.world().keys;
         match cloud {
             Cloud::Skyvern => ("x-api-key", keys.skyvern.clone()),
-            Cloud::BrowserUse => ("X-Browser-Use-API-Key", keys.api_key(Source::Tasks)),
+            Cloud::BrowserUse => ("X-Browser-Use-API-Key", keys.api_key(DemoSource::Tasks)),
             Cloud::SmartBrowse => ("X-API-Key", keys.smartbrowse.clone()),
             Cloud::Firecrawl => ("Authorization", format!("Bearer {}", keys.firecrawl)),
         }
@@ -238,7 +238,7 @@ mod tests {
     }
 
     /// A run that a plan of a hundred has, in its present state.
-    fn some(clouds: &Clouds, source: Source) -> (&Life, &State) {
+    fn some(clouds: &Clouds, source: DemoSource) -> (&Life, &State) {
         clouds
             .world()
             .listed(source)
@@ -247,8 +247,8 @@ mod tests {
     }
 
     async fn when_runs_have_begun(clouds: &Clouds) {
-        let have = |source: &Source| clouds.world().listed(*source).next().is_some();
-        while !Source::ALL.iter().all(have) {
+        let have = |source: &DemoSource| clouds.world().listed(*source).next().is_some();
+        while !DemoSource::ALL.iter().all(have) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -280,13 +280,13 @@ mod tests {
         let clouds = clouds(100).await;
         when_runs_have_begun(&clouds).await;
         for (source, path, word) in [
-            (Source::Skyvern, "/v1/runs/{}", "/status"),
-            (Source::Tasks, "/api/v2/tasks/{}/status", "/status"),
-            (Source::Tasks, "/api/v2/tasks/{}", "/status"),
-            (Source::Sessions, "/api/v3/sessions/{}", "/status"),
-            (Source::Runs, "/api/v4/runs/{}/status", "/status"),
+            (DemoSource::Skyvern, "/v1/runs/{}", "/status"),
+            (DemoSource::Tasks, "/api/v2/tasks/{}/status", "/status"),
+            (DemoSource::Tasks, "/api/v2/tasks/{}", "/status"),
+            (DemoSource::Sessions, "/api/v3/sessions/{}", "/status"),
+            (DemoSource::Runs, "/api/v4/runs/{}/status", "/status"),
             (
-                Source::Recipes,
+                DemoSource::Recipes,
                 "/v1/smartbrowse/runs/{}",
                 "/data/run_status",
             ),
@@ -323,7 +323,7 @@ mod tests {
             let life = loop {
                 match clouds
                     .world()
-                    .listed(Source::Jobs)
+                    .listed(DemoSource::Jobs)
                     .find(|(life, _)| life.kind == kind)
                 {
                     Some((life, _)) => break life,
@@ -358,14 +358,14 @@ mod tests {
                 .count()
         };
         for (source, path, rows) in [
-            (Source::Skyvern, "/v1/runs?page_size=7&page=", ""),
+            (DemoSource::Skyvern, "/v1/runs?page_size=7&page=", ""),
             (
-                Source::Tasks,
+                DemoSource::Tasks,
                 "/api/v2/tasks?pageSize=7&pageNumber=",
                 "/items",
             ),
             (
-                Source::Sessions,
+                DemoSource::Sessions,
                 "/api/v3/sessions?page_size=7&page=",
                 "/sessions",
             ),
@@ -386,12 +386,17 @@ mod tests {
         }
         for (source, path, rows, next) in [
             (
-                Source::Runs,
+                DemoSource::Runs,
                 "/api/v4/sessions?limit=3",
                 "sessions",
                 "nextCursor",
             ),
-            (Source::Jobs, "/v2/team/activity?limit=7", "data", "cursor"),
+            (
+                DemoSource::Jobs,
+                "/v2/team/activity?limit=7",
+                "data",
+                "cursor",
+            ),
         ] {
             let (mut seen, mut cursor) = (0, String::new());
             loop {
@@ -412,7 +417,7 @@ mod tests {
         let mut chosen = plan.runs.remove(
             plan.runs
                 .iter()
-                .position(|life| life.source == Source::Runs)
+                .position(|life| life.source == DemoSource::Runs)
                 .unwrap(),
         );
         chosen.only_listed = true;
@@ -535,7 +540,7 @@ mod tests {
             .plan
             .runs
             .iter()
-            .filter(|life| life.source == Source::Jobs && !life.mail.is_empty());
+            .filter(|life| life.source == DemoSource::Jobs && !life.mail.is_empty());
         let differ = differ.filter(|life| {
             let (first, second) = (attempt(life, 0), attempt(life, 1));
             assert_eq!(first.1, second.1);

@@ -9,7 +9,7 @@ use super::post::{self, Attempt};
 use super::reply::{Ask, Reply};
 use super::world::{Count, Found, Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
-use crate::demo::plan::{Cloud, Forgery, Form, Life, Source, State};
+use crate::demo::plan::{Cloud, DemoSource, Forgery, Form, Life, State};
 use crate::model::Kind;
 use crate::providers::signature::sign;
 
@@ -62,7 +62,7 @@ impl Service for Skyvern {
                     404,
                     &json!({ "detail": format!("Task run not found {id}") }),
                 );
-                world.status(self, (Source::Skyvern, id), missing, |life, state| {
+                world.status(self, (DemoSource::Skyvern, id), missing, |life, state| {
                     Reply::ok(&run(world, life, state))
                 })
             }
@@ -71,7 +71,7 @@ impl Service for Skyvern {
                     404,
                     &json!({ "detail": format!("WorkflowRun {id} not found") }),
                 );
-                world.status(self, (Source::Skyvern, id), missing, |life, state| {
+                world.status(self, (DemoSource::Skyvern, id), missing, |life, state| {
                     Reply::ok(&run(world, life, state))
                 })
             }
@@ -306,7 +306,7 @@ fn list(world: &World, ask: &Ask) -> Reply {
         return Reply::json(422, &json!({ "detail": why }));
     }
     let rows = world
-        .listed(Source::Skyvern)
+        .listed(DemoSource::Skyvern)
         .filter(|(_, state)| wanted.is_empty() || wanted.contains(&state.word));
     let rows = world.shown(page(rows, number, size), size);
     let rows: Vec<Value> = rows
@@ -352,7 +352,7 @@ pub(super) fn wants_replay(cloud: Cloud, ask: &Ask) -> Option<String> {
 
 /// Sends a run's webhook once more, waits for the result and tells it, with the payload.
 pub(super) async fn replay(world: &World, ask: &Ask, run_id: &str) -> Reply {
-    let Found::Seen(life, state) = world.find(Source::Skyvern, run_id) else {
+    let Found::Seen(life, state) = world.find(DemoSource::Skyvern, run_id) else {
         return Reply::json(404, &json!({ "detail": format!("Run {run_id} not found") }));
     };
     if state.retry_pending {
@@ -371,7 +371,7 @@ pub(super) async fn replay(world: &World, ask: &Ask, run_id: &str) -> Reply {
     let body = body(world, life, state, true).to_string();
     let signature = sign(&world.keys.skyvern, &[body.as_bytes()]);
     let timestamp = world.wall(world.now()).0 / 1000;
-    let usual = world.address(Source::Skyvern, None);
+    let usual = world.address(DemoSource::Skyvern, None);
     let wanted = serde_json::from_slice::<Value>(&ask.body).ok();
     let target = wanted
         .as_ref()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::reply::{Ask, Reply};
 use super::world::{Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned};
-use crate::demo::plan::{Forgery, Form, Life, Source, State};
+use crate::demo::plan::{DemoSource, Forgery, Form, Life, State};
 use crate::model::schedule;
 
 /// The cloud.
@@ -42,7 +42,7 @@ impl Service for SmartBrowse {
         match ask.segments()[..] {
             ["v1", "smartbrowse", "runs", id] => {
                 let missing = failed(404, "not_found", "run not found");
-                world.status(self, (Source::Recipes, id), missing, |life, state| {
+                world.status(self, (DemoSource::Recipes, id), missing, |life, state| {
                     enveloped(&run(world, life, state))
                 })
             }
@@ -142,7 +142,7 @@ fn run(world: &World, life: &Life, state: &State) -> Value {
 }
 
 fn usage(world: &World) -> Reply {
-    let mut runs = world.listed(Source::Recipes).peekable();
+    let mut runs = world.listed(DemoSource::Recipes).peekable();
     let last = runs.peek().map(|(life, state)| {
         let (created, _) = world.times(life, state);
         json!({ "id": life.id, "status": state.word, "pages_extracted": 3, "effective_cap": 50,

@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::reply::{Manner, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
-use crate::demo::plan::{Cloud, Life, Plan, Source, State, Stumble};
+use crate::demo::plan::{Cloud, DemoSource, Life, Plan, State, Stumble};
 use crate::model::{At, words};
 
 /// The secrets of a demo. They open nothing but its clouds.
@@ -56,7 +56,7 @@ impl Keys {
     }
 
     /// The API key of an account. Browser Use's three accounts are told apart by it.
-    pub fn api_key(&self, source: Source) -> String {
+    pub fn api_key(&self, source: DemoSource) -> String {
         match (source.cloud(), source.api()) {
             (Cloud::BrowserUse, Some(api)) => format!("{}{api}", self.browser_use),
             (Cloud::BrowserUse, None) => self.browser_use.clone(),
@@ -154,7 +154,7 @@ pub struct World {
     pub tally: Tally,
     hooks: String,
     clock: Clock,
-    index: HashMap<(Source, String), usize>,
+    index: HashMap<(DemoSource, String), usize>,
     asked: Vec<AtomicUsize>,
     /// When each run was first seen: on a list, or, where the daemon that saw it there may have been
     /// killed before it could write that down, by a question about it.
@@ -235,7 +235,7 @@ impl World {
     }
 
     /// The run of this id, whatever its state.
-    pub fn life(&self, source: Source, id: &str) -> Option<&Life> {
+    pub fn life(&self, source: DemoSource, id: &str) -> Option<&Life> {
         self.index
             .get(&(source, id.to_owned()))
             .map(|number| &self.plan.runs[*number])
@@ -274,7 +274,7 @@ impl World {
     }
 
     /// The receiver's address for a letter.
-    pub(super) fn address(&self, source: Source, path_token: Option<&str>) -> String {
+    pub(super) fn address(&self, source: DemoSource, path_token: Option<&str>) -> String {
         let token = path_token
             .map(|token| format!("/{token}"))
             .unwrap_or_default();
@@ -296,7 +296,7 @@ impl World {
     }
 
     /// What a status endpoint finds now.
-    pub(super) fn find(&self, source: Source, id: &str) -> Found<'_> {
+    pub(super) fn find(&self, source: DemoSource, id: &str) -> Found<'_> {
         let number = self.index.get(&(source, id.to_owned()));
         let state = number.and_then(|number| self.state(*number));
         state.map_or(Found::Missing, |(life, state)| Found::Seen(life, state))
@@ -322,7 +322,7 @@ impl World {
     pub(super) fn status(
         &self,
         service: &dyn Service,
-        (source, id): (Source, &str),
+        (source, id): (DemoSource, &str),
         missing: Reply,
         render: impl FnOnce(&Life, &State) -> Reply,
     ) -> Reply {
@@ -351,7 +351,7 @@ impl World {
 
     /// The runs of an account that a list shows now, newest first, with their states: those that
     /// are open, and those that began not long ago.
-    pub(super) fn listed(&self, source: Source) -> impl Iterator<Item = (&Life, &State)> {
+    pub(super) fn listed(&self, source: DemoSource) -> impl Iterator<Item = (&Life, &State)> {
         let now = self.now();
         let begun = self.plan.runs.partition_point(|life| life.begins <= now);
         let ours = (0..begun)

@@ -18,7 +18,7 @@ use settled::demo::clouds::Keys;
 use settled::demo::dice::Dice;
 use settled::ledger::{StoreError, Writer};
 use settled::model::At;
-use settled::reconciler::{Fleet, Reconciler};
+use settled::reconciler::{Reconciler, Sources};
 
 use crate::check::{self, Feed};
 use crate::clouds;
@@ -33,8 +33,8 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
     let now = At(clouds::BEGIN.0 + 10 * 86_400_000);
     let open = || {
         let mut writer = Writer::open(&store(folder), now)?;
-        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
-        let mut reconciler = Reconciler::new(writer, fleet, RING);
+        let sources = Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
+        let mut reconciler = Reconciler::new(writer, sources, RING);
         reconciler.recover(now, |_| ())?;
         reconciler.recover(now, |_| ())
     };
@@ -69,10 +69,10 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let (from, to) = (folder(), folder());
     let (path, mut scribe) = (store(from.path()), Scribe::new());
     let mut writer = Writer::open(&path, scribe.now).unwrap();
-    let fleet =
-        Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
-    scribe.members = fleet.members().cloned().collect();
-    let mut reconciler = Reconciler::new(writer, fleet, RING);
+    let sources =
+        Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
+    scribe.members = sources.members().cloned().collect();
+    let mut reconciler = Reconciler::new(writer, sources, RING);
     let (mut dice, mut said, mut points) = (Dice::new(1, 0), Said::default(), 0);
     for op in script(1, number("SETTLED_STEPS", 60).try_into().unwrap()) {
         let Op::Reach(what) = op else { continue };

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use settled::demo::clouds::Keys;
 use settled::ledger::{RingLimits, TrimLimits, Writer};
 use settled::model::At;
-use settled::reconciler::{Clock, Fleet, Handle, Reconciler, channel};
+use settled::reconciler::{Clock, Handle, Reconciler, Sources, channel};
 use settled::report::{Head, Report};
 
 use super::trace::LOG;
@@ -152,13 +152,13 @@ impl Workload {
         let now = self.scribe.now;
         let open = || {
             let mut writer = Writer::open(&self.store, now)?;
-            let fleet = Fleet::enlist(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
-            let mut reconciler = Reconciler::new(writer, fleet.clone(), RING);
+            let sources = Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
+            let mut reconciler = Reconciler::new(writer, sources.clone(), RING);
             reconciler.recover(now, |_| ())?;
-            Ok::<_, settled::ledger::StoreError>((reconciler, fleet))
+            Ok::<_, settled::ledger::StoreError>((reconciler, sources))
         };
-        let (reconciler, fleet) = insist(|| open().ok());
-        self.scribe.members = fleet.members().cloned().collect();
+        let (reconciler, sources) = insist(|| open().ok());
+        self.scribe.members = sources.members().cloned().collect();
         let time = self.now.clone();
         let clock: Clock = Arc::new(move || At(time.load(Ordering::Relaxed)));
         let (ledger, serve) = channel(reconciler, clock, 0);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use settled::demo::clouds::Keys;
-use settled::demo::plan::{Cloud, Source};
+use settled::demo::plan::{Cloud, DemoSource};
 use settled::ledger::{Reader, RingLimits, View, Writer};
 use settled::limits;
 use settled::model::At;
@@ -14,7 +14,7 @@ use settled::model::schedule;
 use settled::polling::rate_limit::RateLimiter;
 use settled::polling::{Scheduler, Started, Task};
 use settled::providers::{ApiResponse, ResponseClass};
-use settled::reconciler::{Fleet, Member, Reconciler};
+use settled::reconciler::{Reconciler, Source, Sources};
 use settled::report::{Head, Report};
 
 use crate::clouds;
@@ -36,7 +36,7 @@ pub struct Daemon {
 
 /// One source's loop: the real scheduler and exchanges, without a network.
 pub struct Desk {
-    pub member: Arc<Member>,
+    pub member: Arc<Source>,
     pub cloud: Cloud,
     pub limiter: RateLimiter,
     scheduler: Scheduler,
@@ -50,13 +50,13 @@ impl Daemon {
         writer
             .transaction(|tx| tx.clamp_polls(now, latest))
             .unwrap();
-        let fleet = Fleet::enlist(&mut writer, &clouds::accounts(keys), now).unwrap();
+        let sources = Sources::register(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();
-        let desks = fleet
+        let desks = sources
             .members()
             .map(|member| Desk::new(member.clone(), now))
             .collect();
-        let mut reconciler = Reconciler::new(writer, fleet, RING);
+        let mut reconciler = Reconciler::new(writer, sources, RING);
         let recovered = reconciler.recover(now, |_| ()).unwrap();
         Daemon {
             reconciler,
@@ -85,13 +85,13 @@ impl Daemon {
 }
 
 impl Desk {
-    fn new(member: Arc<Member>, now: At) -> Desk {
-        let cloud = Source::from_word(member.source.name.as_str())
+    fn new(member: Arc<Source>, now: At) -> Desk {
+        let cloud = DemoSource::from_word(member.config.name.as_str())
             .unwrap()
             .cloud();
         Desk {
             cloud,
-            limiter: RateLimiter::new(member.source.rate, now),
+            limiter: RateLimiter::new(member.config.rate, now),
             scheduler: Scheduler::new(member.clone(), now),
             member,
         }
@@ -124,7 +124,7 @@ impl Desk {
 
     /// What an answer tells about the account.
     pub fn hear(&mut self, answer: &ApiResponse, now: At) -> ResponseClass {
-        let class = self.member.source.provider.classify(answer);
+        let class = self.member.config.provider.classify(answer);
         self.limiter.observe(&class, now, self.member.seed());
         class
     }

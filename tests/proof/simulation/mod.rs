@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use settled::demo::clouds::{Item, Letter, Reply, World, service};
 use settled::demo::dice::Dice;
-use settled::demo::plan::{Form, Life, Mail, Source};
+use settled::demo::plan::{DemoSource, Form, Life, Mail};
 use settled::ledger::RunRow;
 use settled::model::decide::Phase;
 use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
@@ -711,7 +711,7 @@ impl Simulation {
         let desk = *desk;
         let (cloud, member) = (daemon.desks[desk].cloud, daemon.desks[desk].member.clone());
         self.tally.questions += 1;
-        let name = member.source.name.as_str();
+        let name = member.config.name.as_str();
         let asked = self.asked.entry(name.to_owned()).or_default();
         match task {
             Task::Sweep => asked.0 += 1,
@@ -719,7 +719,7 @@ impl Simulation {
         }
         let meter = self.meters.get_mut(&desk).unwrap();
         meter
-            .count(self.now, member.source.rate)
+            .count(self.now, member.config.rate)
             .map_err(|why| format!("I6: {name} at {:?}: {why}", self.now))?;
         let (answer, took) = match self.script.sky(cloud, self.now) {
             None => clouds::ask(&self.world, cloud, &member, request),
@@ -783,7 +783,7 @@ impl Simulation {
     fn check(&mut self) -> Result<(), Fault> {
         let world = &self.world;
         let exists = |source: &str, id: &str| {
-            Source::from_word(source).is_some_and(|source| world.life(source, id).is_some())
+            DemoSource::from_word(source).is_some_and(|source| world.life(source, id).is_some())
         };
         let world = check::World {
             store: &self.store,
@@ -1013,10 +1013,10 @@ fn same_words(life: &Life, one: usize, other: usize) -> bool {
 }
 
 impl Daemon {
-    fn reader_of(&self, source: Source) -> Option<std::sync::Arc<settled::reconciler::Member>> {
+    fn reader_of(&self, source: DemoSource) -> Option<std::sync::Arc<settled::reconciler::Source>> {
         self.desks
             .iter()
-            .find(|desk| desk.member.source.name.as_str() == source.word())
+            .find(|desk| desk.member.config.name.as_str() == source.word())
             .map(|desk| desk.member.clone())
     }
 }

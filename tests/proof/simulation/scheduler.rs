@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use settled::demo::plan::{Answers, Life, Plan, Rates, Source};
+use settled::demo::plan::{Answers, DemoSource, Life, Plan, Rates};
 use settled::model::Kind;
 
 use super::script::Script;
@@ -11,18 +11,18 @@ use super::{Simulation, number};
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The accounts, and a kind of run in each.
-const ACCOUNTS: [(Source, Kind); 7] = [
-    (Source::Skyvern, Kind::Workflow),
-    (Source::Tasks, Kind::Task),
-    (Source::Sessions, Kind::Session),
-    (Source::Runs, Kind::Agent),
-    (Source::Recipes, Kind::Recipe),
-    (Source::Jobs, Kind::Crawl),
-    (Source::Jobs, Kind::Agent),
+const ACCOUNTS: [(DemoSource, Kind); 7] = [
+    (DemoSource::Skyvern, Kind::Workflow),
+    (DemoSource::Tasks, Kind::Task),
+    (DemoSource::Sessions, Kind::Session),
+    (DemoSource::Runs, Kind::Agent),
+    (DemoSource::Recipes, Kind::Recipe),
+    (DemoSource::Jobs, Kind::Crawl),
+    (DemoSource::Jobs, Kind::Agent),
 ];
 
 /// A world in which so many runs are open and nothing happens for hours. A client has told of each.
-fn still(source: Source, kind: Kind, open: usize) -> Script {
+fn still(source: DemoSource, kind: Kind, open: usize) -> Script {
     let mut plan = Plan::new(1, 3_000, &Rates::HONEST);
     let like =
         |life: &&Life| life.source == source && life.kind == kind && life.last_open().is_some();
@@ -49,7 +49,7 @@ fn still(source: Source, kind: Kind, open: usize) -> Script {
 }
 
 /// Calls in the second hour: pages of lists, and questions about runs.
-fn calls(source: Source, kind: Kind, open: usize) -> (u64, u64) {
+fn calls(source: DemoSource, kind: Kind, open: usize) -> (u64, u64) {
     let mut sim = Simulation::new(still(source, kind, open));
     sim.play(HOUR).unwrap();
     let before = sim.asked.get(source.word()).copied().unwrap_or_default();
@@ -70,7 +70,7 @@ fn open_runs_cost_few_calls() {
         );
         // Asked about one by one, each would take eleven. What a list shows as open is spared that;
         // Firecrawl lists no agents.
-        let each = if (source, kind) == (Source::Jobs, Kind::Agent) {
+        let each = if (source, kind) == (DemoSource::Jobs, Kind::Agent) {
             12
         } else {
             2

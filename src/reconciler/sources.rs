@@ -3,43 +3,43 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::Source;
+use crate::config::SourceConfig;
 use crate::ledger::{SourceRow, StoreError, Transaction, Writer};
 use crate::model::{At, SourceName, schedule};
 use crate::secret::Redactor;
 
 /// The configured sources, by the row ids they have in the ledger.
 #[derive(Clone, Default)]
-pub struct Fleet {
-    by_id: BTreeMap<i64, Arc<Member>>,
+pub struct Sources {
+    by_id: BTreeMap<i64, Arc<Source>>,
     ids: BTreeMap<SourceName, i64>,
 }
 
 /// One configured source.
-pub struct Member {
+pub struct Source {
     /// Row id.
     pub id: i64,
     /// When it was first configured.
     pub since: At,
     /// Its configuration.
-    pub source: Arc<Source>,
+    pub config: Arc<SourceConfig>,
     redactor: Redactor,
 }
 
-impl Member {
+impl Source {
     /// A source under its row.
-    pub fn new(row: SourceRow, source: Arc<Source>) -> Member {
-        Member {
+    pub fn new(row: SourceRow, config: Arc<SourceConfig>) -> Source {
+        Source {
             id: row.id,
             since: row.since,
-            redactor: source.redactor(),
-            source,
+            redactor: config.redactor(),
+            config,
         }
     }
 
     /// What its pace jitters by; see [`schedule::seed`].
     pub fn seed(&self) -> u64 {
-        schedule::seed(self.source.name.as_str(), "")
+        schedule::seed(self.config.name.as_str(), "")
     }
 
     /// Hides this source's secrets.
@@ -48,51 +48,51 @@ impl Member {
     }
 }
 
-impl Fleet {
+impl Sources {
     /// Gives every source its row.
-    pub fn enlist(
+    pub fn register(
         writer: &mut Writer,
-        sources: &BTreeMap<SourceName, Arc<Source>>,
+        sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
         now: At,
-    ) -> Result<Fleet, StoreError> {
-        writer.transaction(|tx| Fleet::enlist_in(tx, sources, now))
+    ) -> Result<Sources, StoreError> {
+        writer.transaction(|tx| Sources::register_in(tx, sources, now))
     }
 
     /// Gives every source its row, within a transaction.
-    pub fn enlist_in(
+    pub fn register_in(
         tx: &mut Transaction<'_>,
-        sources: &BTreeMap<SourceName, Arc<Source>>,
+        sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
         now: At,
-    ) -> Result<Fleet, StoreError> {
+    ) -> Result<Sources, StoreError> {
         let rows = tx.sources(
             sources
                 .values()
                 .map(|source| (source.name.as_str(), source.provider.name())),
             now,
         )?;
-        Ok(Fleet::of(sources.values().map(|source| {
-            Member::new(rows[source.name.as_str()], source.clone())
+        Ok(Sources::of(sources.values().map(|source| {
+            Source::new(rows[source.name.as_str()], source.clone())
         })))
     }
 
     /// These sources, whose rows are known.
-    pub fn of(members: impl IntoIterator<Item = Member>) -> Fleet {
-        let mut fleet = Fleet::default();
+    pub fn of(members: impl IntoIterator<Item = Source>) -> Sources {
+        let mut sources = Sources::default();
         for member in members {
-            fleet.ids.insert(member.source.name.clone(), member.id);
-            fleet.by_id.insert(member.id, Arc::new(member));
+            sources.ids.insert(member.config.name.clone(), member.id);
+            sources.by_id.insert(member.id, Arc::new(member));
         }
-        fleet
+        sources
     }
 
     /// The source of this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<Member>> {
+    pub fn named(&self, name: &str) -> Option<&Arc<Source>> {
         let name = SourceName::new(name).ok()?;
         self.by_id.get(self.ids.get(&name)?)
     }
 
     /// Every source, in the order of their rows.
-    pub fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+    pub fn members(&self) -> impl Iterator<Item = &Arc<Source>> {
         self.by_id.values()
     }
 
@@ -101,18 +101,18 @@ impl Fleet {
         self.by_id.keys().copied().collect()
     }
 
-    /// This fleet, with `earlier` members for the rows that it has none for: what they took in and
+    /// This sources, with `earlier` members for the rows that it has none for: what they took in and
     /// what is still on its way is read all the same.
     #[must_use]
-    pub fn remembering(&self, earlier: &Fleet) -> Fleet {
-        let mut fleet = self.clone();
+    pub fn remembering(&self, earlier: &Sources) -> Sources {
+        let mut sources = self.clone();
         for (id, member) in &earlier.by_id {
-            fleet.by_id.entry(*id).or_insert_with(|| member.clone());
+            sources.by_id.entry(*id).or_insert_with(|| member.clone());
         }
-        fleet
+        sources
     }
 
-    pub(super) fn member(&self, id: i64) -> Option<&Arc<Member>> {
+    pub(super) fn member(&self, id: i64) -> Option<&Arc<Source>> {
         self.by_id.get(&id)
     }
 }
