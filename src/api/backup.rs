@@ -26,7 +26,7 @@ static ONE: Semaphore = Semaphore::const_new(1);
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// `POST /v1/backup`.
-pub async fn backup(State(desk): Shared) -> Result<Response, Problem> {
+pub async fn backup(State(state): Shared) -> Result<Response, Problem> {
     let busy = |_| {
         Problem::new(
             StatusCode::CONFLICT,
@@ -35,7 +35,7 @@ pub async fn backup(State(desk): Shared) -> Result<Response, Problem> {
         )
     };
     let slot = ONE.try_acquire().map_err(busy)?;
-    let reader = desk.reader.clone();
+    let reader = state.reader.clone();
     let copied = tokio::task::spawn_blocking(move || copy(&reader)).await;
     let bug = |_| {
         Problem::new(

@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::types::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
 use super::{
-    Desk, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers, flag,
+    ApiState, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers,
+    flag,
 };
 use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
@@ -22,7 +23,7 @@ use crate::model::decide::Effect;
 use crate::model::observation::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX, portable};
 use crate::model::record::Cursor;
 use crate::model::{Kind, RunId, RunKey, SourceName};
-use crate::polling::client::Asker;
+use crate::polling::client::SourceClient;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
 use crate::reconciler::{Digest, Source};
 use crate::report::{Head, Report, TrackHead, WebhookHead};
@@ -40,9 +41,9 @@ struct Tracked {
 }
 
 /// `POST /v1/runs`.
-pub async fn track(State(desk): Shared, body: Body) -> HandlerResult {
+pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
     let tracked: Tracked = body_json(body).await?;
-    let member = desk.member(&tracked.source)?;
+    let member = state.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
     if tracked
         .metadata
@@ -66,16 +67,16 @@ pub async fn track(State(desk): Shared, body: Body) -> HandlerResult {
     };
     let report = Report {
         source: member.id,
-        at: (desk.clock)(),
+        at: (state.clock)(),
         head: Head::Track(head),
         body: Vec::new(),
     };
-    let digest = desk.ledger.digest(report).await?;
+    let digest = state.ledger.digest(report).await?;
     let opened = digest
         .effects
         .iter()
         .any(|(_, effect, _)| *effect == Effect::Opened);
-    let row = desk.run(&key).await?;
+    let row = state.run(&key).await?;
     let status = if opened {
         StatusCode::CREATED
     } else {
@@ -83,7 +84,7 @@ pub async fn track(State(desk): Shared, body: Body) -> HandlerResult {
     };
     Ok(server::json(
         status,
-        &RunView::of(&row, desk.reader.epoch()),
+        &RunView::of(&row, state.reader.epoch()),
     ))
 }
 
@@ -102,7 +103,7 @@ pub struct ListRuns {
 
 /// `GET /v1/runs`, in the order in which they became known; `next` goes into `after`. With `newest`
 /// the newest first; `next` then goes into `before`. Runs whose row is damaged are named apart.
-pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> HandlerResult {
+pub async fn list_runs(State(state): Shared, Params(list): Params<ListRuns>) -> HandlerResult {
     let phase = match list.phase.as_deref() {
         None => None,
         Some("open") => Some("open"),
@@ -126,10 +127,10 @@ pub async fn list_runs(State(desk): Shared, Params(list): Params<ListRuns>) -> H
         runs,
         damaged,
         next,
-    } = desk.look(move |view| view.runs(&query)).await?;
+    } = state.look(move |view| view.runs(&query)).await?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "runs": desk.views(&runs), "damaged": damaged, "next": next }),
+        &json!({ "runs": state.views(&runs), "damaged": damaged, "next": next }),
     ))
 }
 
@@ -142,19 +143,19 @@ pub struct Wait {
 
 /// `GET /v1/runs/{source}/{run_id}`.
 pub async fn show_run(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(path): Segments<(String, String)>,
     Params(query): Params<Wait>,
 ) -> HandlerResult {
     let key = key(&path.0, &path.1)?;
     let until = Instant::now() + Duration::from_secs(query.wait.unwrap_or(0)).min(limits::WAIT_MAX);
-    let (mut head, mut stop) = (desk.ledger.head(), desk.stop.clone());
+    let (mut head, mut stop) = (state.ledger.head(), state.stop.clone());
     loop {
         head.borrow_and_update();
-        let row = desk.run(&key).await;
+        let row = state.run(&key).await;
         let settled = row.as_ref().is_ok_and(|row| row.completion.is_some());
         if settled || Instant::now() >= until || *stop.borrow() {
-            return desk.with_timeline(&row?).await;
+            return state.with_timeline(&row?).await;
         }
         tokio::select! {
             woken = timeout_at(until, head.changed()) => drop(woken),
@@ -165,20 +166,20 @@ pub async fn show_run(
 
 /// `POST /v1/runs/{source}/{run_id}/poll`.
 pub async fn poll(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(path): Segments<(String, String)>,
 ) -> HandlerResult {
     let key = key(&path.0, &path.1)?;
-    let asker = desk.asker(&path.0)?;
-    let row = desk.run(&key).await?;
-    let asked = asker.poll_run(&key.run_id, &row.run).await;
+    let client = state.client(&path.0)?;
+    let row = state.run(&key).await?;
+    let asked = client.poll_run(&key.run_id, &row.run).await;
     let broken =
         || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
-    let digest = desk.ledger.digest(report).await?;
-    let row = desk.run(&key).await?;
+    let digest = state.ledger.digest(report).await?;
+    let row = state.run(&key).await?;
     let effect = digest.effects.first().map(|(_, effect, _)| *effect);
-    let run = RunView::of(&row, desk.reader.epoch());
+    let run = RunView::of(&row, state.reader.epoch());
     Ok(server::json(
         StatusCode::OK,
         &json!({ "report": digest.report, "effect": effect, "run": run }),
@@ -194,21 +195,21 @@ struct Again {
 
 /// `POST /v1/runs/{source}/{run_id}/retry-webhook`.
 pub async fn retry_webhook(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(path): Segments<(String, String)>,
     body: Body,
 ) -> HandlerResult {
     let again: Again = body_json(body).await?;
     let key = key(&path.0, &path.1)?;
-    let asker = desk.asker(&path.0)?;
-    let provider = asker.member.config.provider;
+    let client = state.client(&path.0)?;
+    let provider = client.member.config.provider;
     let question = provider
         .retry_request(&key.run_id, again.webhook_url.as_deref())
         .ok_or_else(|| {
             let message = format!("{} has no call that sends a webhook again", provider.name());
             Problem::new(StatusCode::CONFLICT, "no_retry", message)
         })?;
-    let answer = asker.poll_now(&question).await;
+    let answer = client.poll_now(&question).await;
     let (delivered_status, error, target_url, latency_ms, payload) =
         match provider.read_retry(&key.run_id, &answer) {
             RetryResult::Refused {
@@ -237,13 +238,13 @@ pub async fn retry_webhook(
             } => (delivered_status, error, target_url, latency_ms, payload),
         };
     let replay = match payload {
-        Some((body, headers)) => Some(desk.replay(&asker.member, body, headers).await?),
+        Some((body, headers)) => Some(state.replay(&client.member, body, headers).await?),
         None => None,
     };
     let effect = replay
         .as_ref()
         .and_then(|(_, digest)| digest.effects.first().map(|(_, effect, _)| *effect));
-    let redacted = |text: Option<String>| text.map(|text| asker.member.redactor().redact(text));
+    let redacted = |text: Option<String>| text.map(|text| client.member.redactor().redact(text));
     Ok(server::json(
         StatusCode::OK,
         &json!({
@@ -260,25 +261,25 @@ pub async fn retry_webhook(
 
 /// `GET /v1/sources/{source}/missing-webhooks`: settled runs whose webhook never came.
 pub async fn missing_webhooks(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(source): Segments<String>,
 ) -> HandlerResult {
-    desk.member(&source)?;
-    let rows = desk
+    state.member(&source)?;
+    let rows = state
         .look(move |view| view.without_webhook(&source, 1_000))
         .await?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "runs": desk.views(&rows) }),
+        &json!({ "runs": state.views(&rows) }),
     ))
 }
 
 /// `POST /v1/sources/{source}/reverify`: applies unverified deliveries that verify by now.
-pub async fn reverify(State(desk): Shared, Segments(source): Segments<String>) -> HandlerResult {
-    let member = desk.member(&source)?;
+pub async fn reverify(State(state): Shared, Segments(source): Segments<String>) -> HandlerResult {
+    let member = state.member(&source)?;
     Ok(server::json(
         StatusCode::OK,
-        &desk.ledger.reverify(member.id).await?,
+        &state.ledger.reverify(member.id).await?,
     ))
 }
 
@@ -295,7 +296,7 @@ pub struct ListDeliveries {
 
 /// `GET /v1/deliveries`, newest first; `next` goes into `before`.
 pub async fn list_deliveries(
-    State(desk): Shared,
+    State(state): Shared,
     Params(list): Params<ListDeliveries>,
 ) -> HandlerResult {
     let verdict = match list.verdict.as_deref() {
@@ -313,7 +314,7 @@ pub async fn list_deliveries(
         before: list.before,
         limit,
     };
-    let rows = desk.look(move |view| view.deliveries(&query)).await?;
+    let rows = state.look(move |view| view.deliveries(&query)).await?;
     let next = rows
         .last()
         .filter(|_| rows.len() == limit as usize)
@@ -325,18 +326,18 @@ pub async fn list_deliveries(
 }
 
 /// `GET /v1/deliveries/{id}`: any report, a poll's too.
-pub async fn show_delivery(State(desk): Shared, Segments(id): Segments<i64>) -> HandlerResult {
-    let found = desk.look(move |view| view.delivery(id)).await?;
+pub async fn show_delivery(State(state): Shared, Segments(id): Segments<i64>) -> HandlerResult {
+    let found = state.look(move |view| view.delivery(id)).await?;
     let (row, head) = found.ok_or_else(no_delivery)?;
     Ok(server::json(StatusCode::OK, &DeliveryView::of(row, head)))
 }
 
 /// `GET /v1/deliveries/{id}/body`: the raw bytes.
 pub async fn show_body(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(id): Segments<i64>,
 ) -> Result<Response, Problem> {
-    let body = desk
+    let body = state
         .look(move |view| view.body(id))
         .await?
         .ok_or_else(no_delivery)?;
@@ -357,13 +358,13 @@ fn no_delivery() -> Problem {
 }
 
 /// `GET /v1/status`.
-pub async fn status(State(desk): Shared) -> HandlerResult {
-    Ok(server::json(StatusCode::OK, &facts(&desk).await?))
+pub async fn status(State(state): Shared) -> HandlerResult {
+    Ok(server::json(StatusCode::OK, &facts(&state).await?))
 }
 
 /// How everything is, for people and for graphs.
-pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
-    let at = (desk.clock)();
+pub async fn facts(state: &ApiState) -> Result<StatusView, Problem> {
+    let at = (state.clock)();
     let look = move |view: &crate::ledger::View<'_>| {
         let (counts, losses, consumers) = (
             view.source_counts()?,
@@ -380,33 +381,33 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
             consumers,
         ))
     };
-    let (bounds, counts, mut losses, set_aside, free, uses, consumers) = desk.look(look).await?;
-    let now = (desk.clock)();
+    let (bounds, counts, mut losses, set_aside, free, uses, consumers) = state.look(look).await?;
+    let now = (state.clock)();
     let cursor = |seq| {
         Cursor {
-            epoch: desk.reader.epoch().to_owned(),
+            epoch: state.reader.epoch().to_owned(),
             seq,
         }
         .to_string()
     };
-    let askers = desk.askers.borrow().clone();
+    let clients = state.clients.borrow().clone();
     let (open, overdue) = counts.iter().fold((0, 0), |sum, source| {
         (sum.0 + source.open, sum.1 + source.overdue)
     });
     let sources = counts
         .into_iter()
         .map(|counts| {
-            let asker = askers.get(&counts.id);
-            let limiter = asker.map(|asker| asker.limiter().state(now));
-            let skew_ms = asker.and_then(|asker| asker.skew_ms());
+            let client = clients.get(&counts.id);
+            let limiter = client.map(|client| client.limiter().state(now));
+            let skew_ms = client.and_then(|client| client.skew_ms());
             let (mut secrets, mut notes) = (Vec::new(), Vec::new());
-            if let Some(asker) = asker {
+            if let Some(client) = client {
                 let breaker = limiter
                     .as_ref()
                     .and_then(|limiter| limiter.breaker.as_ref());
-                secrets = advice::secrets(&asker.member, &uses, now);
+                secrets = advice::secrets(&client.member, &uses, now);
                 notes = advice::notes(
-                    &asker.member.config,
+                    &client.member.config,
                     counts.unaccounted,
                     breaker,
                     skew_ms,
@@ -419,23 +420,23 @@ pub async fn facts(desk: &Desk) -> Result<StatusView, Problem> {
         .collect();
     Ok(StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: desk.started_at.rfc3339(),
-        trouble: desk.trouble.borrow().clone(),
-        epoch: desk.reader.epoch().to_owned(),
+        started_at: state.started_at.rfc3339(),
+        trouble: state.trouble.borrow().clone(),
+        epoch: state.reader.epoch().to_owned(),
         head: cursor(bounds.head),
         earliest: cursor(bounds.trimmed),
         open,
         overdue,
         set_aside,
-        damaged: desk.reader.damaged(),
-        store: store_view(desk, free),
+        damaged: state.reader.damaged(),
+        store: store_view(state, free),
         sources,
-        consumers: desk.consumer_views(consumers, bounds),
+        consumers: state.consumer_views(consumers, bounds),
     })
 }
 
-fn store_view(desk: &Desk, free_bytes: i64) -> StoreView {
-    let path = desk.reader.path();
+fn store_view(state: &ApiState, free_bytes: i64) -> StoreView {
+    let path = state.reader.path();
     let bytes = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
@@ -460,7 +461,7 @@ fn cannot_ask(message: impl Into<String>) -> Problem {
     Problem::new(StatusCode::CONFLICT, "cannot_ask", message)
 }
 
-impl Desk {
+impl ApiState {
     fn member(&self, name: &str) -> Result<Arc<Source>, Problem> {
         let found = self.sources.borrow().named(name).cloned();
         let message = || format!("no source named {name:?} is configured");
@@ -468,14 +469,14 @@ impl Desk {
     }
 
     /// The evidence of a source that can be asked.
-    fn asker(&self, name: &str) -> Result<Arc<Asker>, Problem> {
+    fn client(&self, name: &str) -> Result<Arc<SourceClient>, Problem> {
         let member = self.member(name)?;
         if member.config.api_key.is_none() {
             return Err(cannot_ask(format!(
                 "{name} has no api_key in the configuration, so nothing can be asked"
             )));
         }
-        let found = self.askers.borrow().get(&member.id).cloned();
+        let found = self.clients.borrow().get(&member.id).cloned();
         found.ok_or_else(|| cannot_ask("the source is being reloaded; try again"))
     }
 

@@ -34,8 +34,8 @@ type Counters = Family<Labels, Counter>;
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// `GET /metrics`.
-pub async fn metrics(State(desk): Shared, headers: HeaderMap) -> Result<Response, Problem> {
-    let facts = control::facts(&desk).await?;
+pub async fn metrics(State(state): Shared, headers: HeaderMap) -> Result<Response, Problem> {
+    let facts = control::facts(&state).await?;
     let bug = |_| {
         Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,

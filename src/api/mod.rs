@@ -1,6 +1,6 @@
 //! The Unix sockets: the feed for consumers, and everything else for operators.
 //!
-//! Two routers over one [`Desk`]. The feed socket can read events and consume; the control socket
+//! Two routers over one [`ApiState`]. The feed socket can read events and consume; the control socket
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
 mod advice;
@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::ledger::{FeedBounds, Reader, StoreError, View};
 use crate::limits;
 use crate::model::At;
-use crate::polling::client::Asker;
+use crate::polling::client::SourceClient;
 use crate::reconciler::{Clock, Handle, Refusal, Sources};
 use crate::server::{AnyBody, Problem, json};
 
@@ -34,7 +34,7 @@ pub use feed::{ConsumerView, Readers, Tail};
 use feed::{consumers, events};
 
 /// What the sockets' handlers work with.
-pub struct Desk {
+pub struct ApiState {
     /// The way to the writer.
     pub ledger: Handle,
     /// Read-only access.
@@ -42,7 +42,7 @@ pub struct Desk {
     /// The configured sources.
     pub sources: watch::Receiver<Arc<Sources>>,
     /// Each source's evidence, by row id.
-    pub askers: watch::Receiver<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    pub clients: watch::Receiver<Arc<BTreeMap<i64, Arc<SourceClient>>>>,
     /// The time.
     pub clock: Clock,
     /// When the daemon was ready.
@@ -61,18 +61,18 @@ pub struct Desk {
     pub tail: Tail,
 }
 
-type Shared = State<Arc<Desk>>;
+type Shared = State<Arc<ApiState>>;
 
 /// What a handler gives.
 type HandlerResult = Result<Response<AnyBody>, Problem>;
 
 /// What a consumer may do.
-pub fn feed_routes(desk: Arc<Desk>) -> Router {
-    consumer_routes().fallback(unknown).with_state(desk)
+pub fn feed_routes(state: Arc<ApiState>) -> Router {
+    consumer_routes().fallback(unknown).with_state(state)
 }
 
 /// What an operator may do: all of it.
-pub fn control_routes(desk: Arc<Desk>) -> Router {
+pub fn control_routes(state: Arc<ApiState>) -> Router {
     consumer_routes()
         .route("/v1/runs", get(control::list_runs).post(control::track))
         .route("/v1/runs/{source}/{run_id}", get(control::show_run))
@@ -93,10 +93,10 @@ pub fn control_routes(desk: Arc<Desk>) -> Router {
         .route("/v1/backup", post(backup::backup))
         .route("/metrics", get(metrics::metrics))
         .fallback(unknown)
-        .with_state(desk)
+        .with_state(state)
 }
 
-fn consumer_routes() -> Router<Arc<Desk>> {
+fn consumer_routes() -> Router<Arc<ApiState>> {
     Router::new()
         .route("/healthz", get(health))
         .route("/v1/events", get(events::read))
@@ -123,8 +123,8 @@ fn consumer_routes() -> Router<Arc<Desk>> {
 }
 
 /// Whether the writer answers: an empty transaction through the whole hand-off.
-async fn health(State(desk): Shared) -> HandlerResult {
-    desk.ledger.write(|_| Ok(())).await?;
+async fn health(State(state): Shared) -> HandlerResult {
+    state.ledger.write(|_| Ok(())).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })))
 }
 
@@ -134,7 +134,7 @@ async fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 
-impl Desk {
+impl ApiState {
     /// A place for one more stream.
     fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.streams.clone().try_acquire_owned().map_err(|_| {

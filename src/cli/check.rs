@@ -19,7 +19,7 @@ use crate::config::{Config, SourceConfig, shown};
 use crate::daemon::system_clock;
 use crate::ledger::{self, Examination, SourceRow, StoreError};
 use crate::model::At;
-use crate::polling::client::{Asker, Calls};
+use crate::polling::client::{HttpClient, SourceClient};
 use crate::providers::{ApiResponse, ResponseClass};
 use crate::reconciler::Source;
 use crate::secret::{Key, Keyring};
@@ -142,10 +142,10 @@ impl Check {
             report.examine(&config.store_path);
         }
         if self.online {
-            let calls = Calls::new().map_err(|error| Failure::Other(error.to_string()))?;
+            let http = HttpClient::new().map_err(|error| Failure::Other(error.to_string()))?;
             let asked = sources
                 .iter()
-                .map(|source| ask(source.clone(), calls.clone()));
+                .map(|source| ask(source.clone(), http.clone()));
             let heard = futures_util::future::join_all(asked).await;
             for (part, online) in report.sources.iter_mut().zip(heard) {
                 if !online.ok {
@@ -516,7 +516,7 @@ fn often(schedule: &Schedule, now: At) -> String {
 // ── Online ──────────────────────────────────────────────────────────────────────────────────────
 
 /// Asks a provider the cheap question that must work whenever the key does.
-async fn ask(source: Arc<SourceConfig>, calls: Calls) -> Online {
+async fn ask(source: Arc<SourceConfig>, http: HttpClient) -> Online {
     if source.api_key.is_none() {
         let verdict = "not asked: there is no api_key".to_owned();
         return Online {
@@ -526,7 +526,7 @@ async fn ask(source: Arc<SourceConfig>, calls: Calls) -> Online {
         };
     }
     let question = source.provider.canary_request(&source.settings);
-    let asker = Asker::new(
+    let client = SourceClient::new(
         Arc::new(Source::new(
             SourceRow {
                 id: 0,
@@ -534,15 +534,15 @@ async fn ask(source: Arc<SourceConfig>, calls: Calls) -> Online {
             },
             source.clone(),
         )),
-        calls,
+        http,
         system_clock(),
     );
-    let answer = asker.poll_now(&question).await;
+    let answer = client.poll_now(&question).await;
     let (ok, verdict) = judge(&source.provider.classify(&answer), &answer);
     Online {
         ok,
-        verdict: asker.member.redactor().redact(show::clean(&verdict)),
-        clock_skew_ms: asker.skew_ms(),
+        verdict: client.member.redactor().redact(show::clean(&verdict)),
+        clock_skew_ms: client.skew_ms(),
     }
 }
 

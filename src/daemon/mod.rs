@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::api::{self, Desk};
+use crate::api::{self, ApiState};
 use crate::config::{Config, ConfigError, Hooks};
 use crate::daemon::watchdog::Pulse;
 use crate::ingest::Receiver;
@@ -33,7 +33,7 @@ use crate::ledger::{Reader, RingLimits, StoreError, Writer};
 use crate::limits;
 use crate::model::At;
 use crate::model::schedule;
-use crate::polling::client::{Asker, Calls};
+use crate::polling::client::{HttpClient, SourceClient};
 use crate::polling::{self, Poller};
 use crate::reconciler::{self, Clock, Handle, Reconciler, Refusal, Sources};
 use crate::retention::Upkeep;
@@ -107,7 +107,7 @@ impl Daemon {
         inherited: Inherited,
     ) -> Result<Daemon, StartError> {
         let files = server::raise_file_limit();
-        let calls = Calls::new()?;
+        let http = HttpClient::new()?;
         let (mut reconciler, sources, recovered) = recover(&config, clock)?;
         let checkpointer = reconciler.checkpointer()?;
         thread("checkpointer", move || checkpointer.run())?;
@@ -119,13 +119,13 @@ impl Daemon {
 
         let listeners = Listeners::open(&config, inherited)?;
         let (stop, stopped) = watch::channel(false);
-        let (askers, askers_seen) = watch::channel(Arc::default());
+        let (clients, askers_seen) = watch::channel(Arc::default());
         let (trouble, trouble_seen) = watch::channel(None);
-        let desk = Arc::new(Desk {
+        let state = Arc::new(ApiState {
             ledger: ledger.clone(),
             reader: reader.clone(),
             sources: fleet_seen.clone(),
-            askers: askers_seen,
+            clients: askers_seen,
             clock: clock.clone(),
             started_at: clock(),
             stop: stopped.clone(),
@@ -153,9 +153,9 @@ impl Daemon {
         // Webhooks that come meanwhile wait in the sockets, which are open.
         let mut tasks = JoinSet::new();
         let mut pollers = Pollers {
-            askers,
+            clients,
             tasks: BTreeMap::new(),
-            calls,
+            http,
             ledger: ledger.clone(),
             reader: reader.clone(),
             clock: clock.clone(),
@@ -175,13 +175,13 @@ impl Daemon {
         serve_socket(
             &mut servers,
             listeners.feed,
-            api::feed_routes(desk.clone()),
+            api::feed_routes(state.clone()),
             stopped.clone(),
         );
         serve_socket(
             &mut servers,
             listeners.control,
-            api::control_routes(desk),
+            api::control_routes(state),
             stopped.clone(),
         );
         let time = polling::keep_time(
@@ -353,9 +353,9 @@ fn warn_of_fixed(old: &Config, new: &Config) {
 
 /// Those who ask: one evidence and one loop per source.
 struct Pollers {
-    askers: watch::Sender<Arc<BTreeMap<i64, Arc<Asker>>>>,
+    clients: watch::Sender<Arc<BTreeMap<i64, Arc<SourceClient>>>>,
     tasks: BTreeMap<i64, AbortHandle>,
-    calls: Calls,
+    http: HttpClient,
     ledger: Handle,
     reader: Reader,
     clock: Clock,
@@ -367,11 +367,11 @@ impl Pollers {
     /// with its pace and its breaker. Questions of the others that are under way are dropped, and
     /// asked again.
     fn follow(&mut self, sources: &Sources, tasks: &mut JoinSet<()>) {
-        let earlier = self.askers.borrow().clone();
+        let earlier = self.clients.borrow().clone();
         let unchanged = |id: &i64| {
-            let asker: &Arc<Asker> = earlier.get(id)?;
+            let client: &Arc<SourceClient> = earlier.get(id)?;
             let member = sources.members().find(|member| member.id == *id)?;
-            (asker.member.config == member.config).then(|| asker.clone())
+            (client.member.config == member.config).then(|| client.clone())
         };
         self.tasks.retain(|id, task| {
             let keep = unchanged(id).is_some();
@@ -380,31 +380,31 @@ impl Pollers {
             }
             keep
         });
-        let pollers: BTreeMap<i64, Arc<Asker>> = sources
+        let pollers: BTreeMap<i64, Arc<SourceClient>> = sources
             .members()
             .map(|member| {
                 let fresh = || {
-                    Arc::new(Asker::new(
+                    Arc::new(SourceClient::new(
                         member.clone(),
-                        self.calls.clone(),
+                        self.http.clone(),
                         self.clock.clone(),
                     ))
                 };
                 (member.id, unchanged(&member.id).unwrap_or_else(fresh))
             })
             .collect();
-        for (id, asker) in &pollers {
-            self.start_loop(*id, asker, tasks);
+        for (id, client) in &pollers {
+            self.start_loop(*id, client, tasks);
         }
-        self.askers.send_replace(Arc::new(pollers));
+        self.clients.send_replace(Arc::new(pollers));
     }
 
-    fn start_loop(&mut self, id: i64, asker: &Arc<Asker>, tasks: &mut JoinSet<()>) {
-        if asker.member.config.api_key.is_none() {
-            tracing::warn!(source = %asker.member.config.name, "no api_key: webhooks are recorded, nothing can be polled");
+    fn start_loop(&mut self, id: i64, client: &Arc<SourceClient>, tasks: &mut JoinSet<()>) {
+        if client.member.config.api_key.is_none() {
+            tracing::warn!(source = %client.member.config.name, "no api_key: webhooks are recorded, nothing can be polled");
         } else if !self.tasks.contains_key(&id) {
             let poller = Poller::new(
-                asker.clone(),
+                client.clone(),
                 self.ledger.clone(),
                 self.reader.clone(),
                 self.clock.clone(),

@@ -1,6 +1,6 @@
 //! Questions to providers over HTTPS: timeouts, a byte cap, no redirects, the key put in last.
 //!
-//! An [`Asker`] is one source's evidence: everything that is asked of its provider goes through it,
+//! An [`SourceClient`] is one source's evidence: everything that is asked of its provider goes through it,
 //! so that there is one limiter, one breaker and one count of calls per account.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,21 +19,21 @@ use crate::report::Report;
 
 /// The one HTTP client of the process.
 #[derive(Clone)]
-pub struct Calls {
+pub struct HttpClient {
     client: reqwest::Client,
 }
 
-impl Calls {
+impl HttpClient {
     /// A client that follows nothing, decompresses nothing, obeys the proxy variables of the
     /// environment, and names itself.
-    pub fn new() -> Result<Calls, reqwest::Error> {
+    pub fn new() -> Result<HttpClient, reqwest::Error> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("settled/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(limits::CONNECT_TIMEOUT)
             .pool_idle_timeout(Duration::from_secs(90))
             .build()?;
-        Ok(Calls { client })
+        Ok(HttpClient { client })
     }
 
     /// Asks. Failures are answers too.
@@ -119,22 +119,22 @@ fn describe(error: reqwest::Error) -> String {
 }
 
 /// One source's evidence.
-pub struct Asker {
+pub struct SourceClient {
     /// The source.
     pub member: Arc<Source>,
-    calls: Calls,
+    http: HttpClient,
     limiter: Mutex<RateLimiter>,
     skew_ms: Mutex<Option<i64>>,
     clock: Clock,
 }
 
-impl Asker {
+impl SourceClient {
     /// A evidence with a fresh limiter.
-    pub fn new(member: Arc<Source>, calls: Calls, clock: Clock) -> Asker {
+    pub fn new(member: Arc<Source>, http: HttpClient, clock: Clock) -> SourceClient {
         let limiter = RateLimiter::new(member.config.rate, clock());
-        Asker {
+        SourceClient {
             member,
-            calls,
+            http,
             limiter: Mutex::new(limiter),
             skew_ms: Mutex::new(None),
             clock,
@@ -153,7 +153,7 @@ impl Asker {
 
     /// Asks at once, whatever the limiter says, and lets the limiter learn from the answer.
     pub async fn poll_now(&self, request: &ApiRequest) -> ApiResponse {
-        let answer = self.calls.ask(&self.member, request).await;
+        let answer = self.http.ask(&self.member, request).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
         let class = self.member.config.provider.classify(&answer);

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::ledger::{Reader, StoreError, View};
 use crate::limits;
 use crate::model::At;
-use crate::polling::client::Asker;
+use crate::polling::client::SourceClient;
 use crate::reconciler::{Clock, Handle, Sources};
 use crate::report::{Head, Report};
 
@@ -26,7 +26,7 @@ pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};
 
 /// One source's loop.
 pub struct Poller {
-    asker: Arc<Asker>,
+    client: Arc<SourceClient>,
     ledger: Handle,
     reader: Reader,
     clock: Clock,
@@ -34,9 +34,9 @@ pub struct Poller {
 
 impl Poller {
     /// A loop for one source.
-    pub fn new(asker: Arc<Asker>, ledger: Handle, reader: Reader, clock: Clock) -> Poller {
+    pub fn new(client: Arc<SourceClient>, ledger: Handle, reader: Reader, clock: Clock) -> Poller {
         Poller {
-            asker,
+            client,
             ledger,
             reader,
             clock,
@@ -47,11 +47,11 @@ impl Poller {
     /// next start.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut nudges = self.ledger.nudges();
-        let mut scheduler = Scheduler::new(self.asker.member.clone(), (self.clock)());
+        let mut scheduler = Scheduler::new(self.client.member.clone(), (self.clock)());
         let mut under_way = FuturesUnordered::new();
         loop {
             let now = (self.clock)();
-            let started = scheduler.tick(&mut self.asker.limiter(), now);
+            let started = scheduler.tick(&mut self.client.limiter(), now);
             let (due, look_again) = self.due(&mut scheduler, now).await;
             under_way.extend(
                 started
@@ -60,7 +60,7 @@ impl Poller {
                     .map(|started| self.work(started)),
             );
             let wait = look_again
-                .min(scheduler.next_at(&self.asker.limiter()))
+                .min(scheduler.next_at(&self.client.limiter()))
                 .min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
@@ -74,21 +74,21 @@ impl Poller {
 
     /// What is started of the due runs, and the moment at which looking again is worthwhile.
     async fn due(&self, scheduler: &mut Scheduler, now: At) -> (Vec<Started>, At) {
-        let wanted = scheduler.wanted(&self.asker.limiter());
+        let wanted = scheduler.wanted(&self.client.limiter());
         let Some(wanted) = wanted else {
             return (Vec::new(), At::NEVER);
         };
         match self.look(wanted, now).await {
-            Ok(found) => scheduler.choose(found, &mut self.asker.limiter(), now),
+            Ok(found) => scheduler.choose(found, &mut self.client.limiter(), now),
             Err(error) => {
-                tracing::error!(source = %self.asker.member.config.name, %error, "cannot look for due runs");
+                tracing::error!(source = %self.client.member.config.name, %error, "cannot look for due runs");
                 (Vec::new(), now.plus(limits::FAILURE_PAUSE))
             }
         }
     }
 
     async fn look(&self, wanted: DueQuery, now: At) -> Result<DueRuns, StoreError> {
-        let (reader, source) = (self.reader.clone(), self.asker.member.id);
+        let (reader, source) = (self.reader.clone(), self.client.member.id);
         let look = move || reader.read(|view| wanted.look(view, source, now));
         tokio::task::spawn_blocking(look)
             .await
@@ -106,7 +106,7 @@ impl Poller {
     ) -> Task {
         let (mut next, mut paid) = (Some((exchange, request)), task.paid());
         while let Some((exchange, request)) = next
-            && let Some((report, further)) = self.asker.run(exchange, request, paid).await
+            && let Some((report, further)) = self.client.run(exchange, request, paid).await
         {
             self.hand_in(report).await;
             (next, paid) = (further, false);
@@ -117,7 +117,7 @@ impl Poller {
     async fn hand_in(&self, report: Report) {
         if let Err(refusal) = self.ledger.digest(report).await {
             // The run stays due; a moment's pause keeps a sick disk from turning into a flood of calls.
-            tracing::warn!(source = %self.asker.member.config.name, %refusal, "an answer could not be stored");
+            tracing::warn!(source = %self.client.member.config.name, %refusal, "an answer could not be stored");
             tokio::time::sleep(limits::FAILURE_PAUSE).await;
         }
     }

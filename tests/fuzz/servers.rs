@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use settled::api::{self, Desk};
+use settled::api::{self, ApiState};
 use settled::config::SourceConfig;
 use settled::ingest::Receiver;
 use settled::ledger::{Reader, RingLimits, Writer};
@@ -104,11 +104,11 @@ impl Place {
         let runtime = runtime.expect("a runtime");
         let (stop, stopped) = watch::channel(false);
         let sources = watch::channel(Arc::new(sources)).1;
-        let desk = Desk {
+        let state = ApiState {
             ledger: ledger.clone(),
             reader: reader.clone(),
             sources: sources.clone(),
-            askers: watch::channel(Arc::default()).1,
+            clients: watch::channel(Arc::default()).1,
             clock: clock(),
             started_at: NOW,
             stop: stopped.clone(),
@@ -137,7 +137,7 @@ impl Place {
                     async move { receiver.respond(request, &peer).await }
                 })
             };
-            let routes = api::control_routes(Arc::new(desk));
+            let routes = api::control_routes(Arc::new(state));
             let control = move |_: Peer| {
                 let routes = TowerToHyperService::new(routes.clone());
                 Function(move |request| {

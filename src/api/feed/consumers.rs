@@ -17,7 +17,9 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
-use super::super::{Desk, HandlerResult, Params, Segments, Shared, bad_request, body_json, flag};
+use super::super::{
+    ApiState, HandlerResult, Params, Segments, Shared, bad_request, body_json, flag,
+};
 use super::events::{self, Words, cursor_expired, epoch_mismatch, position};
 use super::stream::{Claim, Manner, Stream};
 use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
@@ -112,7 +114,7 @@ struct Making {
 
 /// `PUT /v1/consumers/{name}`.
 pub async fn create(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
     body: Body,
@@ -131,19 +133,19 @@ pub async fn create(
             limits::WINDOW_MAX
         )));
     }
-    let bounds = desk.bounds().await?;
+    let bounds = state.bounds().await?;
     let start = match position(
         "start",
         making.start.as_deref(),
-        desk.reader.epoch(),
+        state.reader.epoch(),
         bounds,
     ) {
         Ok(start) => start,
         // A start that cannot be had any more does not matter to a consumer that is there already.
-        Err(problem) => desk.consumer(&name).await.map_err(|_| problem)?.acked,
+        Err(problem) => state.consumer(&name).await.map_err(|_| problem)?.acked,
     };
-    let (now, wanted, label) = ((desk.clock)(), filter.clone(), name.clone());
-    let made = desk
+    let (now, wanted, label) = ((state.clock)(), filter.clone(), name.clone());
+    let made = state
         .ledger
         .write(move |tx| tx.create_consumer(&label, start, &wanted, window, now));
     let (consumer, new) = made.await?;
@@ -166,15 +168,15 @@ pub async fn create(
     } else {
         StatusCode::OK
     };
-    Ok(server::json(status, &desk.describe(consumer).await?))
+    Ok(server::json(status, &state.describe(consumer).await?))
 }
 
 /// `GET /v1/consumers`.
-pub async fn list(State(desk): Shared) -> HandlerResult {
-    let (bounds, consumers) = desk.look(|view| Ok((view.bounds()?, all(view)?))).await?;
+pub async fn list(State(state): Shared) -> HandlerResult {
+    let (bounds, consumers) = state.look(|view| Ok((view.bounds()?, all(view)?))).await?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "consumers": desk.consumer_views(consumers, bounds) }),
+        &json!({ "consumers": state.consumer_views(consumers, bounds) }),
     ))
 }
 
@@ -189,27 +191,27 @@ pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, Store
 }
 
 /// `GET /v1/consumers/{name}`.
-pub async fn show(State(desk): Shared, Segments(name): Segments<String>) -> HandlerResult {
-    let consumer = desk.consumer(&name).await?;
+pub async fn show(State(state): Shared, Segments(name): Segments<String>) -> HandlerResult {
+    let consumer = state.consumer(&name).await?;
     Ok(server::json(
         StatusCode::OK,
-        &desk.describe(consumer).await?,
+        &state.describe(consumer).await?,
     ))
 }
 
 /// `DELETE /v1/consumers/{name}`, with all it has parked.
 pub async fn delete(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
 ) -> HandlerResult {
     let label = name.clone();
-    let gone = desk
+    let gone = state
         .ledger
         .write(move |tx| tx.delete_consumer(&label))
         .await?;
     let (parked, generation) = gone.ok_or_else(|| unknown(&name))?;
-    desk.consumers.supersede(&name, generation, Cause::Deleted);
+    state.consumers.supersede(&name, generation, Cause::Deleted);
     let (uid, pid) = who(peer.as_ref());
     tracing::info!(consumer = name, parked, uid, pid, "consumer deleted");
     Ok(server::json(
@@ -231,13 +233,13 @@ pub struct Reading {
 
 /// `GET /v1/consumers/{name}/events`.
 pub async fn read(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
     headers: HeaderMap,
     Params(reading): Params<Reading>,
 ) -> Result<Response, Problem> {
-    let slot = desk.slot()?;
+    let slot = state.slot()?;
     let manner = Manner::of(
         reading.follow.as_deref(),
         reading.limit,
@@ -246,17 +248,17 @@ pub async fn read(
         &headers,
     )?;
     // Listening begins before the take-over is written, so that the next one cannot be missed.
-    let stirs = desk.consumers.listen(&name);
+    let stirs = state.consumers.listen(&name);
     let consumer = match reading.r#gen {
-        Some(generation) => desk
+        Some(generation) => state
             .consumer(&name)
             .await
             .and_then(|consumer| same_reader(consumer, generation))?,
-        None => desk.take_over(&name, peer.as_ref()).await?,
+        None => state.take_over(&name, peer.as_ref()).await?,
     };
-    let bounds = desk.bounds().await?;
+    let bounds = state.bounds().await?;
     if consumer.acked < bounds.trimmed {
-        return Err(cursor_expired(desk.reader.epoch(), bounds));
+        return Err(cursor_expired(state.reader.epoch(), bounds));
     }
     let Consumer {
         name,
@@ -275,7 +277,7 @@ pub async fn read(
         told: false,
         moved: true,
     };
-    Ok(Stream::new(desk, acked, filter, manner, Some(claim), slot).respond())
+    Ok(Stream::new(state, acked, filter, manner, Some(claim), slot).respond())
 }
 
 fn same_reader(consumer: Consumer, generation: i64) -> Result<Consumer, Problem> {
@@ -296,17 +298,17 @@ pub struct Mark {
 
 /// `POST /v1/consumers/{name}/ack?cursor=[&gen=]`: on disk before its 200 (invariant 9).
 pub async fn ack(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     Params(mark): Params<Mark>,
 ) -> HandlerResult {
-    let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
-    let (now, label) = ((desk.clock)(), name.clone());
-    let moved = desk
+    let seq = state.seq("cursor", mark.cursor.as_deref()).await?;
+    let (now, label) = ((state.clock)(), name.clone());
+    let moved = state
         .ledger
         .write(move |tx| tx.ack(&label, seq, mark.r#gen, now))
         .await?;
-    desk.moved(&name, moved)
+    state.moved(&name, moved)
 }
 
 /// Where to.
@@ -318,7 +320,7 @@ pub struct Target {
 
 /// `POST /v1/consumers/{name}/seek?to=`: the one way back, and over what is missing.
 pub async fn seek(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
     Params(target): Params<Target>,
@@ -326,21 +328,22 @@ pub async fn seek(
     let to = target
         .to
         .ok_or_else(|| bad_request("say where: to=earliest, to=latest or to=CURSOR"))?;
-    let bounds = desk.bounds().await?;
-    let seq = position("to", Some(&to), desk.reader.epoch(), bounds)?;
-    let (now, label) = ((desk.clock)(), name.clone());
-    let moved = desk
+    let bounds = state.bounds().await?;
+    let seq = position("to", Some(&to), state.reader.epoch(), bounds)?;
+    let (now, label) = ((state.clock)(), name.clone());
+    let moved = state
         .ledger
         .write(move |tx| tx.seek(&label, seq, now))
         .await?;
     let consumer = moved.ok_or_else(|| unknown(&name))?;
-    desk.consumers
+    state
+        .consumers
         .supersede(&name, consumer.generation, Cause::Seek);
     let (uid, pid) = who(peer.as_ref());
     tracing::info!(consumer = name, to = seq, uid, pid, "consumer moved");
     Ok(server::json(
         StatusCode::OK,
-        &desk.describe(consumer).await?,
+        &state.describe(consumer).await?,
     ))
 }
 
@@ -355,12 +358,12 @@ struct Failed {
 /// `POST /v1/consumers/{name}/parked?cursor=[&gen=]`: sets an event aside and moves past it, in one
 /// transaction.
 pub async fn park(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     Params(mark): Params<Mark>,
     body: Body,
 ) -> HandlerResult {
-    let seq = desk.seq("cursor", mark.cursor.as_deref()).await?;
+    let seq = state.seq("cursor", mark.cursor.as_deref()).await?;
     let Failed {
         attempts,
         mut error,
@@ -377,15 +380,15 @@ pub async fn park(
         attempts,
         error,
     };
-    let now = (desk.clock)();
-    let moved = desk
+    let now = (state.clock)();
+    let moved = state
         .ledger
         .write(move |tx| tx.park(&parking, limits::PARKED_MAX, now))
         .await?;
     if matches!(moved, Moved::Done { .. }) {
         tracing::warn!(consumer = name, seq, attempts, "an event is parked");
     }
-    desk.moved(&name, moved)
+    state.moved(&name, moved)
 }
 
 /// Which parked events to list.
@@ -410,15 +413,15 @@ struct ParkedView {
 
 /// `GET /v1/consumers/{name}/parked`; `next` goes into `after`.
 pub async fn parked(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     Params(list): Params<ListParked>,
 ) -> HandlerResult {
-    desk.consumer(&name).await?;
+    state.consumer(&name).await?;
     let after = list.after.unwrap_or(0);
     let due = flag("retry", list.retry.as_deref())?;
     let limit = list.limit.unwrap_or(100).clamp(1, 1_000);
-    let rows = desk
+    let rows = state
         .look(move |view| view.parked(&name, due, after, limit))
         .await?;
     let next = rows
@@ -427,7 +430,7 @@ pub async fn parked(
         .map(|row| row.seq);
     let views = rows
         .into_iter()
-        .map(|row| desk.parked_view(row))
+        .map(|row| state.parked_view(row))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(server::json(
         StatusCode::OK,
@@ -445,13 +448,13 @@ pub struct Which {
 
 /// `POST /v1/consumers/{name}/parked/retry?cursor=` or `?all=1`: polls the consumer to try again.
 pub async fn retry_parked(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     Params(which): Params<Which>,
 ) -> HandlerResult {
-    let seq = desk.which(&name, &which).await?;
+    let seq = state.which(&name, &which).await?;
     let label = name.clone();
-    let count = desk
+    let count = state
         .ledger
         .write(move |tx| tx.retry_parked(&label, seq))
         .await?;
@@ -461,13 +464,13 @@ pub async fn retry_parked(
 
 /// `DELETE /v1/consumers/{name}/parked?cursor=` or `?all=1`: it is done, or not worth doing.
 pub async fn drop_parked(
-    State(desk): Shared,
+    State(state): Shared,
     Segments(name): Segments<String>,
     Params(which): Params<Which>,
 ) -> HandlerResult {
-    let seq = desk.which(&name, &which).await?;
+    let seq = state.which(&name, &which).await?;
     let label = name.clone();
-    let count = desk
+    let count = state
         .ledger
         .write(move |tx| tx.drop_parked(&label, seq))
         .await?;
@@ -533,7 +536,7 @@ pub struct ConsumerView {
     pub seen_at: String,
 }
 
-impl Desk {
+impl ApiState {
     async fn consumer(&self, name: &str) -> Result<Consumer, Problem> {
         let label = name.to_owned();
         self.look(move |view| view.consumer(&label))

@@ -33,11 +33,11 @@ pub struct Wanted {
 
 /// Answers `GET /v1/events`.
 pub async fn read(
-    State(desk): Shared,
+    State(state): Shared,
     headers: HeaderMap,
     Params(wanted): Params<Wanted>,
 ) -> Result<Response, Problem> {
-    let slot = desk.slot()?;
+    let slot = state.slot()?;
     let filter = wanted.words().filter()?;
     let manner = Manner::of(
         wanted.follow.as_deref(),
@@ -46,7 +46,7 @@ pub async fn read(
         wanted.heartbeat,
         &headers,
     )?;
-    let bounds = desk.bounds().await?;
+    let bounds = state.bounds().await?;
     // A browser's EventSource says where it was in a header, and says nothing else on its return.
     let resumed = headers
         .get("last-event-id")
@@ -54,10 +54,10 @@ pub async fn read(
     let start = position(
         "after",
         resumed.or(wanted.after.as_deref()),
-        desk.reader.epoch(),
+        state.reader.epoch(),
         bounds,
     )?;
-    Ok(Stream::new(desk, start, filter, manner, None, slot).respond())
+    Ok(Stream::new(state, start, filter, manner, None, slot).respond())
 }
 
 /// The position that a parameter names: `earliest` (the default), `latest` or a cursor.

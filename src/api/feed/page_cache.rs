@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::super::Desk;
+use super::super::ApiState;
 use crate::ledger::{FeedBounds, Filter, StoredRecord};
 use crate::limits;
 use crate::server::Problem;
@@ -80,7 +80,7 @@ impl Tail {
     }
 }
 
-impl Desk {
+impl ApiState {
     /// The next page for a reader. Who is far behind reads alone: nobody else is just there.
     pub(super) async fn page(&self, want: Want) -> Result<Arc<Page>, Problem> {
         if want.head - want.after > limits::TAIL_ROWS {

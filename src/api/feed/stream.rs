@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::super::{Desk, flag};
+use super::super::{ApiState, flag};
 use super::consumers::{Cause, Stir};
 use super::events::cursor_expired;
 use super::page_cache::{Page, Want};
@@ -90,7 +90,7 @@ pub struct Claim {
 
 /// One reader.
 pub struct Stream {
-    desk: Arc<Desk>,
+    state: Arc<ApiState>,
     filter: Filter,
     manner: Manner,
     claim: Option<Claim>,
@@ -123,7 +123,7 @@ enum Phase {
 impl Stream {
     /// A reader of what comes after `start`.
     pub fn new(
-        desk: Arc<Desk>,
+        state: Arc<ApiState>,
         start: i64,
         filter: Filter,
         manner: Manner,
@@ -139,9 +139,9 @@ impl Stream {
             deadline: Instant::now() + manner.wait,
             phase: Phase::Hello,
             alarm: Box::pin(sleep(Duration::ZERO)),
-            head: desk.ledger.head(),
-            stop: desk.stop.clone(),
-            desk,
+            head: state.ledger.head(),
+            stop: state.stop.clone(),
+            state,
             filter,
             manner,
             claim,
@@ -280,7 +280,7 @@ impl Stream {
             claim.stirs.borrow_and_update();
             claim.moved = false;
             let name = claim.name.clone();
-            if let Some(consumer) = self.desk.look(move |view| view.consumer(&name)).await? {
+            if let Some(consumer) = self.state.look(move |view| view.consumer(&name)).await? {
                 claim
                     .out
                     .drain(..claim.out.partition_point(|seq| *seq <= consumer.acked));
@@ -305,7 +305,7 @@ impl Stream {
             .unwrap_or(usize::MAX)
             .min(limits::PAGE_ROWS);
         let page = self
-            .desk
+            .state
             .page(Want {
                 after,
                 head,
@@ -320,7 +320,7 @@ impl Stream {
             ..
         } = &*page;
         if after < bounds.trimmed {
-            return Err(cursor_expired(self.desk.reader.epoch(), *bounds));
+            return Err(cursor_expired(self.state.reader.epoch(), *bounds));
         }
         self.position = *position;
         self.left -= records.len() as u64;
@@ -350,7 +350,7 @@ impl Stream {
         let head = *self.head.borrow();
         let mut data = json!({
             "protocol": 1,
-            "epoch": self.desk.reader.epoch(),
+            "epoch": self.state.reader.epoch(),
             "start": self.cursor(self.position),
             "head": self.cursor(head.max(self.position)),
             "follow": self.manner.follow,
@@ -392,7 +392,7 @@ impl Stream {
             "id": format!("{kind}:{cursor}"),
             "source": "/settled",
             "type": kind,
-            "time": (self.desk.clock)().rfc3339(),
+            "time": (self.state.clock)().rfc3339(),
             "datacontenttype": "application/json",
         });
         if position {
@@ -427,7 +427,7 @@ impl Stream {
 
     fn cursor(&self, seq: i64) -> String {
         Cursor {
-            epoch: self.desk.reader.epoch().to_owned(),
+            epoch: self.state.reader.epoch().to_owned(),
             seq,
         }
         .to_string()

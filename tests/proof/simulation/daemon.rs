@@ -29,13 +29,13 @@ pub const RING: RingLimits = RingLimits {
 pub struct Daemon {
     pub reconciler: Reconciler,
     pub reader: Reader,
-    pub desks: Vec<Desk>,
+    pub desks: Vec<SourceLoop>,
     /// What was found undigested at the start.
     pub recovered: usize,
 }
 
 /// One source's loop: the real scheduler and exchanges, without a network.
-pub struct Desk {
+pub struct SourceLoop {
     pub member: Arc<Source>,
     pub cloud: Cloud,
     pub limiter: RateLimiter,
@@ -43,7 +43,7 @@ pub struct Desk {
 }
 
 impl Daemon {
-    /// Starts in the order of the real one: the ledger, what is owed, the askers.
+    /// Starts in the order of the real one: the ledger, what is owed, the clients.
     pub fn start(store: &Path, keys: &Keys, now: At) -> Daemon {
         let mut writer = Writer::open(store, now).unwrap();
         let latest = now.plus(schedule::CHECKS[1] + Duration::from_secs(3600));
@@ -54,7 +54,7 @@ impl Daemon {
         let reader = writer.reader();
         let desks = sources
             .members()
-            .map(|member| Desk::new(member.clone(), now))
+            .map(|member| SourceLoop::new(member.clone(), now))
             .collect();
         let mut reconciler = Reconciler::new(writer, sources, RING);
         let recovered = reconciler.recover(now, |_| ()).unwrap();
@@ -84,12 +84,12 @@ impl Daemon {
     }
 }
 
-impl Desk {
-    fn new(member: Arc<Source>, now: At) -> Desk {
+impl SourceLoop {
+    fn new(member: Arc<Source>, now: At) -> SourceLoop {
         let cloud = DemoSource::from_word(member.config.name.as_str())
             .unwrap()
             .cloud();
-        Desk {
+        SourceLoop {
             cloud,
             limiter: RateLimiter::new(member.config.rate, now),
             scheduler: Scheduler::new(member.clone(), now),

@@ -96,7 +96,7 @@ enum Sender {
     },
     Client(usize),
     /// An exchange of ours that goes on then, if there is more to ask.
-    Desk {
+    SourceLoop {
         desk: usize,
         task: Task,
         further: Option<(Exchange, ApiRequest)>,
@@ -327,7 +327,7 @@ impl Simulation {
             }
             Sender::Client(run) => self.at(self.now + Duration::from_secs(10), Event::Track(run)),
             // The life in which the exchange was started is over.
-            Sender::Desk { .. } | Sender::Nobody => {}
+            Sender::SourceLoop { .. } | Sender::Nobody => {}
         }
     }
 
@@ -458,7 +458,7 @@ impl Simulation {
                 (Head::Track(_), Sender::Client(run)) => drop(self.tracked.insert(run)),
                 (
                     _,
-                    Sender::Desk {
+                    Sender::SourceLoop {
                         desk,
                         task,
                         further,
@@ -766,7 +766,7 @@ impl Simulation {
             Next::Report(report, further) => {
                 self.waiting.push((
                     report,
-                    Sender::Desk {
+                    Sender::SourceLoop {
                         desk,
                         task,
                         further,

@@ -48,7 +48,7 @@ fn still(source: DemoSource, kind: Kind, open: usize) -> Script {
     Script::of(plan)
 }
 
-/// Calls in the second hour: pages of lists, and questions about runs.
+/// HttpClient in the second hour: pages of lists, and questions about runs.
 fn calls(source: DemoSource, kind: Kind, open: usize) -> (u64, u64) {
     let mut sim = Simulation::new(still(source, kind, open));
     sim.play(HOUR).unwrap();
