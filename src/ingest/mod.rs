@@ -35,19 +35,19 @@ pub struct Receiver {
     ledger: Handle,
     clock: Clock,
     body_bytes_max: usize,
-    room: Room,
+    budget: BodyBudget,
 }
 
 /// The memory for bodies: one permit per KiB. Small bodies have their own, so that large ones that
 /// never end cannot keep them out.
-struct Room {
+struct BodyBudget {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
 /// One body's share of it.
 #[derive(Default)]
-struct Share {
+struct Reservation {
     kib: usize,
     permits: Option<OwnedSemaphorePermit>,
 }
@@ -57,7 +57,7 @@ struct Taken {
     bytes: Vec<u8>,
     truncated: bool,
     /// Given back when it is stored.
-    share: Share,
+    reservation: Reservation,
 }
 
 impl Receiver {
@@ -69,7 +69,7 @@ impl Receiver {
         body_bytes_max: usize,
     ) -> Receiver {
         let permits = |bytes: usize| Arc::new(Semaphore::new(bytes / 1024));
-        let room = Room {
+        let budget = BodyBudget {
             small: permits(limits::HOOK_SMALL_BODIES_BYTES_MAX),
             large: permits(limits::HOOK_BODIES_BYTES_MAX),
         };
@@ -79,7 +79,7 @@ impl Receiver {
             ledger,
             clock,
             body_bytes_max,
-            room,
+            budget,
         }
     }
 
@@ -147,7 +147,7 @@ impl Receiver {
             truncated,
             peer: sender.map(|address| address.to_string()),
         };
-        let _share = taken.share;
+        let _share = taken.reservation;
         let report = Report {
             source: member.id,
             at: now,
@@ -172,7 +172,7 @@ impl Receiver {
         let deadline = Instant::now() + limits::HOOK_BODY_TIMEOUT;
         // Not more than a first page is believed of the declared length until bytes show it.
         let mut bytes = Vec::with_capacity(declared.min(limits::TRUNCATED_HEAD_BYTES));
-        let mut share = Share::default();
+        let mut reservation = Reservation::default();
         if declared > self.body_bytes_max {
             // The rest is not worth reading: a head is all that will be kept.
             let head = timeout(limits::HOOK_BODY_IDLE_TIMEOUT, head_of(body))
@@ -181,7 +181,7 @@ impl Receiver {
             return Ok(Taken {
                 bytes: head,
                 truncated: true,
-                share,
+                reservation,
             });
         }
         loop {
@@ -194,7 +194,7 @@ impl Receiver {
                 return Ok(Taken {
                     bytes,
                     truncated: false,
-                    share,
+                    reservation,
                 });
             };
             let Some(data) = frame.map_err(broken)?.into_data().ok() else {
@@ -206,10 +206,10 @@ impl Receiver {
                 return Ok(Taken {
                     bytes,
                     truncated: true,
-                    share,
+                    reservation,
                 });
             }
-            let more = self.room.widen(&mut share, bytes.len() + data.len());
+            let more = self.budget.grow(&mut reservation, bytes.len() + data.len());
             timeout_at(deadline, more).await.map_err(|_| busy())?;
             bytes.extend_from_slice(&data);
         }
@@ -252,18 +252,18 @@ impl Receiver {
     }
 }
 
-impl Room {
+impl BodyBudget {
     /// Makes a share large enough for `bytes`, which have really arrived; waits while there is none.
-    async fn widen(&self, share: &mut Share, bytes: usize) {
+    async fn grow(&self, reservation: &mut Reservation, bytes: usize) {
         let kib = bytes.div_ceil(1024);
-        let mut more = kib.saturating_sub(share.kib);
+        let mut more = kib.saturating_sub(reservation.kib);
         let small = bytes <= limits::HOOK_SMALL_BODY_BYTES;
-        let was_small = share.kib * 1024 <= limits::HOOK_SMALL_BODY_BYTES;
+        let was_small = reservation.kib * 1024 <= limits::HOOK_SMALL_BODY_BYTES;
         if more == 0 {
             return;
         }
         if was_small && !small {
-            (share.permits, more) = (None, kib);
+            (reservation.permits, more) = (None, kib);
         }
         let pool = if small { &self.small } else { &self.large };
         let permits = pool
@@ -271,11 +271,11 @@ impl Room {
             .acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
             .await;
         let permits = permits.expect("never closed");
-        match &mut share.permits {
+        match &mut reservation.permits {
             Some(held) => held.merge(permits),
-            None => share.permits = Some(permits),
+            None => reservation.permits = Some(permits),
         }
-        share.kib = kib;
+        reservation.kib = kib;
     }
 }
 
@@ -409,8 +409,8 @@ fn too_many() -> Problem {
 mod tests {
     use super::*;
 
-    fn room(small: usize, large: usize) -> Room {
-        Room {
+    fn budget(small: usize, large: usize) -> BodyBudget {
+        BodyBudget {
             small: Arc::new(Semaphore::new(small)),
             large: Arc::new(Semaphore::new(large)),
         }
@@ -418,42 +418,42 @@ mod tests {
 
     #[tokio::test]
     async fn room_is_taken_by_what_came_and_not_by_how_often() {
-        let room = room(64, 1024);
-        let mut share = Share::default();
+        let budget = budget(64, 1024);
+        let mut reservation = Reservation::default();
         for bytes in 1..=3000 {
-            room.widen(&mut share, bytes).await;
+            budget.grow(&mut reservation, bytes).await;
         }
         assert_eq!(
             (
-                room.small.available_permits(),
-                room.large.available_permits()
+                budget.small.available_permits(),
+                budget.large.available_permits()
             ),
             (61, 1024)
         );
-        drop(share);
-        assert_eq!(room.small.available_permits(), 64);
+        drop(reservation);
+        assert_eq!(budget.small.available_permits(), 64);
     }
 
     #[tokio::test]
     async fn a_body_that_grows_moves_out_of_the_room_of_the_small_ones() {
-        let room = room(64, 1024);
-        let mut share = Share::default();
+        let budget = budget(64, 1024);
+        let mut reservation = Reservation::default();
         for bytes in [
             1,
             limits::HOOK_SMALL_BODY_BYTES,
             limits::HOOK_SMALL_BODY_BYTES + 1,
             100 * 1024,
         ] {
-            room.widen(&mut share, bytes).await;
+            budget.grow(&mut reservation, bytes).await;
         }
         assert_eq!(
             (
-                room.small.available_permits(),
-                room.large.available_permits()
+                budget.small.available_permits(),
+                budget.large.available_permits()
             ),
             (64, 924)
         );
-        drop(share);
-        assert_eq!(room.large.available_permits(), 1024);
+        drop(reservation);
+        assert_eq!(budget.large.available_permits(), 1024);
     }
 }

@@ -124,7 +124,7 @@ mod tests {
         assert!(strangers.buckets.lock().unwrap().len() <= limits::STRANGERS_MAX + 1);
         assert!(
             strangers.admit(address(1), At(600_000)),
-            "those who have been quiet make room"
+            "those who have been quiet make budget"
         );
     }
 

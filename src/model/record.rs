@@ -273,7 +273,7 @@ fn status<'a>(run: &'a Run, common: Common<'a>, now: At) -> StatusData<'a> {
 
 /// JSON of a value of ours.
 pub fn json(value: &impl Serialize) -> String {
-    // Room for nearly all of them: growing there bit by bit is a twentieth of what a webhook costs.
+    // BodyBudget for nearly all of them: growing there bit by bit is a twentieth of what a webhook costs.
     let mut text = Vec::with_capacity(1024);
     serde_json::to_writer(&mut text, value)
         .expect("our own types have string keys and cannot fail to render");

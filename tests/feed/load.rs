@@ -10,7 +10,7 @@ use crate::support::{Home, Lines};
 
 const IDLE: usize = 1_000;
 
-/// Room for the streams of both ends; the daemon inherits it.
+/// BodyBudget for the streams of both ends; the daemon inherits it.
 fn raise_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let wanted = maximum.map_or(4_096, |maximum| maximum.min(4_096));
