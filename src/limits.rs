@@ -68,14 +68,14 @@ pub const UNVERIFIED_ROWS: u64 = 10_000;
 pub const UNVERIFIED_BYTES: u64 = 64 * MIB as u64;
 
 /// Deliveries that are not authentic which one sender may bring at once …
-pub const STRANGER_BURST: f64 = 120.0;
+pub const UNPROVEN_BURST: f64 = 120.0;
 
 /// … and so many per second after that. A provider whose secret is not yet configured stays below
 /// it; what is over it is not stored, since the ring would soon drop it anyway.
-pub const STRANGER_RATE: f64 = 2.0;
+pub const UNPROVEN_RATE: f64 = 2.0;
 
 /// Senders of such deliveries that are told apart. One that is not is counted with the others.
-pub const STRANGERS_MAX: usize = 4_096;
+pub const UNPROVEN_SENDERS_MAX: usize = 4_096;
 
 /// What `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
 /// providers' own retries are coarser.

@@ -27,7 +27,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::api::{self, ApiState};
 use crate::config::{Config, ConfigError, Hooks};
-use crate::daemon::watchdog::Pulse;
+use crate::daemon::watchdog::Watchdog;
 use crate::ingest::Receiver;
 use crate::ledger::{Reader, RingLimits, StoreError, Writer};
 use crate::limits;
@@ -95,7 +95,7 @@ pub struct Daemon {
     sources: watch::Sender<Arc<Sources>>,
     trouble: watch::Sender<Option<String>>,
     pollers: Pollers,
-    pulse: Pulse,
+    watchdog: Watchdog,
 }
 
 impl Daemon {
@@ -135,7 +135,7 @@ impl Daemon {
             consumers: api::Readers::default(),
             tail: api::Tail::default(),
         });
-        let pulse = Pulse {
+        let watchdog = Watchdog {
             ledger: ledger.clone(),
             reader: reader.clone(),
             sources: fleet_seen.clone(),
@@ -192,7 +192,7 @@ impl Daemon {
             stopped.clone(),
         );
         tasks.spawn(time);
-        tasks.spawn(pulse.clone().beat(stopped.clone()));
+        tasks.spawn(watchdog.clone().beat(stopped.clone()));
         let upkeep = Upkeep {
             ledger: ledger.clone(),
             reader: reader.clone(),
@@ -220,7 +220,7 @@ impl Daemon {
             sources,
             trouble,
             pollers,
-            pulse,
+            watchdog,
         })
     }
 
@@ -243,7 +243,7 @@ impl Daemon {
             )
         });
         self.trouble.send_replace(trouble);
-        systemd::ready(&self.pulse.line().await);
+        systemd::ready(&self.watchdog.line().await);
     }
 
     async fn take(&mut self, config: Config) -> Result<(), ReloadError> {
@@ -272,7 +272,7 @@ impl Daemon {
 
     /// How things are, in one line.
     pub async fn line(&self) -> String {
-        self.pulse.line().await
+        self.watchdog.line().await
     }
 
     /// Stops: drains connections, lets the writer finish, takes our sockets away.
@@ -281,7 +281,7 @@ impl Daemon {
         self.pollers.hush();
         while self.tasks.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
-        drop((self.pollers, self.pulse, self.sources));
+        drop((self.pollers, self.watchdog, self.sources));
         // Every handle is gone with those who held it, so the writer's loop ends by itself.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;

@@ -1,4 +1,4 @@
-//! The pulse: proof that the writer lives, and the line that `systemctl status` shows.
+//! The watchdog: proof that the writer lives, and the line that `systemctl status` shows.
 //!
 //! The watchdog is fed when an empty transaction has gone through the whole hand-off to the writer
 //! and come back, and at no other time. A timer that beats by itself would go on beating in a
@@ -15,9 +15,9 @@ use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal, Sources};
 use crate::server::systemd;
 
-/// What the pulse takes and tells.
+/// What the watchdog takes and tells.
 #[derive(Clone)]
-pub struct Pulse {
+pub struct Watchdog {
     /// The way to the writer.
     pub ledger: Handle,
     /// Read-only access.
@@ -30,7 +30,7 @@ pub struct Pulse {
     pub clock: Clock,
 }
 
-impl Pulse {
+impl Watchdog {
     /// Beats until `stop` turns true.
     pub async fn beat(self, mut stop: watch::Receiver<bool>) {
         // Thrice per watchdog interval: one beat may be lost to a long transaction.

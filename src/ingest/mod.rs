@@ -20,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::ingest::sender_limit::{Strangers, sender};
+use crate::ingest::sender_limit::{SenderLimit, sender};
 use crate::limits;
 use crate::providers::{Delivery, Headers, Verdict};
 use crate::reconciler::{Clock, Handle, Source, Sources};
@@ -30,7 +30,7 @@ use crate::server::{AnyBody, Peer, Problem, json};
 
 /// The webhook endpoint.
 pub struct Receiver {
-    strangers: Strangers,
+    sender_limit: SenderLimit,
     sources: watch::Receiver<Arc<Sources>>,
     ledger: Handle,
     clock: Clock,
@@ -74,7 +74,7 @@ impl Receiver {
             large: permits(limits::HOOK_BODIES_BYTES_MAX),
         };
         Receiver {
-            strangers: Strangers::default(),
+            sender_limit: SenderLimit::default(),
             sources,
             ledger,
             clock,
@@ -135,7 +135,7 @@ impl Receiver {
         let (truncated, sender) = (taken.truncated, sender(peer, &headers));
         if !proof.verdict().authentic()
             && proof.verdict() != Verdict::Ping
-            && !self.strangers.admit(sender, now)
+            && !self.sender_limit.admit(sender, now)
         {
             return Err(too_many());
         }

@@ -12,9 +12,9 @@ use crate::model::At;
 use crate::providers::Headers;
 use crate::server::Peer;
 
-/// A token bucket per sender, of which there are at most [`limits::STRANGERS_MAX`].
+/// A token bucket per sender, of which there are at most [`limits::UNPROVEN_SENDERS_MAX`].
 #[derive(Debug, Default)]
-pub struct Strangers {
+pub struct SenderLimit {
     buckets: Mutex<HashMap<Option<IpAddr>, Bucket>>,
 }
 
@@ -26,28 +26,28 @@ struct Bucket {
 
 impl Bucket {
     fn at(self, now: At) -> Bucket {
-        let gained = now.since(self.at).as_secs_f64() * limits::STRANGER_RATE;
+        let gained = now.since(self.at).as_secs_f64() * limits::UNPROVEN_RATE;
         Bucket {
-            tokens: (self.tokens + gained).min(limits::STRANGER_BURST),
+            tokens: (self.tokens + gained).min(limits::UNPROVEN_BURST),
             at: now,
         }
     }
 }
 
-impl Strangers {
+impl SenderLimit {
     /// Whether one more delivery of this sender is stored.
     pub fn admit(&self, sender: Option<IpAddr>, now: At) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = sender.map(network);
-        if !buckets.contains_key(&key) && buckets.len() >= limits::STRANGERS_MAX {
+        if !buckets.contains_key(&key) && buckets.len() >= limits::UNPROVEN_SENDERS_MAX {
             // A full bucket says nothing that a new one would not.
-            buckets.retain(|_, bucket| bucket.at(now).tokens < limits::STRANGER_BURST);
-            if buckets.len() >= limits::STRANGERS_MAX {
+            buckets.retain(|_, bucket| bucket.at(now).tokens < limits::UNPROVEN_BURST);
+            if buckets.len() >= limits::UNPROVEN_SENDERS_MAX {
                 key = None;
             }
         }
         let full = Bucket {
-            tokens: limits::STRANGER_BURST,
+            tokens: limits::UNPROVEN_BURST,
             at: now,
         };
         let bucket = buckets.entry(key).or_insert(full);
@@ -99,42 +99,42 @@ mod tests {
 
     #[test]
     fn a_burst_is_let_in_and_then_a_trickle() {
-        let strangers = Strangers::default();
+        let sender_limit = SenderLimit::default();
         let burst = (0..1_000)
-            .filter(|_| strangers.admit(address(1), At(0)))
+            .filter(|_| sender_limit.admit(address(1), At(0)))
             .count();
         assert_eq!(burst, 120);
         assert!(
-            strangers.admit(address(2), At(0)),
+            sender_limit.admit(address(2), At(0)),
             "another sender has a bucket of its own"
         );
         let trickle = (0..100)
-            .filter(|_| strangers.admit(address(1), At(5_000)))
+            .filter(|_| sender_limit.admit(address(1), At(5_000)))
             .count();
         assert_eq!(trickle, 10);
     }
 
     #[test]
     fn the_number_of_buckets_is_bounded_and_so_are_those_without_one() {
-        let strangers = Strangers::default();
+        let sender_limit = SenderLimit::default();
         let admitted = (0..100_000_u32)
-            .filter(|n| strangers.admit(Some(IpAddr::from(n.to_be_bytes())), At(0)))
+            .filter(|n| sender_limit.admit(Some(IpAddr::from(n.to_be_bytes())), At(0)))
             .count();
-        assert_eq!(admitted, limits::STRANGERS_MAX + 120);
-        assert!(strangers.buckets.lock().unwrap().len() <= limits::STRANGERS_MAX + 1);
+        assert_eq!(admitted, limits::UNPROVEN_SENDERS_MAX + 120);
+        assert!(sender_limit.buckets.lock().unwrap().len() <= limits::UNPROVEN_SENDERS_MAX + 1);
         assert!(
-            strangers.admit(address(1), At(600_000)),
+            sender_limit.admit(address(1), At(600_000)),
             "those who have been quiet make budget"
         );
     }
 
     #[test]
     fn an_ipv6_network_is_one_sender() {
-        let strangers = Strangers::default();
+        let sender_limit = SenderLimit::default();
         let of = |n: u16| Some(IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, n]));
         assert_eq!(
             (0..1_000)
-                .filter(|n| strangers.admit(of(*n), At(0)))
+                .filter(|n| sender_limit.admit(of(*n), At(0)))
                 .count(),
             120
         );
