@@ -48,13 +48,13 @@ CREATE TABLE reports (
     at       INTEGER NOT NULL,
     verdict  TEXT,                            -- of a webhook: what verification found
     secret   TEXT,                            -- of a webhook: the label of the secret that matched
-    ring     INTEGER,                         -- 1: unverified, lives in the bounded ring
+    unverified INTEGER,                         -- 1: unverified, lives in the bounded ring
     head     TEXT    NOT NULL,                -- JSON: headers, statuses, what was asked
     body     BLOB    NOT NULL,                -- raw bytes
     note     TEXT,                            -- why it could not be read
     attempts INTEGER NOT NULL DEFAULT 0       -- digestions that did not come back
 ) STRICT;
-CREATE INDEX reports_ring ON reports (source, id) WHERE ring = 1;
+CREATE INDEX reports_unverified ON reports (source, id) WHERE unverified = 1;
 
 -- Reports that could not be digested in three attempts. They block nobody and can be looked at.
 CREATE TABLE set_aside (

@@ -71,7 +71,7 @@ pub const UNVERIFIED_BYTES: u64 = 64 * MIB as u64;
 pub const UNPROVEN_BURST: f64 = 120.0;
 
 /// … and so many per second after that. A provider whose secret is not yet configured stays below
-/// it; what is over it is not stored, since the ring would soon drop it anyway.
+/// it; what is over it is not stored, since the unverified buffer would soon drop it anyway.
 pub const UNPROVEN_RATE: f64 = 2.0;
 
 /// Senders of such deliveries that are told apart. One that is not is counted with the others.
@@ -321,7 +321,7 @@ const _: () = {
     assert!(TRUNCATED_HEAD_BYTES < HOOK_BODY_BYTES_MIN);
     assert!(
         UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64,
-        "the ring must hold one whole delivery"
+        "the unverified buffer must hold one whole delivery"
     );
     assert!(GROUP_REPORTS_MAX <= QUEUE_REPORTS_MAX);
     assert!(

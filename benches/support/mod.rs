@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use settled::config::SourceConfig;
-use settled::ledger::{RingLimits, Writer};
+use settled::ledger::{UnverifiedLimits, Writer};
 use settled::model::{At, Kind, RunId, SourceName};
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
@@ -256,7 +256,7 @@ impl Ledger {
         )
         .expect("a source");
         let source = sources.rows()[0];
-        let ring = RingLimits {
+        let ring = UnverifiedLimits {
             rows_max: 10_000,
             bytes_max: 64 << 20,
         };

@@ -29,7 +29,7 @@ use crate::api::{self, ApiState};
 use crate::config::{Config, ConfigError, Hooks};
 use crate::daemon::watchdog::Watchdog;
 use crate::ingest::Receiver;
-use crate::ledger::{Reader, RingLimits, StoreError, Writer};
+use crate::ledger::{Reader, StoreError, UnverifiedLimits, Writer};
 use crate::limits;
 use crate::model::At;
 use crate::model::schedule;
@@ -317,8 +317,8 @@ fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize
         )
     })?;
     let sources = Sources::register(&mut writer, &config.sources, clock())?;
-    let ring = ring(&config.hooks);
-    let mut reconciler = Reconciler::new(writer, sources.clone(), ring);
+    let unverified = unverified(&config.hooks);
+    let mut reconciler = Reconciler::new(writer, sources.clone(), unverified);
     let tell = |count: usize| {
         if count % 100 == 1 {
             systemd::starting(
@@ -331,8 +331,8 @@ fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize
     Ok((reconciler, sources, recovered))
 }
 
-fn ring(hooks: &Hooks) -> RingLimits {
-    RingLimits {
+fn unverified(hooks: &Hooks) -> UnverifiedLimits {
+    UnverifiedLimits {
         rows_max: i64::try_from(hooks.unverified_rows).unwrap_or(i64::MAX),
         bytes_max: i64::try_from(hooks.unverified_bytes).unwrap_or(i64::MAX),
     }

@@ -93,13 +93,13 @@ const INVARIANTS: [(&str, &str); 16] = [
         "records without a cause that was entitled to cause them",
         // A line of the timeline says what caused a record; it goes when retention takes the report.
         "SELECT r.seq FROM records r JOIN timeline h ON h.run = r.run AND h.seq = r.seq LEFT JOIN reports p ON p.id = h.report
-         WHERE p.id IS NULL OR p.ring IS NOT NULL OR p.via <> h.via OR NOT CASE
+         WHERE p.id IS NULL OR p.unverified IS NOT NULL OR p.via <> h.via OR NOT CASE
             WHEN h.via IN ('webhook', 'replay') THEN h.trust = p.verdict AND p.verdict IN ('signed', 'shared_secret')
             ELSE h.trust = 'authoritative' END",
     ),
     (
-        "deliveries that nobody verified outside of the ring, or others in it",
-        "SELECT id FROM reports WHERE (ring IS NOT NULL) <>
+        "deliveries that nobody verified outside of the unverified, or others in it",
+        "SELECT id FROM reports WHERE (unverified IS NOT NULL) <>
             (via = 'webhook' AND verdict NOT IN ('signed', 'shared_secret', 'stale', 'untimed'))",
     ),
     (

@@ -36,7 +36,7 @@ pub use damage::DamagedRow;
 pub use log::Checkpointer;
 pub use losses::{LOSS_SPANS, Loss, Losses};
 pub use records::{FeedBounds, Filter, StoredRecord};
-pub use reports::{DeliveryQuery, DeliveryRow, RingLimits, TimelineRow};
+pub use reports::{DeliveryQuery, DeliveryRow, TimelineRow, UnverifiedLimits};
 pub use runs::{Due, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 pub use trimming::{TrimLimits, Trimmed};
 pub use upkeep::{Removable, copy};

@@ -10,7 +10,7 @@ use crate::report::{Head, Report, WebhookHead};
 
 /// How much of what could not be verified is kept, per source.
 #[derive(Clone, Copy, Debug)]
-pub struct RingLimits {
+pub struct UnverifiedLimits {
     /// So many deliveries.
     pub rows_max: i64,
     /// And so many bytes of headers and body.
@@ -21,11 +21,11 @@ impl Transaction<'_> {
     /// Stores a report and gives its id. Ids grow and are never used again.
     pub fn add_report(&mut self, report: &Report) -> Result<i64> {
         let webhook = report.head.webhook();
-        let ring = webhook.filter(|head| !head.verdict.authentic()).map(|_| 1);
+        let unverified = webhook.filter(|head| !head.verdict.authentic()).map(|_| 1);
         let id = self.marks()?.reported + 1;
         self.tx
             .prepare_cached(
-                "INSERT INTO reports (id, source, via, at, verdict, secret, ring, head, body)
+                "INSERT INTO reports (id, source, via, at, verdict, secret, unverified, head, body)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
@@ -37,7 +37,7 @@ impl Transaction<'_> {
                 webhook
                     .and_then(|head| head.secret.as_ref())
                     .map(|label| label.0.as_str()),
-                ring,
+                unverified,
                 to_json(&report.head),
                 report.body,
             ])?;
@@ -46,26 +46,26 @@ impl Transaction<'_> {
     }
 
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
-    pub fn trim_ring(&mut self, source: i64, limits: RingLimits) -> Result<usize> {
+    pub fn trim_unverified(&mut self, source: i64, limits: UnverifiedLimits) -> Result<usize> {
         let mut oldest_kept = self.tx.prepare_cached(
             "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
-                FROM reports WHERE source = ?1 AND ring = 1 WINDOW newest AS (ORDER BY id DESC))
+                FROM reports WHERE source = ?1 AND unverified = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;
         let kept: Option<i64> = oldest_kept
             .query_row((source, limits.rows_max, limits.bytes_max), |row| {
                 row.get(0)
             })?;
-        let mut drop = self
-            .tx
-            .prepare_cached("DELETE FROM reports WHERE source = ?1 AND ring = 1 AND id < ?2")?;
+        let mut drop = self.tx.prepare_cached(
+            "DELETE FROM reports WHERE source = ?1 AND unverified = 1 AND id < ?2",
+        )?;
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
     }
 
     /// Unverified deliveries of `source` after `after`, oldest first.
-    pub fn ring(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
+    pub fn unverified(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
         let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND ring = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND unverified = 1 AND id > ?2 ORDER BY id LIMIT ?3",
         )?;
         let rows = select.query_and_then((source, after, max), |row| {
             Ok((row.get("id")?, report(row)?))
@@ -73,12 +73,12 @@ impl Transaction<'_> {
         rows.collect()
     }
 
-    /// Takes a delivery that verifies after all out of the ring, with what verification now says.
+    /// Takes a delivery that verifies after all out of the unverified, with what verification now says.
     pub fn promote(&mut self, id: i64, head: &WebhookHead) -> Result<()> {
         let secret = head.secret.as_ref().map(|label| label.0.as_str());
         self.tx
             .prepare_cached(
-                "UPDATE reports SET ring = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
+                "UPDATE reports SET unverified = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
             )?
             .execute(params![id, head.verdict.word(), secret, to_json(&Head::Webhook(head.clone()))])?;
         Ok(())
@@ -131,7 +131,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a report aside: it will not be tried again by itself. One that the ring has already
+    /// Sets a report aside: it will not be tried again by itself. One that the unverified has already
     /// dropped is as far aside as can be.
     pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
         self.tx

@@ -241,7 +241,7 @@ impl Verdict {
     }
 
     /// Whether the sender has shown that it is the provider (or that it cannot be expected to yet).
-    /// Decides between 200 and 401, and between keeping for good and keeping in the ring.
+    /// Decides between 200 and 401, and between keeping for good and keeping in the unverified buffer.
     pub const fn authentic(self) -> bool {
         matches!(
             self,

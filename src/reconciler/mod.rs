@@ -24,7 +24,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::ledger::{Checkpointer, Reader, RingLimits, StoreError, Traffic, Transaction, Writer};
+use crate::ledger::{
+    Checkpointer, Reader, StoreError, Traffic, Transaction, UnverifiedLimits, Writer,
+};
 use crate::limits;
 use crate::model::decide::Effect;
 use crate::model::{At, RunId};
@@ -74,9 +76,9 @@ pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), StoreError> +
 pub struct Reconciler {
     writer: Writer,
     sources: Sources,
-    ring: RingLimits,
-    /// Unverified rows and bytes added since the ring of a source was last trimmed.
-    ring_added: BTreeMap<i64, (i64, i64)>,
+    unverified: UnverifiedLimits,
+    /// Unverified rows and bytes added since the unverified of a source was last trimmed.
+    unverified_added: BTreeMap<i64, (i64, i64)>,
     /// Stored in the last turn, digested in the next.
     pending: Vec<(i64, Report)>,
     /// Something is undigested on disk that is not in `pending`. Older reports come first, so
@@ -109,13 +111,13 @@ pub struct Aftermath {
 
 impl Reconciler {
     /// A reconciler over an open ledger.
-    pub fn new(writer: Writer, sources: Sources, ring: RingLimits) -> Reconciler {
-        let (ring_added, pending) = (BTreeMap::new(), Vec::new());
+    pub fn new(writer: Writer, sources: Sources, unverified: UnverifiedLimits) -> Reconciler {
+        let (unverified_added, pending) = (BTreeMap::new(), Vec::new());
         Reconciler {
             writer,
             sources,
-            ring,
-            ring_added,
+            unverified,
+            unverified_added,
             pending,
             behind: true,
             attempted: None,
@@ -250,9 +252,10 @@ impl Reconciler {
                 digested: Ok(Aftermath::default()),
             });
         }
-        let (ring, ring_added, sources) = (self.ring, &mut self.ring_added, &self.sources);
+        let (unverified, unverified_added, sources) =
+            (self.unverified, &mut self.unverified_added, &self.sources);
         let mut rest = |tx: &mut Transaction<'_>, digested| {
-            let stored = promise(tx, &reports, ring, ring_added)?;
+            let stored = promise(tx, &reports, unverified, unverified_added)?;
             let work = work
                 .drain(..)
                 .map(|work| tx.apart(work).map_err(|error| Refusal::from(&error)))
@@ -332,7 +335,7 @@ impl Reconciler {
         };
         self.writer.transaction(|tx| {
             let mut aftermath = Aftermath::default();
-            let waiting = tx.ring(
+            let waiting = tx.unverified(
                 source,
                 after,
                 u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX),
@@ -379,13 +382,13 @@ impl Reconciler {
 fn promise(
     tx: &mut Transaction<'_>,
     reports: &[Report],
-    ring: RingLimits,
-    ring_added: &mut BTreeMap<i64, (i64, i64)>,
+    unverified: UnverifiedLimits,
+    unverified_added: &mut BTreeMap<i64, (i64, i64)>,
 ) -> Result<Vec<i64>, StoreError> {
     let mut stored = Vec::with_capacity(reports.len());
     for report in reports {
         stored.push(tx.add_report(report)?);
-        trim_if_full(tx, ring_added, ring, report)?;
+        trim_if_full(tx, unverified_added, unverified, report)?;
     }
     Ok(stored)
 }
@@ -434,12 +437,12 @@ fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
     }
 }
 
-/// Trims a source's ring each time a twentieth of its limit has been added, so that a flood costs
+/// Trims a source's unverified each time a twentieth of its limit has been added, so that a flood costs
 /// one sorted scan per five hundred deliveries and overshoots by at most that twentieth.
 fn trim_if_full(
     tx: &mut Transaction<'_>,
     added: &mut BTreeMap<i64, (i64, i64)>,
-    limits: RingLimits,
+    limits: UnverifiedLimits,
     report: &Report,
 ) -> Result<(), StoreError> {
     let Some(head) = report
@@ -458,7 +461,7 @@ fn trim_if_full(
     *rows += 1;
     *bytes += i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);
     if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {
-        tx.trim_ring(report.source, limits)?;
+        tx.trim_unverified(report.source, limits)?;
         (*rows, *bytes) = (0, 0);
     }
     Ok(())

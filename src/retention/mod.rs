@@ -187,7 +187,7 @@ fn millis(span: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{RingLimits, Writer};
+    use crate::ledger::{UnverifiedLimits, Writer};
     use crate::model::RunId;
     use crate::reconciler::{Reconciler, Sources, channel};
     use crate::report::{Head, Report};
@@ -203,13 +203,13 @@ mod tests {
             .transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0)))
             .unwrap();
         let reader = writer.reader();
-        let ring = RingLimits {
+        let unverified = UnverifiedLimits {
             rows_max: 10,
             bytes_max: 10,
         };
         let clock: Clock = Arc::new(|| At(3_600_000));
         let (ledger, serve) = channel(
-            Reconciler::new(writer, Sources::default(), ring),
+            Reconciler::new(writer, Sources::default(), unverified),
             clock.clone(),
             0,
         );

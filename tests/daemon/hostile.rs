@@ -258,10 +258,10 @@ fn a_flood_without_signatures_fills_neither_memory_nor_disk_and_keeps_nobody_out
     );
     let rows = number(
         &daemon.store(),
-        "SELECT count(*) FROM reports WHERE ring = 1",
+        "SELECT count(*) FROM reports WHERE unverified = 1",
     );
-    assert!(rows <= 210, "{rows} rows in the ring");
-    // The ring twice (the file does not shrink), what was honest, and a log that waits to be reset.
+    assert!(rows <= 210, "{rows} rows in the unverified");
+    // The unverified twice (the file does not shrink), what was honest, and a log that waits to be reset.
     assert!(disk < 100 << 20, "{disk} bytes on disk");
     assert!(memory < 256 << 10, "{memory} KiB of memory");
 }
@@ -319,9 +319,9 @@ fn headers_count_in_the_ring_as_bodies_do() {
     }
     let kept = number(
         &daemon.store(),
-        "SELECT sum(length(head) + length(body)) FROM reports WHERE ring = 1",
+        "SELECT sum(length(head) + length(body)) FROM reports WHERE unverified = 1",
     );
-    assert!(kept < 1_200_000, "{kept} bytes in a ring of 1 MiB");
+    assert!(kept < 1_200_000, "{kept} bytes in a unverified of 1 MiB");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use settled::api::{self, ApiState};
 use settled::config::SourceConfig;
 use settled::ingest::Receiver;
-use settled::ledger::{Reader, RingLimits, Writer};
+use settled::ledger::{Reader, UnverifiedLimits, Writer};
 use settled::limits;
 use settled::model::{At, SourceName};
 use settled::providers::{REGISTRY, signature};
@@ -88,7 +88,7 @@ impl Place {
         };
         let sources = Sources::register(&mut writer, &REGISTRY.iter().map(account).collect(), NOW)
             .expect("rows");
-        let ring = RingLimits {
+        let ring = UnverifiedLimits {
             rows_max: 100,
             bytes_max: 1 << 20,
         };

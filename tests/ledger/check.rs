@@ -112,7 +112,7 @@ fn whatever_is_broken_is_named() {
             "runs with more than one completion",
         ),
         (
-            "UPDATE reports SET verdict = 'bad_signature', ring = 1 WHERE id = 3",
+            "UPDATE reports SET verdict = 'bad_signature', unverified = 1 WHERE id = 3",
             "records without a cause that was entitled to cause them",
         ),
         (
@@ -120,8 +120,8 @@ fn whatever_is_broken_is_named() {
             "records without a cause that was entitled to cause them",
         ),
         (
-            "UPDATE reports SET ring = NULL WHERE ring = 1",
-            "deliveries that nobody verified outside of the ring, or others in it",
+            "UPDATE reports SET unverified = NULL WHERE unverified = 1",
+            "deliveries that nobody verified outside of the unverified, or others in it",
         ),
         (
             "UPDATE timeline SET seq = NULL WHERE seq = 1",

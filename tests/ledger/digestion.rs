@@ -1,7 +1,7 @@
 //! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
 //! stands in anybody's way.
 
-use settled::ledger::{Filter, RingLimits, StoreError, Writer};
+use settled::ledger::{Filter, StoreError, UnverifiedLimits, Writer};
 use settled::model::decide::Effect;
 use settled::model::observation::Observation;
 use settled::model::schedule::Policy;
@@ -223,7 +223,7 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
 fn a_forged_report_that_panics_its_reader_keeps_nobody_waiting_though_the_ring_is_full() {
     let mut ledger = Ledger::of(
         [source("sky", &Nervous)],
-        RingLimits {
+        UnverifiedLimits {
             rows_max: 10,
             bytes_max: 40,
         },
@@ -281,7 +281,7 @@ fn a_report_of_a_source_that_is_gone_is_set_aside() {
 fn the_ring_is_bounded_in_rows() {
     let mut ledger = Ledger::of(
         [source("sky", &Skyvern)],
-        RingLimits {
+        UnverifiedLimits {
             rows_max: 40,
             bytes_max: 1 << 30,
         },
@@ -289,12 +289,12 @@ fn the_ring_is_bounded_in_rows() {
     for number in 0..200 {
         ledger.hears(forged(&format!("wr_{number}"), "completed"));
         assert!(
-            ledger.count("SELECT count(*) FROM reports WHERE ring = 1") <= 42,
+            ledger.count("SELECT count(*) FROM reports WHERE unverified = 1") <= 42,
             "at {number}"
         );
     }
     assert_eq!(
-        ledger.count("SELECT max(id) FROM reports WHERE ring = 1"),
+        ledger.count("SELECT max(id) FROM reports WHERE unverified = 1"),
         200,
         "the newest are kept"
     );
@@ -304,7 +304,7 @@ fn the_ring_is_bounded_in_rows() {
 fn the_ring_is_bounded_in_bytes() {
     let mut ledger = Ledger::of(
         [source("sky", &Skyvern)],
-        RingLimits {
+        UnverifiedLimits {
             rows_max: 1 << 30,
             bytes_max: 10_000,
         },
@@ -312,13 +312,14 @@ fn the_ring_is_bounded_in_bytes() {
     for _ in 0..50 {
         ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 900]));
         assert!(
-            ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1")
+            ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE unverified = 1")
                 <= 10_000
         );
     }
     ledger.hears(delivery(Verdict::Unsigned, vec![b'x'; 20_000]));
     assert!(
-        ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE ring = 1") <= 10_000
+        ledger.count("SELECT coalesce(sum(length(body)), 0) FROM reports WHERE unverified = 1")
+            <= 10_000
     );
 }
 
@@ -326,7 +327,7 @@ fn the_ring_is_bounded_in_bytes() {
 fn the_ring_of_one_source_leaves_the_others_and_the_authentic_alone() {
     let mut ledger = Ledger::of(
         [source("a", &Skyvern), source("b", &Skyvern)],
-        RingLimits {
+        UnverifiedLimits {
             rows_max: 5,
             bytes_max: 1 << 20,
         },
@@ -344,11 +345,11 @@ fn the_ring_of_one_source_leaves_the_others_and_the_authentic_alone() {
         1
     );
     assert_eq!(
-        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring IS NULL"),
+        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND unverified IS NULL"),
         1
     );
     assert_eq!(
-        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND ring = 1"),
+        ledger.count("SELECT count(*) FROM reports WHERE source = 1 AND unverified = 1"),
         5
     );
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use settled::config::SourceConfig;
 use settled::ledger::{
-    FeedBounds, Filter, Reader, RingLimits, RunRow, StoredRecord, TimelineRow, Writer,
+    FeedBounds, Filter, Reader, RunRow, StoredRecord, TimelineRow, UnverifiedLimits, Writer,
 };
 use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 pub const API_KEY: &str = "sk-0123456789abcdef";
 pub const START: At = At(1_700_000_000_000);
-pub const ROOMY: RingLimits = RingLimits {
+pub const ROOMY: UnverifiedLimits = UnverifiedLimits {
     rows_max: 1_000,
     bytes_max: 1 << 20,
 };
@@ -76,12 +76,15 @@ impl Ledger {
     }
 
     /// These sources, in rows by the order of their names.
-    pub fn of(sources: impl IntoIterator<Item = SourceConfig>, ring: RingLimits) -> Ledger {
+    pub fn of(
+        sources: impl IntoIterator<Item = SourceConfig>,
+        unverified: UnverifiedLimits,
+    ) -> Ledger {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::open(&folder.path().join("settled.db"), START).unwrap();
         let sources = register(&mut writer, sources);
         let reader = writer.reader();
-        let mut reconciler = Reconciler::new(writer, sources, ring);
+        let mut reconciler = Reconciler::new(writer, sources, unverified);
         assert_eq!(reconciler.recover(START, |_| ()).unwrap(), 0);
         Ledger {
             folder,

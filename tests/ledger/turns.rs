@@ -102,7 +102,7 @@ fn deliveries_that_verify_after_a_correction_are_applied_in_their_order() {
         .collect();
     assert_eq!(ids, ["sky:wr_1:completion", "sky:wr_3:completion"]);
     assert_eq!(
-        ledger.count("SELECT count(*) FROM reports WHERE ring = 1"),
+        ledger.count("SELECT count(*) FROM reports WHERE unverified = 1"),
         1,
         "the forged one stays where it was"
     );

@@ -172,13 +172,13 @@ impl Ledger {
 
     /// I10: what is bounded stays within its bounds.
     fn overgrown(&self, world: &World<'_>) -> Vec<String> {
-        let ring = "SELECT count(*) FROM reports WHERE ring = 1 GROUP BY source";
-        let rings: Vec<i64> = self.rows(ring, |row| row.get(0));
+        let unverified = "SELECT count(*) FROM reports WHERE unverified = 1 GROUP BY source";
+        let rings: Vec<i64> = self.rows(unverified, |row| row.get(0));
         let most = world.ring_rows_max + world.ring_rows_max / 20;
         let rings = rings
             .into_iter()
             .filter(|rows| *rows > most)
-            .map(|rows| format!("I10: {rows} rows in a ring"));
+            .map(|rows| format!("I10: {rows} rows in a unverified"));
         let log = fs::metadata(world.store.with_extension("db-wal")).map_or(0, |meta| meta.len());
         let log =
             (world.at_rest && log > LOG_BYTES_MAX).then(|| format!("I10: the log has {log} bytes"));

@@ -17,7 +17,7 @@ use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
 use settled::ledger::{
-    Filter, Reader, RingLimits, RunQuery, StoreError, Transaction, TrimLimits, Writer,
+    Filter, Reader, RunQuery, StoreError, Transaction, TrimLimits, UnverifiedLimits, Writer,
 };
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
@@ -33,7 +33,7 @@ use crate::files::{Remains, folder};
 use crate::history::{Op, RUNS_EACH, SEED, Said, Scribe, op, verifies};
 use crate::readers::{Published, Readers};
 
-const RING: RingLimits = RingLimits {
+const RING: UnverifiedLimits = UnverifiedLimits {
     rows_max: 10,
     bytes_max: 1 << 20,
 };
@@ -46,7 +46,7 @@ struct Reference {
     runs: BTreeMap<(i64, RunId), Run>,
     readers: Readers,
     reports: Vec<Report>,
-    ring: Vec<usize>,
+    unverified: Vec<usize>,
     acked: Vec<Acked>,
     /// Retention has taken some of the reports.
     forgotten: bool,
@@ -67,7 +67,7 @@ impl Reference {
                         body,
                     });
                 }
-                Head::Webhook(_) => self.ring.push(number),
+                Head::Webhook(_) => self.unverified.push(number),
                 _ => {}
             }
             self.reports.push(report.clone());
@@ -86,7 +86,7 @@ impl Reference {
         }
         let source = report.source;
         let mine: Vec<usize> = self
-            .ring
+            .unverified
             .iter()
             .copied()
             .filter(|number| self.reports[*number].source == source)
@@ -94,7 +94,8 @@ impl Reference {
         let keep = mine
             .len()
             .saturating_sub(usize::try_from(RING.rows_max).unwrap());
-        self.ring.retain(|number| !mine[..keep].contains(number));
+        self.unverified
+            .retain(|number| !mine[..keep].contains(number));
     }
 
     /// Concludes from one report.
@@ -186,7 +187,7 @@ impl Reference {
             self.reports[usize::try_from(*id).unwrap() - 1].body.clear();
         }
         self.acked.retain(|acked| !ids.contains(&acked.report));
-        self.ring
+        self.unverified
             .retain(|number| bodies || !ids.contains(&(i64::try_from(*number).unwrap() + 1)));
     }
 
@@ -204,12 +205,12 @@ impl Reference {
         })
     }
 
-    /// Verifies what is in an account's ring with the secrets it has now.
+    /// Verifies what is in an account's unverified with the secrets it has now.
     fn reverify(&mut self, member: &Source, now: At) {
-        for number in std::mem::take(&mut self.ring) {
+        for number in std::mem::take(&mut self.unverified) {
             let report = &mut self.reports[number];
             if report.source != member.id || !verifies(member, report) {
-                self.ring.push(number);
+                self.unverified.push(number);
                 continue;
             }
             self.digest(member, number, now);
@@ -452,14 +453,14 @@ impl Pair {
     fn agree(&self) {
         let writer =
             Connection::open_with_flags(&self.store, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let ring: Vec<usize> = writer
-            .prepare("SELECT id FROM reports WHERE ring = 1 ORDER BY id")
+        let unverified: Vec<usize> = writer
+            .prepare("SELECT id FROM reports WHERE unverified = 1 ORDER BY id")
             .unwrap()
             .query_map([], |row| row.get::<_, i64>(0))
             .unwrap()
             .map(|id| usize::try_from(id.unwrap()).unwrap() - 1)
             .collect();
-        assert_eq!(ring, self.reference.ring, "the ring");
+        assert_eq!(unverified, self.reference.unverified, "the unverified");
         let reader = self.reader.as_ref().unwrap();
         let (rows, records) = reader
             .read(|view| {

@@ -14,7 +14,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rusqlite::{Connection, OpenFlags};
 use settled::demo::clouds::Keys;
-use settled::ledger::{RingLimits, TrimLimits, Writer};
+use settled::ledger::{TrimLimits, UnverifiedLimits, Writer};
 use settled::model::At;
 use settled::reconciler::{Clock, Handle, Reconciler, Sources, channel};
 use settled::report::{Head, Report};
@@ -24,7 +24,7 @@ use crate::check::{self, Acked, Feed};
 use crate::clouds;
 use crate::history::{Op, SEED, Scribe, op};
 
-pub const RING: RingLimits = RingLimits {
+pub const RING: UnverifiedLimits = UnverifiedLimits {
     rows_max: 10,
     bytes_max: 1 << 20,
 };

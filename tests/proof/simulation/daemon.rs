@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use settled::demo::clouds::Keys;
 use settled::demo::plan::{Cloud, DemoSource};
-use settled::ledger::{Reader, RingLimits, View, Writer};
+use settled::ledger::{Reader, UnverifiedLimits, View, Writer};
 use settled::limits;
 use settled::model::At;
 use settled::model::schedule;
@@ -20,7 +20,7 @@ use settled::report::{Head, Report};
 use crate::clouds;
 
 /// What is kept of unverified deliveries here: few, so that rings are trimmed.
-pub const RING: RingLimits = RingLimits {
+pub const RING: UnverifiedLimits = UnverifiedLimits {
     rows_max: 40,
     bytes_max: 1 << 20,
 };
@@ -71,14 +71,14 @@ impl Daemon {
         let sources: Vec<i64> = self.desks.iter().map(|desk| desk.member.id).collect();
         let look = |view: &View<'_>| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX);
         let (due, next) = self.reader.read(look).unwrap();
-        let ring = |(source, run_id)| Report {
+        let unverified = |(source, run_id)| Report {
             source,
             at: now,
             head: Head::Clock { run_id },
             body: Vec::new(),
         };
         (
-            due.into_iter().map(ring).collect(),
+            due.into_iter().map(unverified).collect(),
             next.unwrap_or(At::NEVER),
         )
     }

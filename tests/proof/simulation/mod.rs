@@ -248,7 +248,9 @@ impl Simulation {
             {
                 self.look(desk)?;
             }
-            Event::Ring(life) if life == self.life && self.rings == Some(self.now) => self.ring(),
+            Event::Ring(life) if life == self.life && self.rings == Some(self.now) => {
+                self.unverified()
+            }
             Event::Waiting(life, asking) if life == self.life => self.ask(asking)?,
             Event::Answered(life, asking, answer) if life == self.life => {
                 self.answered(asking, answer)?
@@ -579,7 +581,7 @@ impl Simulation {
     }
 
     /// Limits have passed: the clock has something to say.
-    fn ring(&mut self) {
+    fn unverified(&mut self) {
         let now = self.clock();
         let Some(daemon) = &mut self.daemon else {
             return;
