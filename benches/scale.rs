@@ -127,20 +127,20 @@ fn choose(count: usize, rounds: usize) {
                     ))
                 })
             };
-            let alarms = timed(|| {
+            let due_timers = timed(|| {
                 drop(black_box(
                     reader
-                        .read(|view| view.alarms(&[source], START, 64))
+                        .read(|view| view.due_timers(&[source], START, 64))
                         .expect("rows"),
                 ))
             });
-            for (times, time) in times.iter_mut().zip([due(START), due(later), alarms]) {
+            for (times, time) in times.iter_mut().zip([due(START), due(later), due_timers]) {
                 times.push(time.as_secs_f64() * 1e6);
             }
         }
-        let [none, all, alarms] = times.map(median);
+        let [none, all, due_timers] = times.map(median);
         println!(
-            "{} open runs: nothing due {none:.0} µs, 64 chosen of all due {all:.0} µs, no alarm {alarms:.0} µs; {} MiB resident, {:.0} bytes a run",
+            "{} open runs: nothing due {none:.0} µs, 64 chosen of all due {all:.0} µs, no timer {due_timers:.0} µs; {} MiB resident, {:.0} bytes a run",
             first + part,
             resident(std::process::id()) >> 20,
             file_bytes(&ledger.path()) as f64 / (first + part) as f64,

@@ -125,10 +125,10 @@ pub const ATTEMPTS_MAX: u32 = 3;
 pub const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs whose limits have passed that are looked at together.
-pub const ALARMS_PER_ROUND_MAX: u32 = 200;
+pub const TIMERS_PER_ROUND_MAX: u32 = 200;
 
 /// How often passed limits are looked for at the least.
-pub const ALARM_INTERVAL_MAX: Duration = Duration::from_secs(1);
+pub const TIMER_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 // ── Every server ────────────────────────────────────────────────────────────────────────────────
 

@@ -296,7 +296,7 @@ impl Report {
             Head::Clock { run_id } => Reading::Said(vec![self.ours(
                 run_id,
                 None,
-                Claim::Alarm,
+                Claim::TimerFired,
                 Detail::default(),
             )]),
             Head::Track(head) => {

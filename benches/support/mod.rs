@@ -151,7 +151,7 @@ pub fn database(path: &Path, tables: &str) -> Connection {
 }
 
 /// Says when the next of so many requests a second is due: a thread of its own, since the runtime's
-/// alarm clock rings once a millisecond, for all that fell due meanwhile.
+/// timer clock rings once a millisecond, for all that fell due meanwhile.
 pub struct Beat(tokio::sync::Mutex<mpsc::UnboundedReceiver<(usize, Instant)>>);
 
 impl Beat {

@@ -176,7 +176,7 @@ pub struct Due {
 }
 
 /// Runs one of whose limits has passed, by source row, and when the next one's will.
-pub type Alarms = (Vec<(i64, RunId)>, Option<At>);
+pub type DueTimers = (Vec<(i64, RunId)>, Option<At>);
 
 /// A run as it is listed.
 #[derive(Clone, Debug)]
@@ -299,9 +299,9 @@ impl View<'_> {
     }
 
     /// Runs of `sources` one of whose limits has passed, and when the next one's will. Runs of a
-    /// source that is no longer configured have nobody to read an alarm, and wait for its return.
+    /// source that is no longer configured have nobody to read an timer, and wait for its return.
     /// By the index of open runs: left to itself SQLite walks every run that the sources ever had.
-    pub fn alarms(&self, sources: &[i64], now: At, max: u32) -> Result<Alarms> {
+    pub fn due_timers(&self, sources: &[i64], now: At, max: u32) -> Result<DueTimers> {
         let sources = to_json(&sources);
         let mut select = self.connection.prepare_cached(
             "SELECT u.source, u.run_id, u.state, s.name
@@ -310,8 +310,8 @@ impl View<'_> {
                 AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
         )?;
         let rows = select.query((now.0, &sources))?;
-        // The alarm of a damaged run would only be set aside, and unverified again.
-        let due = self.damages.pick(rows, max as usize, alarm, |row| {
+        // The timer of a damaged run would only be set aside, and unverified again.
+        let due = self.damages.pick(rows, max as usize, timer, |row| {
             DamagedRow::run(row, Some(3), 1)
         })?;
         let mut select = self.connection.prepare_cached(
@@ -438,7 +438,7 @@ fn due(row: &Row<'_>) -> Result<Due> {
     })
 }
 
-fn alarm(row: &Row<'_>) -> Result<(i64, RunId)> {
+fn timer(row: &Row<'_>) -> Result<(i64, RunId)> {
     let _: Run = from_json(text(row, 2)?, "a run's state")?;
     Ok((row.get(0)?, run_id(row, 1)?))
 }

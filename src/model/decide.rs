@@ -296,7 +296,7 @@ pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_
     } else {
         while_open(&mut run, observation, at)
     };
-    run.set_alarm(at.policy, at.now);
+    run.set_timer(at.policy, at.now);
     let quiet = matches!(effect, Effect::Unchanged | Effect::Ignored | Effect::Hinted);
     let effect = if !known && quiet {
         Effect::Opened
@@ -317,7 +317,7 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
             observation.last_sign() >= Some(at.since)
         }
         Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
-        Claim::Missing | Claim::Nothing | Claim::Alarm => false,
+        Claim::Missing | Claim::Nothing | Claim::TimerFired => false,
     };
     if !opens || !observation.entitled() {
         return None;
@@ -371,7 +371,7 @@ fn while_open(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) 
             run.poll_again(at);
             (None, Effect::Unchanged)
         }
-        Claim::Alarm => alarm(run, at),
+        Claim::TimerFired => timer(run, at),
     }
 }
 
@@ -575,7 +575,7 @@ fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> 
 }
 
 /// One of our own limits was passed.
-fn alarm(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
+fn timer(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Open(open) = &run.phase else {
         unreachable!("called while open")
     };
@@ -993,7 +993,7 @@ impl Run {
 
     /// The next moment at which a limit of ours is passed. Once `give_up` has passed unanswered
     /// that is each minute, until the last chance is gone.
-    fn set_alarm(&mut self, policy: &Policy, now: At) {
+    fn set_timer(&mut self, policy: &Policy, now: At) {
         let Phase::Open(open) = &self.phase else {
             self.wake_at = None;
             return;

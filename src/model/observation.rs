@@ -36,7 +36,7 @@ pub enum Claim {
     /// We asked and learned nothing: a failure, a refusal, an unreadable answer.
     Nothing,
     /// Nobody said anything; one of our own limits was passed.
-    Alarm,
+    TimerFired,
 }
 
 /// The end of a run as a provider told it.

@@ -152,12 +152,12 @@ pub async fn keep_time(
         let now = clock();
         let look = {
             let (reader, sources) = (reader.clone(), sources.borrow().rows());
-            move || reader.read(|view| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX))
+            move || reader.read(|view| view.due_timers(&sources, now, limits::TIMERS_PER_ROUND_MAX))
         };
         pause = match tokio::task::spawn_blocking(look).await {
             Ok(Ok((due, next))) if due.is_empty() => {
-                let next = next.map_or(limits::ALARM_INTERVAL_MAX, |next| next.since(now));
-                next.clamp(Duration::from_millis(10), limits::ALARM_INTERVAL_MAX)
+                let next = next.map_or(limits::TIMER_INTERVAL_MAX, |next| next.since(now));
+                next.clamp(Duration::from_millis(10), limits::TIMER_INTERVAL_MAX)
             }
             Ok(Ok((due, _))) => {
                 let ring = |(source, run_id)| {

@@ -54,7 +54,7 @@ const SLACK: Duration = Duration::from_secs(1);
 const CLOCK_GRAIN: Duration = Duration::from_nanos(1_999_999);
 /// Those who wait for one moment come back spread over this much.
 const SPREAD: Duration = Duration::from_secs(1);
-/// How late somebody may be for a token that is kept for him: alarm clocks are late on a busy
+/// How late somebody may be for a token that is kept for him: timer clocks are late on a busy
 /// machine, and whoever was stopped meanwhile never comes.
 const KEPT_FOR: Duration = Duration::from_millis(100);
 /// What rounding may take from a token.

@@ -280,7 +280,7 @@ fn line(
         Claim::Ended(ending) => ending.outcome.word(),
         Claim::Missing => "missing",
         Claim::Nothing => "nothing",
-        Claim::Alarm => "alarm",
+        Claim::TimerFired => "timer",
     };
     TimelineRow {
         report,

@@ -23,17 +23,17 @@ const ALPHABET: [(&str, &str); 13] = [
     ("40s", "get:failed~cancelled"),
     ("5m", "get:404"),
     ("10s", "get:5xx"),
-    ("0s", "clock:alarm"),
+    ("0s", "clock:timer"),
 ];
 
-/// The moment at which a letter is heard: the alarm when it is due, all others after their time.
+/// The moment at which a letter is heard: the timer when it is due, all others after their time.
 fn next_moment(subject: &RunRef<'_>, pause: Duration, letter: &Observation) -> At {
-    let alarm = subject
+    let timer = subject
         .run
         .as_ref()
         .and_then(|run| run.wake_at)
-        .filter(|_| letter.claim == Claim::Alarm);
-    alarm.unwrap_or(subject.now.plus(pause)).max(subject.now)
+        .filter(|_| letter.claim == Claim::TimerFired);
+    timer.unwrap_or(subject.now.plus(pause)).max(subject.now)
 }
 
 struct Walk {
@@ -227,15 +227,15 @@ fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
     let mut voices = Vec::new();
     for words in order {
         let next = history.subject.now.plus(span(pause));
-        while let Some(alarm) = history
+        while let Some(timer) = history
             .subject
             .run
             .as_ref()
             .and_then(|run| run.wake_at)
             .filter(|at| *at <= next)
         {
-            history.subject.now = alarm;
-            history.hears(&observation("clock:alarm", alarm));
+            history.subject.now = timer;
+            history.hears(&observation("clock:timer", timer));
         }
         history.subject.now = next;
         let heard = observation(words, next);

@@ -76,8 +76,8 @@ impl<'a> History<'a> {
             self.subject.now = self
                 .subject
                 .now
-                .max(run.wake_at.expect("an open run has an alarm"));
-            self.hears(&observation("clock:alarm", self.subject.now));
+                .max(run.wake_at.expect("an open run has an timer"));
+            self.hears(&observation("clock:timer", self.subject.now));
         }
         assert!(
             !self.subject.run.as_ref().is_some_and(holds),
@@ -131,7 +131,10 @@ fn obeys(
         assert_eq!((publish, effect), (None, Effect::Ignored));
         assert!(
             !heard.entitled()
-                || matches!(heard.claim, Claim::Missing | Claim::Nothing | Claim::Alarm)
+                || matches!(
+                    heard.claim,
+                    Claim::Missing | Claim::Nothing | Claim::TimerFired
+                )
         );
         return;
     };
@@ -203,7 +206,7 @@ fn asks_as_it_should(run: &Run, subject: &RunRef<'_>, hint: bool) {
     );
     match &run.phase {
         Phase::Open(open) => {
-            let wake = run.wake_at.expect("an open run has an alarm");
+            let wake = run.wake_at.expect("an open run has an timer");
             assert_eq!(
                 run.poll.is_some(),
                 policy.can_poll,
@@ -226,7 +229,7 @@ fn asks_as_it_should(run: &Run, subject: &RunRef<'_>, hint: bool) {
             }
         }
         Phase::Settled(settled) => {
-            assert_eq!(run.wake_at, None, "a settled run has no alarm");
+            assert_eq!(run.wake_at, None, "a settled run has no timer");
             let wanted = settled.checks.is_some() || settled.disputed_at.is_some();
             assert!(
                 wanted || run.poll.is_none(),
@@ -267,7 +270,7 @@ pub fn says_nothing_new<'o>(history: &History<'_>, again: impl Iterator<Item = &
         .as_ref()
         .is_some_and(|run| settled(run).is_some());
     for heard in again {
-        if !was_settled && matches!(heard.claim, Claim::Missing | Claim::Alarm) {
+        if !was_settled && matches!(heard.claim, Claim::Missing | Claim::TimerFired) {
             continue;
         }
         let (publish, _) = subject.hears(heard);

@@ -43,8 +43,8 @@ const WORDS: [&str; 32] = [
     "get:timed_out",
     "get:404",
     "get:5xx",
-    "clock:alarm",
-    "clock:alarm",
+    "clock:timer",
+    "clock:timer",
 ];
 
 /// A step: what is heard, how long after the step before in milliseconds (the clock may go back),
@@ -208,7 +208,7 @@ proptest! {
         for _ in 0..100 {
             let Some(wake) = history.subject.run.as_ref().and_then(|run| run.wake_at) else { break };
             history.subject.now = history.subject.now.max(wake);
-            history.hears(&observation("clock:alarm", history.subject.now));
+            history.hears(&observation("clock:timer", history.subject.now));
         }
         prop_assert!(history.subject.run.is_none_or(|run| run.wake_at.is_none()), "no run is open for ever");
     }

@@ -3,7 +3,7 @@
 //! An observation is written `evidence:claim`. Pollers: `hint`, `secret`, `signed` (webhooks), `replay`,
 //! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
 //! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
-//! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `alarm`. `get@5:failed` is an
+//! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `timer`. `get@5:failed` is an
 //! answer to a question asked at second 5; `running+10m` polls to be left alone that long.
 
 use std::time::Duration;
@@ -151,7 +151,7 @@ fn claim(text: &str) -> Claim {
         "running" | "paused" => Claim::Open(Progress::Started),
         "404" => Claim::Missing,
         "5xx" => Claim::Nothing,
-        "alarm" => Claim::Alarm,
+        "timer" => Claim::TimerFired,
         ended => {
             let (word, sufficient) = ended
                 .strip_suffix('!')

@@ -19,7 +19,7 @@ a hint opens nothing                                      | auto   |  | 0 hint:s
 a hint that a run goes on opens nothing                   | auto   |  | 0 hint:running        | no run  | - | - | -
 a 404 opens nothing                                       | auto   |  | 0 get:404             | no run  | - | - | -
 a failed question opens nothing                           | auto   |  | 0 get:5xx             | no run  | - | - | -
-our own clock opens nothing                               | auto   |  | 0 clock:alarm         | no run  | - | - | -
+our own clock opens nothing                               | auto   |  | 0 clock:timer         | no run  | - | - | -
 a client opens it                                         | auto   |  | 0 client:track        | opened  | - | +20s | ~
 a list that shows it open opens it                        | auto   |  | 0 list:open           | opened  | - | +20s | ~
 a list spares it its first question for a while           | lists  |  | 0 list:open           | opened  | - | +10m | ~
@@ -80,13 +80,13 @@ running five times is asked again after half a minute     | auto   | 0 secret:fa
 a sixth answer that it runs changes nothing about that    | auto   | 0 secret:failed; 1 get:running; 2 get:running; 4 get:running; 9 get:running; 10 get:running | 11 get:running | unchanged | - | +30s! | +49s
 a 404 is lag                                              | auto   | 0 secret:failed | 1 get:404 | missed | - | +1s! | +59s
 a failure is no evidence                                  | auto   | 0 secret:failed | 1 get:5xx | unchanged | - | +1s! | +59s
-the clock before the time says nothing                    | auto   | 0 secret:failed | 59 clock:alarm | unchanged | - | -59s! | +1s
-at the time it settles unconfirmed                        | auto   | 0 secret:failed | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
-though an answer said running                             | auto   | 0 secret:failed; 1 get:running | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
-though an answer said 404                                 | auto   | 0 secret:failed; 1 get:404 | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
-though the questions failed                               | auto   | 0 secret:failed; 1 get:5xx | 60 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
-the strongest of those held is believed                   | auto   | 0 signed:succeeded; 1 secret:failed; 2 signed:cancelled | 60 clock:alarm | settled | succeeded by webhook unconfirmed | +10m | -
-also when it came after a weaker one                      | auto   | 0 secret:failed; 1 signed:succeeded | 60 clock:alarm | settled | succeeded by webhook unconfirmed | +10m | -
+the clock before the time says nothing                    | auto   | 0 secret:failed | 59 clock:timer | unchanged | - | -59s! | +1s
+at the time it settles unconfirmed                        | auto   | 0 secret:failed | 60 clock:timer | settled | failed by webhook unconfirmed | +10m | -
+though an answer said running                             | auto   | 0 secret:failed; 1 get:running | 60 clock:timer | settled | failed by webhook unconfirmed | +10m | -
+though an answer said 404                                 | auto   | 0 secret:failed; 1 get:404 | 60 clock:timer | settled | failed by webhook unconfirmed | +10m | -
+though the questions failed                               | auto   | 0 secret:failed; 1 get:5xx | 60 clock:timer | settled | failed by webhook unconfirmed | +10m | -
+the strongest of those held is believed                   | auto   | 0 signed:succeeded; 1 secret:failed; 2 signed:cancelled | 60 clock:timer | settled | succeeded by webhook unconfirmed | +10m | -
+also when it came after a weaker one                      | auto   | 0 secret:failed; 1 signed:succeeded | 60 clock:timer | settled | succeeded by webhook unconfirmed | +10m | -
 
 # ── Grace ───────────────────────────────────────────────────────────────────────────────────────
 the same answer after it settles                          | grace  | 0 client:track; 20 get:failed | 80 get:failed | settled | failed by poll | - | -
@@ -99,12 +99,12 @@ or for the first answer once its grace is over            | grace  | 0 client:tr
 under never a contradicting webhook is held all the same  | never+grace | 0 client:track; 20 get:failed | 30 secret:succeeded | held | - | now! | +1m
 a sufficient webhook that is held is seconded at once     | always+grace | 0 signed:failed! | 1 get:failed | settled | failed by webhook | - | -
 an insufficient one is not, and waits out the grace       | grace  | 0 secret:failed | 1 get:failed | held | - | +1m! | +2m
-which its own time does not cut short                     | grace  | 0 secret:failed; 1 get:failed | 60 clock:alarm | unchanged | - | +1s! | +61s
+which its own time does not cut short                     | grace  | 0 secret:failed; 1 get:failed | 60 clock:timer | unchanged | - | +1s! | +61s
 the same answer after it settles both                     | grace  | 0 secret:failed; 1 get:failed | 61 get:failed | settled | failed by webhook | - | -
 another one after it begins a new grace                   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:failed | held | - | +1m! | +2m
 running after it leaves the webhook, whose time is over   | grace  | 0 secret:cancelled; 1 get:cancelled | 61 get:running | status | status 1 | +2s! | -1s
-without a second answer they settle unconfirmed           | grace  | 0 secret:failed; 1 get:failed | 121 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
-a webhook after the answer waits for one of its own       | grace  | 0 get:failed; 1 secret:failed | 61 clock:alarm | settled | failed by webhook unconfirmed | +10m | -
+without a second answer they settle unconfirmed           | grace  | 0 secret:failed; 1 get:failed | 121 clock:timer | settled | failed by webhook unconfirmed | +10m | -
+a webhook after the answer waits for one of its own       | grace  | 0 get:failed; 1 secret:failed | 61 clock:timer | settled | failed by webhook unconfirmed | +10m | -
 
 # ── Misses ──────────────────────────────────────────────────────────────────────────────────────
 a young run's 404 is lag                                  | auto   | 0 client:track | 20 get:404 | missed | - | +1s | ~
@@ -119,19 +119,19 @@ failed questions alone never count                        | auto   | 0 client:tr
 a running webhook does not reset the count                | auto   | 0 client:track; 1m get:404; 6m get:404; 7m signed:running | 11m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 
 # ── Deadlines ───────────────────────────────────────────────────────────────────────────────────
-before the deadline nothing is said                       | auto   | 0 client:track | 23h clock:alarm | unchanged | - | -82780s | +1h
-past the deadline a run is overdue                        | auto   | 0 client:track | 24h clock:alarm | overdue | - | -86380s | +6d
-an overdue run is asked about less often                  | auto   | 0 client:track; 24h clock:alarm | 24h1m get:running | status | status 1 | hourly | ~
-an overdue run settles like any other                     | auto   | 0 client:track; 24h clock:alarm | 25h signed:succeeded! | settled | succeeded by webhook | - | -
-past give_up there is one last question                   | auto   | 0 client:track; 1d clock:alarm | 7d clock:alarm | unchanged | - | now! | +1m
-its answer ends the wait                                  | auto   | 0 client:track; 1d clock:alarm; 7d clock:alarm; 7d10s get:running | 7d60s clock:alarm | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
-a failed one does not                                     | auto   | 0 client:track; 1d clock:alarm; 7d clock:alarm; 7d10s get:5xx | 7d60s clock:alarm | unchanged | - | now! | +1m
-an end in it is believed                                  | auto   | 0 client:track; 1d clock:alarm; 7d clock:alarm | 7d10s get:succeeded | settled | succeeded by poll | - | -
-the last chance lasts an hour                             | auto   | 0 client:track; 1d clock:alarm; 7d clock:alarm | 7d59m30s clock:alarm | unchanged | - | now! | +30s
-after it there is no more waiting                         | auto   | 0 client:track; 1d clock:alarm; 7d clock:alarm | 7d1h clock:alarm | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
-an answer before give_up is not the last one              | auto   | 0 client:track; 1d clock:alarm; 6d get:running | 7d clock:alarm | unchanged | - | now! | +1m
-without a key there is no last question                   | mute   | 0 client:track; 1d clock:alarm | 7d clock:alarm | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
-what is held at give_up is believed                       | patient | 0 client:track; 1d clock:alarm; 6d23h55m secret:failed | 7d1h clock:alarm | settled | failed by webhook unconfirmed | +10m | -
+before the deadline nothing is said                       | auto   | 0 client:track | 23h clock:timer | unchanged | - | -82780s | +1h
+past the deadline a run is overdue                        | auto   | 0 client:track | 24h clock:timer | overdue | - | -86380s | +6d
+an overdue run is asked about less often                  | auto   | 0 client:track; 24h clock:timer | 24h1m get:running | status | status 1 | hourly | ~
+an overdue run settles like any other                     | auto   | 0 client:track; 24h clock:timer | 25h signed:succeeded! | settled | succeeded by webhook | - | -
+past give_up there is one last question                   | auto   | 0 client:track; 1d clock:timer | 7d clock:timer | unchanged | - | now! | +1m
+its answer ends the wait                                  | auto   | 0 client:track; 1d clock:timer; 7d clock:timer; 7d10s get:running | 7d60s clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+a failed one does not                                     | auto   | 0 client:track; 1d clock:timer; 7d clock:timer; 7d10s get:5xx | 7d60s clock:timer | unchanged | - | now! | +1m
+an end in it is believed                                  | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d10s get:succeeded | settled | succeeded by poll | - | -
+the last chance lasts an hour                             | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d59m30s clock:timer | unchanged | - | now! | +30s
+after it there is no more waiting                         | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d1h clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+an answer before give_up is not the last one              | auto   | 0 client:track; 1d clock:timer; 6d get:running | 7d clock:timer | unchanged | - | now! | +1m
+without a key there is no last question                   | mute   | 0 client:track; 1d clock:timer | 7d clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
+what is held at give_up is believed                       | patient | 0 client:track; 1d clock:timer; 6d23h55m secret:failed | 7d1h clock:timer | settled | failed by webhook unconfirmed | +10m | -
 
 # ── A settled run ───────────────────────────────────────────────────────────────────────────────
 its own end again confirms                                | auto   | 0 signed:failed! | 5 signed:failed! | confirmed | - | - | -
@@ -140,7 +140,7 @@ a running answer changes nothing                          | auto   | 0 get:faile
 a 404 changes nothing                                     | auto   | 0 get:failed | 5 get:404 | unchanged | - | - | -
 a list changes nothing                                    | auto   | 0 get:failed | 5 list:over | ignored | - | - | -
 tracking it changes nothing                               | auto   | 0 get:failed | 5 client:track | ignored | - | - | -
-the clock changes nothing                                 | auto   | 0 get:failed | 5 clock:alarm | ignored | - | - | -
+the clock changes nothing                                 | auto   | 0 get:failed | 5 clock:timer | ignored | - | - | -
 another end in an answer amends                           | auto   | 0 signed:failed! | 5 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 a later answer amends an earlier one                      | auto   | 0 get:failed | 5 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 a signed webhook amends an unsigned one, and is asked about | never | 0 secret:failed | 5 signed:succeeded | amended | amendment 1: failed was wrong, succeeded | now! | -
@@ -150,8 +150,8 @@ an unsigned one against an answer too                     | auto   | 0 get:faile
 the answer decides for what was published                 | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:failed | confirmed | - | - | -
 or against it                                             | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 the fourth dispute is not asked about                     | auto   | 0 signed:failed!; 1 signed:succeeded!; 2 get:failed; 3 signed:succeeded!; 4 get:failed; 5 signed:succeeded!; 6 get:failed | 7 signed:succeeded! | disputed | - | - | -
-what was inferred is corrected by any entitled evidence      | auto   | 0 client:track; 8d clock:alarm | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
-what was inferred overtakes no answer                     | auto   | 0 client:track; 8d clock:alarm | 9d get@7d:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
+what was inferred is corrected by any entitled evidence      | auto   | 0 client:track; 8d clock:timer | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
+what was inferred overtakes no answer                     | auto   | 0 client:track; 8d clock:timer | 9d get@7d:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
 three amendments and no more                              | auto   | 0 get:failed; 1 get:succeeded; 2 get:failed; 3 get:succeeded | 4 get:failed | exhausted | - | - | -
 
 # ── A word that covers two outcomes ─────────────────────────────────────────────────────────────
@@ -164,11 +164,11 @@ a refined end is refined once                             | auto   | 0 get:faile
 the first answer is believed though it comes second       | first  | 9 get@9:succeeded | 10 get@8:cancelled | amended | amendment 1: succeeded was wrong, cancelled | - | -
 
 # ── Looking again at what nobody confirmed ──────────────────────────────────────────────────────
-the first look finds nothing new, the next is tomorrow    | auto   | 0 secret:failed; 60 clock:alarm | 11m get:running | unchanged | - | +1430m | -
-nor by a failed question                                  | auto   | 0 secret:failed; 60 clock:alarm | 11m get:5xx | unchanged | - | +10m | -
-two looks and no more                                     | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 24h1m get:running | unchanged | - | - | -
-an agreeing look ends the looking                         | auto   | 0 secret:failed; 60 clock:alarm | 11m get:failed | confirmed | - | - | -
-a contradicting look too                                  | auto   | 0 secret:failed; 60 clock:alarm | 11m get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
+the first look finds nothing new, the next is tomorrow    | auto   | 0 secret:failed; 60 clock:timer | 11m get:running | unchanged | - | +1430m | -
+nor by a failed question                                  | auto   | 0 secret:failed; 60 clock:timer | 11m get:5xx | unchanged | - | +10m | -
+two looks and no more                                     | auto   | 0 secret:failed; 60 clock:timer; 11m get:running | 24h1m get:running | unchanged | - | - | -
+an agreeing look ends the looking                         | auto   | 0 secret:failed; 60 clock:timer | 11m get:failed | confirmed | - | - | -
+a contradicting look too                                  | auto   | 0 secret:failed; 60 clock:timer | 11m get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 
 # ── Of what is held the strongest is believed ────────────────────────────────────────────────────
 a sufficient webhook does not override a stronger one     | auto   | 0 signed:failed | 1 signed:succeeded! | held | - | now! | +59s
@@ -181,7 +181,7 @@ the same answer within the grace changes nothing          | grace  | 0 client:tr
 another end starts the grace anew                         | grace  | 0 client:track; 20 get:failed | 80 get:succeeded | held | - | +1m! | +2m
 a running webhook does not                                | grace  | 0 signed:running; 20 get:failed | 30 signed:running | unchanged | - | +50s! | +110s
 a failed second question is repeated soon                 | grace  | 0 client:track; 20 get:failed | 80 get:5xx | unchanged | - | +1s! | +1m
-an end that an answer told is not held for ever           | grace  | 0 client:track; 20 get:failed; 80 get:5xx | 140 clock:alarm | settled | failed by poll unconfirmed | +10m | -
+an end that an answer told is not held for ever           | grace  | 0 client:track; 20 get:failed; 80 get:5xx | 140 clock:timer | settled | failed by poll unconfirmed | +10m | -
 an old answer does not withdraw a newer one               | grace  | 0 get:running; 20 get@20:failed | 21 get@10:running | unchanged | - | +59s! | +119s
 an old answer does not replace a newer one                | grace  | 0 client:track; 20 get@20:failed | 21 get@10:succeeded | held | - | +59s! | +119s
 nor is it the second answer                               | grace  | 0 client:track; 20 get@20:failed | 85 get@10:failed | held | - | +5s! | +55s
@@ -194,8 +194,8 @@ without a key an answer waits for no second               | mute+grace | 0 clien
 # ── A settled run is asked about when that can change something ──────────────────────────────────
 a provider that forgets is not believed later             | first  | 0 get:cancelled | 5 get:succeeded | ignored | - | - | -
 the last answer is believed though it comes first         | auto   | 9 get@9:succeeded | 10 get@8:cancelled | ignored | - | - | -
-the look of today is not spent by an answer on its way    | auto   | 0 secret:failed; 60 clock:alarm | 61 get@59:running | unchanged | - | +10m | -
-nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:alarm; 11m get:running | 49h get:5xx | unchanged | - | - | -
+the look of today is not spent by an answer on its way    | auto   | 0 secret:failed; 60 clock:timer | 61 get@59:running | unchanged | - | +10m | -
+nobody is looked at for ever                              | auto   | 0 secret:failed; 60 clock:timer; 11m get:running | 49h get:5xx | unchanged | - | - | -
 an answer that a webhook has overtaken is asked for again  | auto   | 0 client:track; 4 signed:failed! | 5 get@3:succeeded | amended | amendment 1: failed was wrong, succeeded | +1s! | -
 and the new answer decides                                | auto   | 0 client:track; 4 signed:failed!; 5 get@3:succeeded | 7 get@6:failed | amended | amendment 2: succeeded was wrong, failed | - | -
 not where it was another answer that came in between      | auto   | 0 client:track; 10 get@1:failed | 11 get@5:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
@@ -214,7 +214,7 @@ a covered end refines the answer before it                | auto   | 0 get:faile
 a finer webhook refines an answer that waits              | grace  | 0 client:track; 20 get:failed~cancelled | 30 signed:cancelled! | settled | cancelled by webhook | - | -
 a held finer webhook is seconded by the coarser answer    | always+grace | 0 signed:cancelled! | 1 get:failed~cancelled | settled | cancelled by webhook | - | -
 a finer end is remembered when another was believed since | auto   | 0 signed:cancelled!; 1 signed:succeeded! | 2 get:failed~cancelled | amended | amendment 2: succeeded was wrong, cancelled | - | -
-a finer end after an unconfirmed answer leaves its checks | grace | 0 client:track; 20 get:failed~cancelled; 140 clock:alarm | 150 signed:cancelled! | amended | amendment 1: failed was wrong, cancelled | +590s | -
+a finer end after an unconfirmed answer leaves its checks | grace | 0 client:track; 20 get:failed~cancelled; 140 clock:timer | 150 signed:cancelled! | amended | amendment 1: failed was wrong, cancelled | +590s | -
 a finer answer of a provider that forgets keeps the first one's place | first | 20 get@20:failed~cancelled; 30 get@30:cancelled | 31 get@25:succeeded | ignored | - | - | -
 
 # ── Lists and clocks ─────────────────────────────────────────────────────────────────────────────
@@ -377,7 +377,7 @@ fn authentic_webhooks_are_counted_and_hints_are_not() {
 fn of_the_same_webhook_twice_the_first_is_published() {
     let policy = policy("auto");
     let mut subject = RunRef::under(&policy);
-    subject.lives("0 secret:failed; 5 secret:failed; 60 clock:alarm");
+    subject.lives("0 secret:failed; 5 secret:failed; 60 clock:timer");
     assert_eq!(subject.settled().unwrap().belief.report, 1);
 }
 

@@ -120,11 +120,11 @@ fn a_damaged_run_takes_no_place_among_those_that_are_asked_about_or_rung() {
             .collect::<Vec<_>>(),
         ["wr_1", "wr_2"]
     );
-    let (alarms, _) = ledger
+    let (due_timers, _) = ledger
         .reader
-        .read(|view| view.alarms(&[1], now, 1))
+        .read(|view| view.due_timers(&[1], now, 1))
         .unwrap();
-    assert_eq!(alarms, [(1, RunId::new("wr_1").unwrap())]);
+    assert_eq!(due_timers, [(1, RunId::new("wr_1").unwrap())]);
     assert_eq!(ledger.reader.damaged(), [bad()]);
 }
 

@@ -56,13 +56,13 @@ fn every_source_is_listed_with_its_numbers() {
     ledger.hears(sky(answer("wr_1", at(6), &state("wr_1", "running"))));
     let RunRow { key, run, .. } = ledger.run("wr_2").unwrap();
     let deadline = run.wake_at.unwrap();
-    let alarm = Report {
+    let timer = Report {
         source: 2,
         at: deadline,
         head: Head::Clock { run_id: key.run_id },
         body: Vec::new(),
     };
-    ledger.reconciler.step(vec![alarm], deadline).unwrap();
+    ledger.reconciler.step(vec![timer], deadline).unwrap();
     let silent = SourceCounts {
         id: 1,
         name: "bees".to_owned(),
@@ -281,10 +281,10 @@ fn alarms_ring_for_the_sources_that_are_asked_for_and_say_when_the_next_one_will
         .sql()
         .execute("UPDATE runs SET wake_at = id * 10", [])
         .unwrap();
-    let alarms = |sources: &[i64], now, max| {
+    let due_timers = |sources: &[i64], now, max| {
         let (due, next) = ledger
             .reader
-            .read(|view| view.alarms(sources, At(now), max))
+            .read(|view| view.due_timers(sources, At(now), max))
             .unwrap();
         (
             due.into_iter()
@@ -294,11 +294,17 @@ fn alarms_ring_for_the_sources_that_are_asked_for_and_say_when_the_next_one_will
         )
     };
     let all = ["2:wr_1", "1:wr_2", "2:wr_3", "1:wr_4"].map(str::to_owned);
-    assert_eq!(alarms(&[1, 2], 30, 10), (all[..3].to_vec(), Some(At(40))));
-    assert_eq!(alarms(&[1, 2], 30, 2), (all[..2].to_vec(), Some(At(40))));
-    assert_eq!(alarms(&[2], 5, 10), (vec![], Some(At(10))));
     assert_eq!(
-        alarms(&[1], 99, 10),
+        due_timers(&[1, 2], 30, 10),
+        (all[..3].to_vec(), Some(At(40)))
+    );
+    assert_eq!(
+        due_timers(&[1, 2], 30, 2),
+        (all[..2].to_vec(), Some(At(40)))
+    );
+    assert_eq!(due_timers(&[2], 5, 10), (vec![], Some(At(10))));
+    assert_eq!(
+        due_timers(&[1], 99, 10),
         (vec![all[1].clone(), all[3].clone()], None)
     );
 }

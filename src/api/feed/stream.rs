@@ -107,7 +107,7 @@ pub struct Stream {
     deadline: Instant,
     phase: Phase,
     /// Rings when it is time to look again, or before.
-    alarm: Pin<Box<Sleep>>,
+    timer: Pin<Box<Sleep>>,
     head: watch::Receiver<i64>,
     stop: watch::Receiver<bool>,
     _slot: OwnedSemaphorePermit,
@@ -138,7 +138,7 @@ impl Stream {
             sent: 0,
             deadline: Instant::now() + manner.wait,
             phase: Phase::Hello,
-            alarm: Box::pin(sleep(Duration::ZERO)),
+            timer: Box::pin(sleep(Duration::ZERO)),
             head: state.ledger.head(),
             stop: state.stop.clone(),
             state,
@@ -230,10 +230,10 @@ impl Stream {
         } else {
             heartbeat.min(self.deadline)
         };
-        // Every record puts the sign of life off, and nothing brings it forward. An alarm that rings too
+        // Every record puts the sign of life off, and nothing brings it forward. An timer that rings too
         // early costs one look; one set anew for every record would cost as much as sending it.
-        if self.alarm.is_elapsed() {
-            self.alarm.as_mut().reset(until);
+        if self.timer.is_elapsed() {
+            self.timer.as_mut().reset(until);
         }
         let stirred = async {
             match &mut self.claim {
@@ -242,7 +242,7 @@ impl Stream {
             }
         };
         tokio::select! {
-            () = &mut self.alarm => {}
+            () = &mut self.timer => {}
             _ = self.head.changed() => {}
             _ = self.stop.wait_for(|stop| *stop) => {}
             () = stirred => {}

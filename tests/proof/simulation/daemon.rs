@@ -67,9 +67,9 @@ impl Daemon {
     }
 
     /// Limits that have passed, as reports, and when the next one passes.
-    pub fn alarms(&self, now: At) -> (Vec<Report>, At) {
+    pub fn due_timers(&self, now: At) -> (Vec<Report>, At) {
         let sources: Vec<i64> = self.desks.iter().map(|desk| desk.member.id).collect();
-        let look = |view: &View<'_>| view.alarms(&sources, now, limits::ALARMS_PER_ROUND_MAX);
+        let look = |view: &View<'_>| view.due_timers(&sources, now, limits::TIMERS_PER_ROUND_MAX);
         let (due, next) = self.reader.read(look).unwrap();
         let unverified = |(source, run_id)| Report {
             source,

@@ -586,7 +586,7 @@ impl Simulation {
         let Some(daemon) = &mut self.daemon else {
             return;
         };
-        let (reports, _) = daemon.alarms(now);
+        let (reports, _) = daemon.due_timers(now);
         self.rings = None;
         if reports.is_empty() {
             return self.set_the_clock();
@@ -601,7 +601,7 @@ impl Simulation {
         let Some(daemon) = &mut self.daemon else {
             return;
         };
-        let (due, next) = daemon.alarms(now);
+        let (due, next) = daemon.due_timers(now);
         let at = if due.is_empty() {
             self.when(next)
         } else {
