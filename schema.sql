@@ -1,14 +1,14 @@
 -- The ledger of settled, version 1. Applied by src/ledger/mod.rs to an empty file; changes go into
 -- src/ledger/migrations, one numbered step each. Times are milliseconds since 1970, UTC.
 
--- One row: what this file is, the last numbers given, and how far its reports are digested.
+-- One row: what this file is, the last numbers given, and how far its reports are processed.
 CREATE TABLE meta (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      TEXT    NOT NULL,              -- first half of every cursor; new after a restore
     identity   TEXT    NOT NULL,              -- the file this epoch belongs to (inode and birth)
     created_at INTEGER NOT NULL,
     reported   INTEGER NOT NULL DEFAULT 0,    -- id of the last report there ever was; never used twice
-    digested   INTEGER NOT NULL DEFAULT 0,    -- every report up to this id has been digested or set aside
+    processed   INTEGER NOT NULL DEFAULT 0,    -- every report up to this id has been processed or set aside
     recorded   INTEGER NOT NULL DEFAULT 0,    -- seq of the last record there ever was; never used twice
     trimmed    INTEGER NOT NULL DEFAULT 0,    -- retention has removed records up to this seq
     generation INTEGER NOT NULL DEFAULT 0,    -- last number given to a reader of a consumer; never used twice
@@ -56,7 +56,7 @@ CREATE TABLE reports (
 ) STRICT;
 CREATE INDEX reports_unverified ON reports (source, id) WHERE unverified = 1;
 
--- Reports that could not be digested in three attempts. They block nobody and can be looked at.
+-- Reports that could not be processed in three attempts. They block nobody and can be looked at.
 CREATE TABLE set_aside (
     report INTEGER PRIMARY KEY REFERENCES reports (id) ON DELETE CASCADE,
     at     INTEGER NOT NULL,

@@ -171,7 +171,7 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
     }
     drop((run, report, heard, record));
     tx.execute(
-        "UPDATE meta SET reported = ?1, digested = ?1, recorded = ?1",
+        "UPDATE meta SET reported = ?1, processed = ?1, recorded = ?1",
         [count.cast_signed()],
     )
     .expect("the marks");

@@ -22,7 +22,7 @@
 //! 1. A webhook answered 2xx is on disk, fsynced, with bytes, headers and verdict: [`receiver`]
 //!    answers after [`reconciler::Handle::record`], which returns after the commit.
 //! 2. At most one completion per run, for ever: a unique index and a trigger in `schema.sql`.
-//! 3. A decision, the run's state, the record and the mark that the report is digested are one
+//! 3. A decision, the run's state, the record and the mark that the report is processed are one
 //!    transaction: [`reconciler`].
 //! 4. Everything meets in one place, and the decision is a pure function: [`run::decide::decide`].
 //! 5. The phase never goes back and the order of arrival never matters: [`run::decide`],

@@ -25,7 +25,7 @@ use crate::model::record::Cursor;
 use crate::model::{Kind, RunId, RunKey, SourceName};
 use crate::polling::client::SourceClient;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
-use crate::reconciler::{Digest, Source};
+use crate::reconciler::{Processed, Source};
 use crate::report::{Head, Report, TrackHead, WebhookHead};
 use crate::server::{self, Problem};
 
@@ -71,8 +71,8 @@ pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
         head: Head::Track(head),
         body: Vec::new(),
     };
-    let digest = state.ledger.digest(report).await?;
-    let opened = digest
+    let process = state.ledger.process(report).await?;
+    let opened = process
         .effects
         .iter()
         .any(|(_, effect, _)| *effect == Effect::Opened);
@@ -176,13 +176,13 @@ pub async fn poll(
     let broken =
         || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
     let report = asked.ok_or_else(broken)?;
-    let digest = state.ledger.digest(report).await?;
+    let process = state.ledger.process(report).await?;
     let row = state.run(&key).await?;
-    let effect = digest.effects.first().map(|(_, effect, _)| *effect);
+    let effect = process.effects.first().map(|(_, effect, _)| *effect);
     let run = RunView::of(&row, state.reader.epoch());
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "report": digest.report, "effect": effect, "run": run }),
+        &json!({ "report": process.report, "effect": effect, "run": run }),
     ))
 }
 
@@ -243,7 +243,7 @@ pub async fn retry_webhook(
     };
     let effect = replay
         .as_ref()
-        .and_then(|(_, digest)| digest.effects.first().map(|(_, effect, _)| *effect));
+        .and_then(|(_, process)| process.effects.first().map(|(_, effect, _)| *effect));
     let redacted = |text: Option<String>| text.map(|text| client.member.redactor().redact(text));
     Ok(server::json(
         StatusCode::OK,
@@ -514,7 +514,7 @@ impl ApiState {
         member: &Source,
         body: Vec<u8>,
         headers: Headers,
-    ) -> Result<(Verdict, Digest), Problem> {
+    ) -> Result<(Verdict, Processed), Problem> {
         let now = (self.clock)();
         let source = &member.config;
         let delivery = Delivery {
@@ -539,6 +539,6 @@ impl ApiState {
             head: Head::Replay(head),
             body,
         };
-        Ok((verdict, self.ledger.digest(report).await?))
+        Ok((verdict, self.ledger.process(report).await?))
     }
 }

@@ -128,7 +128,7 @@ fn whole(registry: &mut Registry, facts: &StatusView) {
         Some(Unit::Seconds),
         started,
     );
-    let help = "Reports that could not be digested and were set aside";
+    let help = "Reports that could not be processed and were set aside";
     one(
         registry,
         "reports_set_aside",

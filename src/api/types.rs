@@ -343,7 +343,7 @@ pub struct StatusView {
     pub open: i64,
     /// Open runs past their deadline.
     pub overdue: i64,
-    /// Reports that could not be digested.
+    /// Reports that could not be processed.
     pub set_aside: i64,
     /// Damaged rows that were come upon since the start. `settled check` finds all of them.
     #[serde(default)]

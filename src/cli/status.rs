@@ -120,7 +120,7 @@ fn text(status: &StatusView, now: At) -> String {
         .collect();
     if status.set_aside > 0 {
         notes.push(format!(
-            "{} reports could not be digested and were set aside; please report this",
+            "{} reports could not be processed and were set aside; please report this",
             status.set_aside
         ));
     }

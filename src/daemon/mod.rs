@@ -1,6 +1,6 @@
 //! The daemon: what starts in which order, what stops in which, and who holds whom.
 //!
-//! Start: the ledger is opened and what an earlier process left undigested is digested; then
+//! Start: the ledger is opened and what an earlier process left unprocessed is processed; then
 //! webhooks are taken; then the sockets answer; then providers are asked. Reload: the reader of
 //! reports learns of the new sources first, then the webhook endpoint, then those who ask. Stop: no
 //! new connection, those in progress finish, the writer writes what it was handed, the process ends.
@@ -83,7 +83,7 @@ pub fn system_clock() -> Clock {
 pub struct Daemon {
     /// Where webhooks are taken.
     pub hooks: SocketAddr,
-    /// What was found undigested at the start.
+    /// What was found unprocessed at the start.
     pub recovered: usize,
     config: Config,
     stop: watch::Sender<bool>,

@@ -109,7 +109,7 @@ const INVARIANTS: [(&str, &str); 16] = [
     ),
     (
         "marks beyond the last report, or reports beyond the last number given",
-        "SELECT reported FROM meta WHERE reported < max(digested, coalesce((SELECT max(id) FROM reports), 0))",
+        "SELECT reported FROM meta WHERE reported < max(processed, coalesce((SELECT max(id) FROM reports), 0))",
     ),
     (
         "sizes of the feed that are wrong",

@@ -105,7 +105,7 @@ pub enum StoreError {
     #[error("the database holds something unreadable ({0}); run `settled check`")]
     Unreadable(String),
     /// Reading or deciding panicked.
-    #[error("digesting a report panicked; please report this")]
+    #[error("processing a report panicked; please report this")]
     Panicked,
     /// Anything SQLite says.
     #[error("the database failed")]
@@ -163,7 +163,7 @@ struct Totals {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Marks {
     reported: i64,
-    digested: i64,
+    processed: i64,
     recorded: i64,
     fed_bytes: i64,
 }
@@ -409,11 +409,11 @@ impl Transaction<'_> {
     fn stored_marks(&self) -> Result<Marks> {
         let mut select = self
             .tx
-            .prepare_cached("SELECT reported, digested, recorded, fed_bytes FROM meta")?;
+            .prepare_cached("SELECT reported, processed, recorded, fed_bytes FROM meta")?;
         let marks = select.query_row([], |row| {
             Ok(Marks {
                 reported: row.get(0)?,
-                digested: row.get(1)?,
+                processed: row.get(1)?,
                 recorded: row.get(2)?,
                 fed_bytes: row.get(3)?,
             })
@@ -424,16 +424,16 @@ impl Transaction<'_> {
     fn write_totals(&mut self) -> Result<()> {
         if let Some(Marks {
             reported,
-            digested,
+            processed,
             recorded,
             fed_bytes,
         }) = self.totals.marks
         {
             self.tx
                 .prepare_cached(
-                    "UPDATE meta SET reported = ?1, digested = ?2, recorded = ?3, fed_bytes = ?4",
+                    "UPDATE meta SET reported = ?1, processed = ?2, recorded = ?3, fed_bytes = ?4",
                 )?
-                .execute((reported, digested, recorded, fed_bytes))?;
+                .execute((reported, processed, recorded, fed_bytes))?;
         }
         self.write_run_counts()?;
         self.write_settlements()
@@ -793,7 +793,7 @@ mod tests {
         let written = writer.reader().read(|view| {
             Ok(view
                 .connection
-                .execute("UPDATE meta SET digested = 9", [])?)
+                .execute("UPDATE meta SET processed = 9", [])?)
         });
         assert!(written.is_err());
     }

@@ -84,26 +84,26 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Up to `max` reports that have not been digested, in order, with the attempts made on each.
-    pub fn undigested(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
-        let digested = self.marks()?.digested;
+    /// Up to `max` reports that have not been processed, in order, with the attempts made on each.
+    pub fn unprocessed(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
+        let processed = self.marks()?.processed;
         let mut select = self.tx.prepare_cached(
             "SELECT id, source, at, head, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
         )?;
-        let rows = select.query_and_then((digested, max), |row| {
+        let rows = select.query_and_then((processed, max), |row| {
             Ok((row.get("id")?, report(row)?, row.get("attempts")?))
         })?;
         rows.collect()
     }
 
-    /// The first report that has not been digested, and the attempts made on it.
-    pub fn first_undigested(&mut self) -> Result<Option<(i64, u32)>> {
-        let digested = self.marks()?.digested;
+    /// The first report that has not been processed, and the attempts made on it.
+    pub fn first_unprocessed(&mut self) -> Result<Option<(i64, u32)>> {
+        let processed = self.marks()?.processed;
         let mut select = self
             .tx
             .prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
         Ok(select
-            .query_row([digested], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row([processed], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?)
     }
 
@@ -116,14 +116,14 @@ impl Transaction<'_> {
         rows.next().transpose()
     }
 
-    /// Every report up to `id` is digested.
-    pub fn mark_digested(&mut self, id: i64) -> Result<()> {
+    /// Every report up to `id` is processed.
+    pub fn mark_processed(&mut self, id: i64) -> Result<()> {
         let marks = self.marks()?;
-        marks.digested = marks.digested.max(id);
+        marks.processed = marks.processed.max(id);
         Ok(())
     }
 
-    /// Counts an attempt to digest a report before it is made.
+    /// Counts an attempt to process a report before it is made.
     pub fn count_attempt(&mut self, id: i64) -> Result<()> {
         self.tx
             .prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?

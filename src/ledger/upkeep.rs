@@ -34,12 +34,12 @@ pub struct Removable {
 }
 
 impl View<'_> {
-    /// Digested reports after `position` that came before `before` and that nobody needs any more;
+    /// Processed reports after `position` that came before `before` and that nobody needs any more;
     /// with `bodies`, only those whose bytes are still there.
     pub fn removable(&self, position: i64, before: At, bodies: bool) -> Result<Removable> {
         let sql = format!(
             "SELECT r.id, r.at, length(r.body), {NEEDED} FROM reports r
-             WHERE r.id > ?1 AND r.id <= (SELECT digested FROM meta) ORDER BY r.id LIMIT ?2"
+             WHERE r.id > ?1 AND r.id <= (SELECT processed FROM meta) ORDER BY r.id LIMIT ?2"
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let mut rows = select.query((position, limits::UPKEEP_ROWS))?;
@@ -170,7 +170,7 @@ mod tests {
         Writer::open(&folder.join("settled.db"), At(0)).unwrap()
     }
 
-    /// Four digested reports, an undigested fifth; the run of the second holds it, the record of the
+    /// Four processed reports, an unprocessed fifth; the run of the second holds it, the record of the
     /// third refers to its body.
     fn fill(writer: &mut Writer) {
         let state = r#"{"phase":{"open":{"claim":{"evidence":{"report":2}}}}}"#;
@@ -179,7 +179,7 @@ mod tests {
              INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
                 (2, 1, 'webhook', 20, '{{}}', x'01'), (3, 1, 'webhook', 30, '{{}}', x'01'),
                 (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
-             UPDATE meta SET reported = 5, digested = 4, recorded = 1;
+             UPDATE meta SET reported = 5, processed = 4, recorded = 1;
              INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, opened_at, state) VALUES (1, 1, 'r', 'open', 0, 9, 1, '{state}');
              INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
                 '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(
             removable(i64::MAX, false).ids,
             [1, 4],
-            "2 is held, 3 is referred to, 5 is not digested"
+            "2 is held, 3 is referred to, 5 is not processed"
         );
         assert_eq!(removable(i64::MAX, true).ids, [1], "4 has no body any more");
         assert_eq!(

@@ -115,7 +115,7 @@ impl Poller {
     }
 
     async fn hand_in(&self, report: Report) {
-        if let Err(refusal) = self.ledger.digest(report).await {
+        if let Err(refusal) = self.ledger.process(report).await {
             // The run stays due; a moment's pause keeps a sick disk from turning into a flood of calls.
             tracing::warn!(source = %self.client.member.config.name, %refusal, "an answer could not be stored");
             tokio::time::sleep(limits::FAILURE_PAUSE).await;
@@ -167,7 +167,7 @@ pub async fn keep_time(
                         head: Head::Clock { run_id },
                         body: Vec::new(),
                     };
-                    ledger.digest(report)
+                    ledger.process(report)
                 };
                 let rung = futures_util::future::join_all(due.into_iter().map(ring)).await;
                 if rung.iter().all(Result::is_ok) {

@@ -125,7 +125,7 @@ impl Scheduler {
     }
 
     /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
-    /// under way are still due until their answer is digested, so one has to look past them.
+    /// under way are still due until their answer is processed, so one has to look past them.
     pub fn wanted(&self, limiter: &RateLimiter) -> Option<DueQuery> {
         let slots = self.member.config.concurrency;
         let free = self.busy.len() < slots && !limiter.broken();
@@ -166,7 +166,7 @@ impl Scheduler {
         (started, next_urgent.unwrap_or(At::NEVER))
     }
 
-    /// It is over, and what came of it is digested.
+    /// It is over, and what came of it is processed.
     pub fn finished(&mut self, task: Task) {
         match task {
             Task::Run(row) => drop(self.busy.remove(&row)),

@@ -2,7 +2,7 @@
 //! follows is written in the caller's transaction.
 
 use super::sources::{Source, Sources};
-use super::{Aftermath, Digest};
+use super::{BatchResult, Processed};
 use crate::config::SourceConfig;
 use crate::ledger::{StoreError, TimelineRow, Transaction};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
@@ -14,20 +14,20 @@ use crate::providers::{Delivery, Reading};
 use crate::report::{Head, Report};
 
 /// Reads a stored report and writes down all that follows.
-pub(super) fn digest(
+pub(super) fn process(
     tx: &mut Transaction<'_>,
     sources: &Sources,
     id: i64,
     report: &Report,
     now: At,
-    aftermath: &mut Aftermath,
+    batch: &mut BatchResult,
 ) -> Result<(), StoreError> {
-    let mut digest = Digest::of(id);
+    let mut process = Processed::of(id);
     match sources.member(report.source) {
         None => tx.set_aside(id, now, "its source is no longer configured")?,
-        Some(member) => digest.effects = effects(tx, member, id, report, now, aftermath)?,
+        Some(member) => process.effects = effects(tx, member, id, report, now, batch)?,
     }
-    aftermath.digests.push(digest);
+    batch.processed.push(process);
     Ok(())
 }
 
@@ -39,7 +39,7 @@ fn effects(
     id: i64,
     report: &Report,
     now: At,
-    aftermath: &mut Aftermath,
+    batch: &mut BatchResult,
 ) -> Result<Effects, StoreError> {
     let (mut observations, counted) =
         match report.read(member.config.provider, &member.config.settings) {
@@ -56,8 +56,7 @@ fn effects(
         observation
             .detail
             .rewrite(|text| member.redactor().redact(text));
-        let Some((effect, seq)) = conclude(tx, member, id, report, observation, now, aftermath)?
-        else {
+        let Some((effect, seq)) = conclude(tx, member, id, report, observation, now, batch)? else {
             continue;
         };
         news |= match effect {
@@ -112,7 +111,7 @@ fn conclude(
     report: &Report,
     observation: &Observation,
     now: At,
-    aftermath: &mut Aftermath,
+    batch: &mut BatchResult,
 ) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
     let source = &member.config;
     let known = match tx.run(member.id, &observation.run_id) {
@@ -164,8 +163,8 @@ fn conclude(
     if belongs_in_timeline(observation, effect) {
         tx.add_timeline_row(row, id, &line(id, observation, effect, seq, now))?;
     }
-    aftermath.head = seq.or(aftermath.head);
-    aftermath.urgent |= run.is_urgent();
+    batch.head = seq.or(batch.head);
+    batch.urgent |= run.is_urgent();
     tell(source, &observation.run_id, &run, effect, observation);
     Ok(Some((effect, seq)))
 }

@@ -1,7 +1,7 @@
 //! The way to the writer, and the loop that serves it.
 //!
 //! What is promised here: nobody is told "stored" before the commit of what he handed in, nor
-//! "digested" before that of its consequences; everybody is told something, whatever fails; the head
+//! "processed" before that of its consequences; everybody is told something, whatever fails; the head
 //! never runs ahead of the commit. `schedules` explores in which order things may happen.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
-use super::{Aftermath, Clock, Digest, Reconciler, Reverified, Sources, Turn, Work, sync};
+use super::{BatchResult, Clock, Processed, Reconciler, Reverified, Sources, Turn, Work, sync};
 use crate::ledger::{StoreError, Transaction};
 use crate::limits;
 use crate::model::At;
@@ -64,7 +64,7 @@ pub(super) enum Job {
 
 pub(super) enum Reply {
     Recorded(oneshot::Sender<Result<i64, Refusal>>),
-    Digested(oneshot::Sender<Result<Digest, Refusal>>),
+    Processed(oneshot::Sender<Result<Processed, Refusal>>),
 }
 
 /// The way to the writer. Cheap to clone.
@@ -96,11 +96,11 @@ impl Handle {
     }
 
     /// Stores a report and waits until its consequences are on disk too.
-    pub async fn digest(&self, report: Report) -> Result<Digest, Refusal> {
+    pub async fn process(&self, report: Report) -> Result<Processed, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.submit(Job::Report {
             report,
-            reply: Reply::Digested(reply),
+            reply: Reply::Processed(reply),
         })
         .await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
@@ -161,12 +161,12 @@ pub(super) trait Turns {
     fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError>;
     fn pending(&self) -> usize;
     fn behind(&self) -> bool;
-    fn catch_up(&mut self, now: At, tell: impl FnMut(&Aftermath)) -> Result<(), StoreError>;
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), StoreError>;
     fn reverify(
         &mut self,
         source: i64,
         now: At,
-        tell: impl FnMut(&Aftermath),
+        tell: impl FnMut(&BatchResult),
     ) -> Result<Reverified, StoreError>;
     fn set_sources(&mut self, sources: Sources);
     fn close(self);
@@ -185,7 +185,7 @@ impl Turns for Reconciler {
         self.behind()
     }
 
-    fn catch_up(&mut self, now: At, tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
         self.catch_up(now, tell)
     }
 
@@ -193,7 +193,7 @@ impl Turns for Reconciler {
         &mut self,
         source: i64,
         now: At,
-        tell: impl FnMut(&Aftermath),
+        tell: impl FnMut(&BatchResult),
     ) -> Result<Reverified, StoreError> {
         self.reverify(source, now, tell)
     }
@@ -215,7 +215,7 @@ pub(super) struct Sizes {
 }
 
 /// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
-/// its own. It returns when every handle is gone and everything handed in is written and digested.
+/// its own. It returns when every handle is gone and everything handed in is written and processed.
 pub fn channel(
     reconciler: Reconciler,
     clock: Clock,
@@ -259,7 +259,7 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
     )
 }
 
-/// How long the writer waits between two attempts to digest a backlog.
+/// How long the writer waits between two attempts to process a backlog.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The writer's thread.
@@ -269,15 +269,15 @@ struct Writing<L> {
     overload: Overload,
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
-    /// Who waits for the digest of a report that is stored.
-    unheard: Vec<(i64, oneshot::Sender<Result<Digest, Refusal>>)>,
+    /// Who waits for the process of a report that is stored.
+    unheard: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
     /// So many jobs make a group.
     group_max: usize,
 }
 
 impl<L: Turns> Writing<L> {
     /// Takes whatever waits, writes it, and goes on without waiting as long as something stored is
-    /// still to be digested: that commit carries along what has come in meanwhile.
+    /// still to be processed: that commit carries along what has come in meanwhile.
     fn serve(mut self, mut waiting: mpsc::Receiver<Job>) {
         let mut group = Vec::with_capacity(self.group_max);
         loop {
@@ -292,7 +292,7 @@ impl<L: Turns> Writing<L> {
             let closed = take(&mut waiting, &mut group, self.group_max);
             self.overload.taken(waiting.len());
             if closed && group.is_empty() && self.ledger.behind() {
-                // Stopping with a sick disk: what is stored is digested at the next start.
+                // Stopping with a sick disk: what is stored is processed at the next start.
                 return;
             }
             self.write(group.drain(..));
@@ -303,11 +303,11 @@ impl<L: Turns> Writing<L> {
         let (head, nudges) = (&self.head, &self.nudges);
         let caught_up = self
             .ledger
-            .catch_up((self.clock)(), |aftermath| publish(aftermath, head, nudges));
+            .catch_up((self.clock)(), |batch| publish(batch, head, nudges));
         caught_up.map_err(|error| failed(&error)).is_ok()
     }
 
-    /// One turn: acknowledges what is stored, tells what was digested.
+    /// One turn: acknowledges what is stored, tells what was processed.
     fn write(&mut self, group: impl Iterator<Item = Job>) {
         let (mut reports, mut replies, mut work, mut done) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -352,30 +352,30 @@ impl<L: Turns> Writing<L> {
             let _ = tell.send(result);
             sync::step();
         }
-        self.tell_digested(turn.digested);
+        self.tell_processed(turn.processed);
         for (reply, id) in replies.into_iter().zip(turn.stored) {
             match reply {
                 Reply::Recorded(tell) => drop(tell.send(Ok(id))),
-                Reply::Digested(tell) => self.unheard.push((id, tell)),
+                Reply::Processed(tell) => self.unheard.push((id, tell)),
             }
             sync::step();
         }
         if self.ledger.behind() {
-            // They are stored, and digested from disk when their turn comes.
+            // They are stored, and processed from disk when their turn comes.
             self.refuse_unheard(&Refusal::Busy);
         }
     }
 
-    fn tell_digested(&mut self, digested: Result<Aftermath, StoreError>) {
-        match digested {
-            Ok(aftermath) => {
-                publish(&aftermath, &self.head, &self.nudges);
+    fn tell_processed(&mut self, processed: Result<BatchResult, StoreError>) {
+        match processed {
+            Ok(batch) => {
+                publish(&batch, &self.head, &self.nudges);
                 sync::step();
-                let mut digests = aftermath.digests.into_iter();
+                let mut processed = batch.processed.into_iter();
                 for (id, tell) in self.unheard.drain(..) {
                     // A failure in between may have left it to the next catching up.
-                    let digest = digests.find(|digest| digest.report == id);
-                    let _ = tell.send(digest.ok_or(Refusal::Busy));
+                    let process = processed.find(|process| process.report == id);
+                    let _ = tell.send(process.ok_or(Refusal::Busy));
                 }
             }
             Err(error) => {
@@ -393,9 +393,9 @@ impl<L: Turns> Writing<L> {
 
     fn reverify(&mut self, source: i64) -> Result<Reverified, Refusal> {
         let (head, nudges) = (&self.head, &self.nudges);
-        let done = self.ledger.reverify(source, (self.clock)(), |aftermath| {
-            publish(aftermath, head, nudges)
-        });
+        let done = self
+            .ledger
+            .reverify(source, (self.clock)(), |batch| publish(batch, head, nudges));
         done.map_err(|error| failed(&error))
     }
 }
@@ -422,18 +422,18 @@ impl Reply {
     fn refuse(self, refusal: &Refusal) {
         match self {
             Reply::Recorded(tell) => drop(tell.send(Err(refusal.clone()))),
-            Reply::Digested(tell) => drop(tell.send(Err(refusal.clone()))),
+            Reply::Processed(tell) => drop(tell.send(Err(refusal.clone()))),
         }
     }
 }
 
 /// Wakes the feed and the poller, after the commit.
-fn publish(aftermath: &Aftermath, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
-    if let Some(seq) = aftermath.head {
+fn publish(batch: &BatchResult, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
+    if let Some(seq) = batch.head {
         head.send_replace(seq);
         sync::step();
     }
-    if aftermath.urgent {
+    if batch.urgent {
         nudge.send_modify(|count| *count += 1);
     }
 }
@@ -452,7 +452,7 @@ mod tests {
             Ok(Turn {
                 stored: vec![1; reports.len()],
                 work: Vec::new(),
-                digested: Ok(Aftermath::default()),
+                processed: Ok(BatchResult::default()),
             })
         }
         fn pending(&self) -> usize {
@@ -461,14 +461,14 @@ mod tests {
         fn behind(&self) -> bool {
             false
         }
-        fn catch_up(&mut self, _: At, _: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+        fn catch_up(&mut self, _: At, _: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
             Ok(())
         }
         fn reverify(
             &mut self,
             _: i64,
             _: At,
-            _: impl FnMut(&Aftermath),
+            _: impl FnMut(&BatchResult),
         ) -> Result<Reverified, StoreError> {
             Ok(Reverified::default())
         }

@@ -2,15 +2,15 @@
 //!
 //! A [`Reconciler::turn`] is one transaction with two halves. The opinion: the reports promised in the
 //! turn before are read by their providers' dialects, decided upon, and their consequences (the
-//! run's new state, the record, the mark that they are digested) written. The promise: all reports
+//! run's new state, the record, the mark that they are processed) written. The promise: all reports
 //! that wait are stored; when the commit is done they are acknowledged. So under load there is one
 //! commit per group, and a report is always on disk before anybody tries to understand it.
 //! Invariants 1, 3 and 4 are kept here and nowhere else.
 //!
 //! A body that kills the parser was promised all the same. An opinion that fails undoes only itself;
-//! then what is undigested is taken from disk one by one, each attempt counted there before it is
+//! then what is unprocessed is taken from disk one by one, each attempt counted there before it is
 //! made, and after three it is set aside: visible, and in nobody's way. What ends the process is
-//! found undigested at the next start and goes the same way.
+//! found unprocessed at the next start and goes the same way.
 
 mod conclude;
 mod handle;
@@ -40,17 +40,17 @@ pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
 
 /// What a report did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Digest {
+pub struct Processed {
     /// The report's id.
     pub report: i64,
     /// Each run it changed or confirmed, what it did to it, and the record it caused.
     pub effects: Vec<(RunId, Effect, Option<i64>)>,
 }
 
-impl Digest {
+impl Processed {
     /// Of a report that did nothing.
-    pub fn of(report: i64) -> Digest {
-        Digest {
+    pub fn of(report: i64) -> Processed {
+        Processed {
             report,
             effects: Vec::new(),
         }
@@ -79,10 +79,10 @@ pub struct Reconciler {
     unverified: UnverifiedLimits,
     /// Unverified rows and bytes added since the unverified of a source was last trimmed.
     unverified_added: BTreeMap<i64, (i64, i64)>,
-    /// Stored in the last turn, digested in the next.
+    /// Stored in the last turn, processed in the next.
     pending: Vec<(i64, Report)>,
-    /// Something is undigested on disk that is not in `pending`. Older reports come first, so
-    /// nothing is digested from memory then.
+    /// Something is unprocessed on disk that is not in `pending`. Older reports come first, so
+    /// nothing is processed from memory then.
     behind: bool,
     /// The report whose attempt is counted already: a sick disk is not held against it.
     attempted: Option<i64>,
@@ -95,14 +95,14 @@ pub struct Turn {
     /// How each piece of work went.
     pub work: Vec<Result<(), Refusal>>,
     /// What became of the reports of the turn before.
-    pub digested: Result<Aftermath, StoreError>,
+    pub processed: Result<BatchResult, StoreError>,
 }
 
-/// What digesting some reports led to.
+/// What processing some reports led to.
 #[derive(Debug, Default)]
-pub struct Aftermath {
+pub struct BatchResult {
     /// What each report did.
-    pub digests: Vec<Digest>,
+    pub processed: Vec<Processed>,
     /// Seq of the last record appended.
     pub head: Option<i64>,
     /// A run wants to be asked about at once.
@@ -139,12 +139,12 @@ impl Reconciler {
         self.writer.settle();
     }
 
-    /// How many reports are stored in this process and not yet digested.
+    /// How many reports are stored in this process and not yet processed.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether [`Reconciler::catch_up`] must run before anything is digested.
+    /// Whether [`Reconciler::catch_up`] must run before anything is processed.
     pub fn behind(&self) -> bool {
         self.behind
     }
@@ -160,17 +160,17 @@ impl Reconciler {
         Ok(count)
     }
 
-    /// Digests what is undigested on disk, one by one, each attempt counted there before it is made;
+    /// Digests what is unprocessed on disk, one by one, each attempt counted there before it is made;
     /// what fails three times is set aside. An error means that the disk is sick: nothing is lost,
     /// try again later.
     pub fn catch_up(
         &mut self,
         now: At,
-        mut tell: impl FnMut(&Aftermath),
+        mut tell: impl FnMut(&BatchResult),
     ) -> Result<(), StoreError> {
         loop {
-            match self.digest_next(now) {
-                Ok(Some(aftermath)) => tell(&aftermath),
+            match self.process_next(now) {
+                Ok(Some(batch)) => tell(&batch),
                 Ok(None) => {
                     self.behind = false;
                     return Ok(());
@@ -180,19 +180,19 @@ impl Reconciler {
         }
     }
 
-    /// Tries the oldest undigested report until it is digested or set aside; `None` when there is none.
-    fn digest_next(&mut self, now: At) -> Result<Option<Aftermath>, StoreError> {
-        let mut why = "digesting it ended the process three times".to_owned();
+    /// Tries the oldest unprocessed report until it is processed or set aside; `None` when there is none.
+    fn process_next(&mut self, now: At) -> Result<Option<BatchResult>, StoreError> {
+        let mut why = "processing it ended the process three times".to_owned();
         loop {
-            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_undigested())? else {
+            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_unprocessed())? else {
                 return Ok(None);
             };
             let counted = self.attempted == Some(id);
             if attempts >= limits::ATTEMPTS_MAX && !counted {
                 self.set_aside(id, now, &why)?;
-                return Ok(Some(Aftermath {
-                    digests: vec![Digest::of(id)],
-                    ..Aftermath::default()
+                return Ok(Some(BatchResult {
+                    processed: vec![Processed::of(id)],
+                    ..BatchResult::default()
                 }));
             }
             if !counted {
@@ -202,18 +202,18 @@ impl Reconciler {
             let sources = &self.sources;
             let tried = self.writer.transaction(|tx| {
                 let report = tx.report(id)?.map(|report| (id, report));
-                opinion(tx, sources, report.as_slice(), now).and_then(|aftermath| {
-                    tx.mark_digested(id)?;
-                    Ok(aftermath)
+                opinion(tx, sources, report.as_slice(), now).and_then(|batch| {
+                    tx.mark_processed(id)?;
+                    Ok(batch)
                 })
             });
             match tried {
-                Ok(aftermath) => return Ok(Some(aftermath)),
+                Ok(batch) => return Ok(Some(batch)),
                 Err(error) if error.blames_the_disk() => return Err(error),
                 Err(error) => {
                     let refusal = Refusal::from(&error);
-                    tracing::error!(report = id, error = %refusal, "a report could not be digested");
-                    why = format!("it could not be digested three times; {error}");
+                    tracing::error!(report = id, error = %refusal, "a report could not be processed");
+                    why = format!("it could not be processed three times; {error}");
                     self.attempted = None;
                     self.writer.reopen()?;
                 }
@@ -226,15 +226,15 @@ impl Reconciler {
         tracing::error!(
             report = id,
             why,
-            "a report that cannot be digested is set aside"
+            "a report that cannot be processed is set aside"
         );
         self.writer.transaction(|tx| {
             tx.set_aside(id, now, why)?;
-            tx.mark_digested(id)
+            tx.mark_processed(id)
         })
     }
 
-    /// One transaction: digests the reports of the turn before, stores `reports`, runs `work`. Work
+    /// One transaction: processed the reports of the turn before, stores `reports`, runs `work`. Work
     /// that fails undoes only itself. An opinion that fails undoes the transaction, in which nothing
     /// else was done yet, and the rest goes into another: a savepoint for it would copy every page
     /// that it writes, for the rare case. On an error nothing happened.
@@ -249,12 +249,12 @@ impl Reconciler {
             return Ok(Turn {
                 stored: Vec::new(),
                 work: Vec::new(),
-                digested: Ok(Aftermath::default()),
+                processed: Ok(BatchResult::default()),
             });
         }
         let (unverified, unverified_added, sources) =
             (self.unverified, &mut self.unverified_added, &self.sources);
-        let mut rest = |tx: &mut Transaction<'_>, digested| {
+        let mut rest = |tx: &mut Transaction<'_>, processed| {
             let stored = promise(tx, &reports, unverified, unverified_added)?;
             let work = work
                 .drain(..)
@@ -263,14 +263,14 @@ impl Reconciler {
             Ok(Turn {
                 stored,
                 work,
-                digested,
+                processed,
             })
         };
         let mut undone = false;
         let whole = self
             .writer
             .transaction(|tx| match opinion(tx, sources, &pending, now) {
-                Ok(aftermath) => rest(tx, Ok(aftermath)),
+                Ok(batch) => rest(tx, Ok(batch)),
                 Err(error) => {
                     undone = true;
                     Err(error)
@@ -281,40 +281,40 @@ impl Reconciler {
             whole => whole,
         };
         let turn = result.map_err(|error| self.fail(error))?;
-        self.behind |= turn.digested.is_err();
+        self.behind |= turn.processed.is_err();
         if !self.behind {
             self.pending = turn.stored.iter().copied().zip(reports).collect();
         }
         Ok(turn)
     }
 
-    /// Stores and digests reports, as the thread does. For simulations and tests.
-    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Digest>, StoreError> {
+    /// Stores and processed reports, as the thread does. For simulations and tests.
+    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, StoreError> {
         self.turn(reports, Vec::new(), now)?;
         let turn = self.turn(Vec::new(), Vec::new(), now)?;
-        let mut digests = turn
-            .digested
-            .map(|aftermath| aftermath.digests)
+        let mut processed = turn
+            .processed
+            .map(|batch| batch.processed)
             .unwrap_or_default();
         if self.behind {
-            self.catch_up(now, |aftermath| digests.extend(aftermath.digests.clone()))?;
+            self.catch_up(now, |batch| processed.extend(batch.processed.clone()))?;
         }
-        Ok(digests)
+        Ok(processed)
     }
 
-    /// Verifies the unverified deliveries of a source again and digests those that verify, in
+    /// Verifies the unverified deliveries of a source again and processed those that verify, in
     /// transactions of a page each, so that intake waits for one page.
     pub fn reverify(
         &mut self,
         source: i64,
         now: At,
-        mut tell: impl FnMut(&Aftermath),
+        mut tell: impl FnMut(&BatchResult),
     ) -> Result<Reverified, StoreError> {
         let (mut total, mut after) = (Reverified::default(), 0);
         loop {
             let page = self.reverify_page(source, after, now, &mut total);
-            let (last, aftermath) = page.map_err(|error| self.fail(error))?;
-            tell(&aftermath);
+            let (last, batch) = page.map_err(|error| self.fail(error))?;
+            tell(&batch);
             match last {
                 Some(last) => after = last,
                 None => return Ok(total),
@@ -328,13 +328,13 @@ impl Reconciler {
         after: i64,
         now: At,
         total: &mut Reverified,
-    ) -> Result<(Option<i64>, Aftermath), StoreError> {
+    ) -> Result<(Option<i64>, BatchResult), StoreError> {
         let sources = &self.sources;
         let Some(member) = sources.member(source) else {
-            return Ok((None, Aftermath::default()));
+            return Ok((None, BatchResult::default()));
         };
         self.writer.transaction(|tx| {
-            let mut aftermath = Aftermath::default();
+            let mut batch = BatchResult::default();
             let waiting = tx.unverified(
                 source,
                 after,
@@ -350,14 +350,14 @@ impl Reconciler {
                 if let Head::Webhook(head) = &report.head {
                     tx.promote(id, head)?;
                 }
-                conclude::digest(tx, sources, id, &report, now, &mut aftermath)?;
+                conclude::process(tx, sources, id, &report, now, &mut batch)?;
             }
-            total.changed += aftermath
-                .digests
+            total.changed += batch
+                .processed
                 .iter()
-                .map(|digest| digest.effects.len() as u64)
+                .map(|process| process.effects.len() as u64)
                 .sum::<u64>();
-            Ok((last, aftermath))
+            Ok((last, batch))
         })
     }
 
@@ -367,7 +367,7 @@ impl Reconciler {
     }
 
     /// After a failed write nothing the connection believes is to be trusted: it is replaced, and
-    /// what may be stored without being digested is looked for on disk.
+    /// what may be stored without being processed is looked for on disk.
     fn fail(&mut self, error: StoreError) -> StoreError {
         self.behind = true;
         self.pending.clear();
@@ -394,18 +394,18 @@ fn promise(
 }
 
 /// Reads, decides and appends, notes when the sources were heard from, and marks the reports as
-/// digested. A panic on the way is an error: one poisoned report must not end the daemon.
+/// processed. A panic on the way is an error: one poisoned report must not end the daemon.
 fn opinion(
     tx: &mut Transaction<'_>,
     sources: &Sources,
     reports: &[(i64, Report)],
     now: At,
-) -> Result<Aftermath, StoreError> {
-    let digest_all = AssertUnwindSafe(|| {
-        let mut aftermath = Aftermath::default();
+) -> Result<BatchResult, StoreError> {
+    let process_all = AssertUnwindSafe(|| {
+        let mut batch = BatchResult::default();
         let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
         for (id, report) in reports {
-            conclude::digest(tx, sources, *id, report, now, &mut aftermath)?;
+            conclude::process(tx, sources, *id, report, now, &mut batch)?;
             note_traffic(&mut traffic, report);
         }
         // Not with the promise, for which senders wait: it would have two more pages to write.
@@ -413,11 +413,11 @@ fn opinion(
             tx.note_traffic(*source, traffic)?;
         }
         if let Some((last, _)) = reports.last() {
-            tx.mark_digested(*last)?;
+            tx.mark_processed(*last)?;
         }
-        Ok(aftermath)
+        Ok(batch)
     });
-    catch_unwind(digest_all).unwrap_or(Err(StoreError::Panicked))
+    catch_unwind(process_all).unwrap_or(Err(StoreError::Panicked))
 }
 
 fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {

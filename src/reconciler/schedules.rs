@@ -4,7 +4,7 @@
 //! Everything but the ledger is what runs in the daemon: [`Handle`], the loop, its channels. Those
 //! are tokio's and taken as atomic (tokio explores their insides with loom); the scheduler changes
 //! hands before and after each use of them, and in the middle of a commit. The ledger is a
-//! [`Stand`]-in of the same manners as the reconciler: it promises in one turn, digests in the next,
+//! [`Stand`]-in of the same manners as the reconciler: it promises in one turn, processed in the next,
 //! and loses what it had in mind when anything fails.
 //!
 //! `SETTLED_SEEDS` says how many schedules of each kind. What fails prints a schedule that shuttle
@@ -23,7 +23,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use tokio::sync::oneshot;
 
 use super::handle::{Job, Sizes, Turns, channel_of};
-use super::{Aftermath, Digest, Handle, Refusal, Reverified, Sources, Turn, Work};
+use super::{BatchResult, Handle, Processed, Refusal, Reverified, Sources, Turn, Work};
 use crate::ledger::StoreError;
 use crate::model::{At, RunId};
 use crate::report::{Head, Report};
@@ -80,7 +80,7 @@ const PATIENCE: usize = 12;
 /// What is on the disk. Nobody changes hands while it is looked at.
 #[derive(Default)]
 struct Disk {
-    /// Which mouth's report is stored under which id, and whether it is digested.
+    /// Which mouth's report is stored under which id, and whether it is processed.
     reports: BTreeMap<i64, (i64, bool)>,
     work: usize,
     head: i64,
@@ -115,7 +115,7 @@ impl Shared {
             .reports
             .iter()
             .find(|(_, (of, _))| *of == mouth)
-            .map(|(id, (_, digested))| (*id, *digested))
+            .map(|(id, (_, processed))| (*id, *processed))
     }
 }
 
@@ -127,7 +127,7 @@ enum Mistake {
     TellsBeforeItCommits,
     /// The number of a record is told before its commit.
     HeadRunsAhead,
-    /// Having digested is told, and not done.
+    /// Having processed is told, and not done.
     ForgetsToDigest,
 }
 
@@ -150,17 +150,18 @@ impl Stand {
         StoreError::Sqlite(rusqlite::Error::InvalidQuery)
     }
 
-    fn opinion(&self, digested: &[(i64, i64)], head: i64) -> Aftermath {
-        let digests = digested.iter().map(|(id, _)| Digest::of(*id)).collect();
+    fn opinion(&self, processed: &[(i64, i64)], head: i64) -> BatchResult {
+        let head_moves = !processed.is_empty();
+        let processed = processed.iter().map(|(id, _)| Processed::of(*id)).collect();
         let ahead = i64::from(self.mistake == Mistake::HeadRunsAhead);
-        Aftermath {
-            digests,
-            head: (!digested.is_empty()).then_some(head + ahead),
+        BatchResult {
+            processed,
+            head: head_moves.then_some(head + ahead),
             urgent: true,
         }
     }
 
-    fn digest(&self, reports: &[(i64, i64)]) -> i64 {
+    fn process(&self, reports: &[(i64, i64)]) -> i64 {
         let mut disk = self.shared.disk();
         for (id, _) in reports
             .iter()
@@ -168,7 +169,7 @@ impl Stand {
         {
             disk.reports
                 .get_mut(id)
-                .expect("what is digested is stored")
+                .expect("what is processed is stored")
                 .1 = true;
         }
         disk.head += i64::try_from(reports.len()).unwrap();
@@ -205,11 +206,11 @@ impl Turns for Stand {
             .reports
             .extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
         self.shared.disk().work += work.len();
-        let digested = if poisoned {
+        let processed = if poisoned {
             self.behind = true;
             Err(StoreError::Panicked)
         } else {
-            let head = self.digest(&pending);
+            let head = self.process(&pending);
             Ok(self.opinion(&pending, head))
         };
         step();
@@ -220,7 +221,7 @@ impl Turns for Stand {
         Ok(Turn {
             stored,
             work: work.iter().map(|_| Ok(())).collect(),
-            digested,
+            processed,
         })
     }
 
@@ -232,7 +233,7 @@ impl Turns for Stand {
         self.behind
     }
 
-    fn catch_up(&mut self, _: At, mut tell: impl FnMut(&Aftermath)) -> Result<(), StoreError> {
+    fn catch_up(&mut self, _: At, mut tell: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
         loop {
             step();
             let next = self
@@ -240,13 +241,13 @@ impl Turns for Stand {
                 .disk()
                 .reports
                 .iter()
-                .find(|(_, (_, digested))| !digested)
+                .find(|(_, (_, processed))| !processed)
                 .map(|(id, of)| (*id, of.0));
             let Some(next) = next else { break };
             if self.shared.fails() {
                 return Err(self.failed());
             }
-            let head = self.digest(&[next]);
+            let head = self.process(&[next]);
             tell(&self.opinion(&[next], head));
         }
         self.behind = false;
@@ -257,7 +258,7 @@ impl Turns for Stand {
         &mut self,
         _: i64,
         _: At,
-        _: impl FnMut(&Aftermath),
+        _: impl FnMut(&BatchResult),
     ) -> Result<Reverified, StoreError> {
         step();
         if self.shared.fails() {
@@ -301,13 +302,13 @@ async fn record(ledger: Handle, shared: Shared, mouth: i64) {
     }
 }
 
-/// A poller: told "digested" means digested. Refused it may be stored all the same, and asks again.
-async fn digest(ledger: Handle, shared: Shared, mouth: i64) {
-    match ledger.digest(report(mouth)).await {
-        Ok(digest) => assert_eq!(
+/// A poller: told "processed" means processed. Refused it may be stored all the same, and asks again.
+async fn process(ledger: Handle, shared: Shared, mouth: i64) {
+    match ledger.process(report(mouth)).await {
+        Ok(process) => assert_eq!(
             shared.stored_of(mouth),
-            Some((digest.report, true)),
-            "told digested and is not"
+            Some((process.report, true)),
+            "told processed and is not"
         ),
         Err(Refusal::Busy | Refusal::Store(_)) => {}
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
@@ -336,7 +337,7 @@ async fn write(ledger: Handle, shared: Shared, _: i64) {
 
 /// A sender that goes away before it is answered.
 async fn vanish(ledger: Handle, _: Shared, mouth: i64) {
-    let mut waiting = pin!(ledger.digest(report(mouth)));
+    let mut waiting = pin!(ledger.process(report(mouth)));
     for _ in 0..2 {
         let polled =
             std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready()))
@@ -397,7 +398,7 @@ fn a_life(mistake: Mistake) {
             let (ledger, shared) = (ledger.clone(), shared.clone());
             shuttle::thread::spawn(move || match kind {
                 0 => block_on(record(ledger, shared, mouth)),
-                1 => block_on(digest(ledger, shared, mouth)),
+                1 => block_on(process(ledger, shared, mouth)),
                 2 => block_on(write(ledger, shared, mouth)),
                 3 => block_on(vanish(ledger, shared, mouth)),
                 _ => block_on(reverify(ledger, shared, mouth)),
@@ -413,7 +414,7 @@ fn a_life(mistake: Mistake) {
         let owed = disk
             .reports
             .values()
-            .filter(|(_, digested)| !digested)
+            .filter(|(_, processed)| !processed)
             .count();
         assert_eq!(owed, 0, "the writer said goodbye and owes an opinion");
     }

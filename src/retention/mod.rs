@@ -219,7 +219,7 @@ mod tests {
                 run_id: RunId::new("r").unwrap(),
             };
             ledger
-                .digest(Report {
+                .process(Report {
                     source: 1,
                     at: At(1_000),
                     head,

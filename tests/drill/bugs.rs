@@ -26,7 +26,7 @@ pub const BUGS: &[Bug] = &[
         new: "        for reply in &mut replies {
             let early = match reply {
                 Reply::Recorded(tell) => std::mem::replace(tell, oneshot::channel().0),
-                Reply::Digested(_) => continue,
+                Reply::Processed(_) => continue,
             };
             let _ = early.send(Ok(0));
         }
@@ -79,20 +79,20 @@ pub const BUGS: &[Bug] = &[
         target: "fuzz",
         test: "what_verifies_is_stored_byte_for_byte_whatever_it_says",
     },
-    // ── What is on disk is digested, once ───────────────────────────────────────────────────────────
+    // ── What is on disk is processed, once ───────────────────────────────────────────────────────────
     Bug {
         name: "a report whose digestion failed is left behind",
         file: "src/reconciler/mod.rs",
-        old: "        self.behind |= turn.digested.is_err();",
+        old: "        self.behind |= turn.processed.is_err();",
         new: "",
         target: "ledger",
         test: "digestion::a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody",
     },
     Bug {
-        name: "the mark of what is digested runs ahead",
+        name: "the mark of what is processed runs ahead",
         file: "src/reconciler/mod.rs",
-        old: "            tx.mark_digested(*last)?;",
-        new: "            tx.mark_digested(*last + 1)?;",
+        old: "            tx.mark_processed(*last)?;",
+        new: "            tx.mark_processed(*last + 1)?;",
         target: "proof",
         test: "model::the_ledger_is_what_follows_from_what_was_reported",
     },

@@ -175,14 +175,14 @@ impl Place {
     /// Nothing that was taken in defeated its reader.
     fn check(&self) {
         let runtime = self.runtime.as_ref().expect("it runs");
-        let undigested = runtime.block_on(async {
+        let unprocessed = runtime.block_on(async {
             self.ledger.write(|_| Ok(())).await?;
-            self.ledger.write(|tx| tx.first_undigested()).await
+            self.ledger.write(|tx| tx.first_unprocessed()).await
         });
         assert_eq!(
-            undigested.expect("the writer lives"),
+            unprocessed.expect("the writer lives"),
             None,
-            "it is not digested"
+            "it is not processed"
         );
         #[expect(
             clippy::redundant_closure_for_method_calls,

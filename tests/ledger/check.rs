@@ -57,11 +57,11 @@ fn whatever_is_broken_is_named() {
     let completion = "type = 'settled.run.completion'";
     for (damage, expected) in [
         (
-            "UPDATE meta SET digested = 1000",
+            "UPDATE meta SET processed = 1000",
             "marks beyond the last report, or reports beyond the last number given",
         ),
         (
-            "UPDATE meta SET reported = digested - 1",
+            "UPDATE meta SET reported = processed - 1",
             "marks beyond the last report, or reports beyond the last number given",
         ),
         (

@@ -173,10 +173,10 @@ fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
     let mut ledger = damaged();
     ledger.hears(forged("wr_bad", "completed"));
     assert_eq!(ledger.set_aside(), 0, "who is not entitled leaves nothing");
-    let digest = ledger.hears(signed("wr_bad", "completed"));
-    assert_eq!((digest.effects.len(), ledger.set_aside()), (0, 1));
-    let digest = ledger.hears(signed("wr_1", "completed"));
-    assert_eq!(digest.effects.len(), 1);
+    let process = ledger.hears(signed("wr_bad", "completed"));
+    assert_eq!((process.effects.len(), ledger.set_aside()), (0, 1));
+    let process = ledger.hears(signed("wr_1", "completed"));
+    assert_eq!(process.effects.len(), 1);
     assert_eq!(ledger.feed().len(), 1);
     // Asked for alone, it is an error that says so.
     let key = RunKey {
@@ -254,7 +254,7 @@ fn a_sound_ledger_has_no_findings_and_a_damaged_one_says_what() {
         "{told:?}"
     );
     spoil(
-        "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET digested = 99",
+        "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET processed = 99",
     );
     let told = found(&ledger).join("\n");
     for part in [

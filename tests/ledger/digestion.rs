@@ -163,7 +163,7 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
         Verdict::Signed,
         r#"{"run_id":"wr_1","status":"completed","page":"BOO!"}"#,
     );
-    let digests = ledger
+    let processed = ledger
         .reconciler
         .step(
             vec![signed("wr_0", "failed"), poison, signed("wr_2", "failed")],
@@ -171,15 +171,15 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
         )
         .unwrap();
     assert_eq!(
-        digests
+        processed
             .iter()
-            .map(|digest| digest.effects.len())
+            .map(|process| process.effects.len())
             .collect::<Vec<_>>(),
         [1, 0, 1]
     );
     let (row, _) = ledger
         .reader
-        .read(|view| view.delivery(digests[1].report))
+        .read(|view| view.delivery(processed[1].report))
         .unwrap()
         .unwrap();
     assert!(row.set_aside.unwrap().contains("panicked"));
@@ -212,7 +212,7 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
         .reconciler
         .turn(vec![signed("wr_2", "failed")], vec![work], START)
         .unwrap();
-    assert!(turn.digested.is_err() && turn.work[0].is_ok());
+    assert!(turn.processed.is_err() && turn.work[0].is_ok());
     assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));
     assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 1);
     ledger.reconciler.catch_up(START, |_| ()).unwrap();
@@ -229,11 +229,11 @@ fn a_forged_report_that_panics_its_reader_keeps_nobody_waiting_though_the_ring_i
         },
     );
     let poison = delivery(Verdict::BadSignature, format!("BOO! {}", "x".repeat(50)));
-    let digests = ledger
+    let processed = ledger
         .reconciler
         .step(vec![poison, signed("wr_1", "completed")], START)
         .unwrap();
-    assert_eq!(digests.last().unwrap().effects.len(), 1);
+    assert_eq!(processed.last().unwrap().effects.len(), 1);
     assert!(ledger.run("wr_1").unwrap().completion.is_some());
 }
 
@@ -250,11 +250,11 @@ fn what_cannot_be_read_is_noted_and_ends_there() {
         &"[".repeat(5_000),
         r#"{"run_id":null}"#,
     ] {
-        let digest = ledger.hears(delivery(Verdict::Signed, body));
-        assert_eq!(digest.effects, [], "{body:.20}");
+        let process = ledger.hears(delivery(Verdict::Signed, body));
+        assert_eq!(process.effects, [], "{body:.20}");
         let (row, _) = ledger
             .reader
-            .read(|view| view.delivery(digest.report))
+            .read(|view| view.delivery(process.report))
             .unwrap()
             .unwrap();
         assert!(row.note.is_some() && row.set_aside.is_none(), "{body:.20}");
@@ -409,7 +409,7 @@ fn work_that_fails_undoes_only_itself() {
             tx.add_report(&signed("wr_3", "failed"))
         })
         .unwrap();
-    let waiting = writer.transaction(|tx| tx.undigested(10)).unwrap();
+    let waiting = writer.transaction(|tx| tx.unprocessed(10)).unwrap();
     let bodies: Vec<_> = waiting
         .into_iter()
         .map(|(_, report, _)| report.body)
@@ -434,7 +434,7 @@ fn a_transaction_that_fails_leaves_nothing() {
     writer.reopen().unwrap();
     assert!(
         writer
-            .transaction(|tx| tx.undigested(10))
+            .transaction(|tx| tx.unprocessed(10))
             .unwrap()
             .is_empty()
     );

@@ -352,16 +352,16 @@ fn a_payload_that_is_too_large_is_referred_to() {
         )
     };
     let large = body(256 * 1024);
-    let digest = ledger.hears(delivery(Verdict::Signed, large.clone()));
+    let process = ledger.hears(delivery(Verdict::Signed, large.clone()));
     let record = json(&ledger.feed()[0]);
     assert_eq!(record["data"]["payload"], serde_json::Value::Null);
     assert_eq!(
         record["data"]["payload_ref"],
-        format!("/v1/deliveries/{}/body", digest.report)
+        format!("/v1/deliveries/{}/body", process.report)
     );
     let stored = ledger
         .reader
-        .read(|view| view.body(digest.report))
+        .read(|view| view.body(process.report))
         .unwrap()
         .unwrap();
     assert_eq!(stored, large.into_bytes(), "and there it is, to the byte");

@@ -89,11 +89,11 @@ fn numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never() {
             let first = tx.add_report(&signed("wr_1", "failed"))?;
             let failed = tx.apart(|tx| {
                 tx.add_report(&signed("wr_2", "failed"))?;
-                tx.mark_digested(99)?;
+                tx.mark_processed(99)?;
                 Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
             });
             assert!(failed.is_err());
-            assert_eq!(tx.first_undigested()?, Some((first, 0)));
+            assert_eq!(tx.first_unprocessed()?, Some((first, 0)));
             tx.add_report(&signed("wr_3", "failed"))
         })
         .unwrap();

@@ -44,8 +44,8 @@ fn a_commit_that_fails_is_acknowledged_to_nobody() {
         sql.execute_batch(NO_COMMIT).unwrap();
         let stored = handle.record(signed("wr_1", "completed")).await;
         assert!(matches!(stored, Err(Refusal::Store(_))), "{stored:?}");
-        let digested = handle.digest(signed("wr_2", "completed")).await;
-        assert!(matches!(digested, Err(Refusal::Store(_))), "{digested:?}");
+        let processed = handle.process(signed("wr_2", "completed")).await;
+        assert!(matches!(processed, Err(Refusal::Store(_))), "{processed:?}");
         let written = make_consumer(&handle).await;
         assert!(matches!(written, Err(Refusal::Store(_))), "{written:?}");
         assert_eq!(
@@ -65,7 +65,7 @@ fn a_commit_that_fails_is_acknowledged_to_nobody() {
         );
         assert!(make_consumer(&handle).await.unwrap());
         assert_eq!(count("consumers"), 1);
-        handle.digest(signed("wr_2", "completed")).await.unwrap();
+        handle.process(signed("wr_2", "completed")).await.unwrap();
         assert_eq!((count("records"), *handle.head().borrow()), (2, 2));
     });
     drop(handle);

@@ -14,7 +14,7 @@ use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{ApiResponse, Provider, Response, Verdict};
-use settled::reconciler::{Digest, Reconciler, Sources};
+use settled::reconciler::{Processed, Reconciler, Sources};
 use settled::report::{Head, PollHead, Report, ResponseMeta, TrackHead, WebhookHead};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
@@ -126,7 +126,7 @@ impl Ledger {
     }
 
     /// Hears one report, a second after the one before.
-    pub fn hears(&mut self, report: Report) -> Digest {
+    pub fn hears(&mut self, report: Report) -> Processed {
         self.now = self.now.plus(Duration::from_secs(1));
         let report = Report {
             at: self.now,

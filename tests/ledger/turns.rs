@@ -1,4 +1,4 @@
-//! Turns: what is promised in one is digested in the next, and what was wrongly refused is heard
+//! Turns: what is promised in one is processed in the next, and what was wrongly refused is heard
 //! again once its secret is known.
 
 use std::sync::Arc;
@@ -59,7 +59,10 @@ fn a_turn_promises_this_group_and_digests_the_last() {
         .reconciler
         .turn(vec![signed("wr_2", "failed")], Vec::new(), now)
         .unwrap();
-    assert_eq!(second.digested.unwrap().digests[0].report, first.stored[0]);
+    assert_eq!(
+        second.processed.unwrap().processed[0].report,
+        first.stored[0]
+    );
     assert_eq!((ledger.feed().len(), ledger.reconciler.pending()), (1, 1));
     ledger.reconciler.turn(Vec::new(), Vec::new(), now).unwrap();
     assert_eq!((ledger.feed().len(), ledger.reconciler.pending()), (2, 0));

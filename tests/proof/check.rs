@@ -25,7 +25,7 @@ pub struct World<'a> {
     pub exists: &'a dyn Fn(&str, &str) -> bool,
     /// How many unverified deliveries are kept of each source, at most.
     pub ring_rows_max: i64,
-    /// Nobody is at work on it, and nothing waits to be digested.
+    /// Nobody is at work on it, and nothing waits to be processed.
     pub at_rest: bool,
     /// Retention has not taken any report.
     pub all_reports: bool,
@@ -68,7 +68,7 @@ pub fn check(world: &World<'_>, before: &mut Feed) -> Result<(), String> {
     faults.extend(ledger.strangers(world.exists));
     let feed = ledger.feed();
     faults.extend(rewritten(before, &feed, ledger.trimmed()));
-    faults.extend(ledger.undigested().filter(|_| world.at_rest));
+    faults.extend(ledger.unprocessed().filter(|_| world.at_rest));
     faults.extend(ledger.overgrown(world));
     *before = feed;
     if faults.is_empty() {
@@ -163,11 +163,11 @@ impl Ledger {
         self.rows("SELECT trimmed FROM meta", |row| row.get(0))[0]
     }
 
-    fn undigested(&self) -> Option<String> {
+    fn unprocessed(&self) -> Option<String> {
         let behind =
-            "SELECT (SELECT coalesce(max(id), 0) FROM reports) - (SELECT digested FROM meta)";
+            "SELECT (SELECT coalesce(max(id), 0) FROM reports) - (SELECT processed FROM meta)";
         let behind: Vec<i64> = self.rows(behind, |row| row.get(0));
-        (behind[0] > 0).then(|| format!("{} reports are not digested", behind[0]))
+        (behind[0] > 0).then(|| format!("{} reports are not processed", behind[0]))
     }
 
     /// I10: what is bounded stays within its bounds.

@@ -29,7 +29,7 @@ pub enum Op {
     Reach(Vec<Said>),
     /// Time passes, or is set.
     Wait(i64),
-    /// The process dies, having promised these and digested none of them.
+    /// The process dies, having promised these and processed none of them.
     Die(Vec<Said>),
     /// The file is restored from a copy, under another name.
     Restore,

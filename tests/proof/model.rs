@@ -99,7 +99,7 @@ impl Reference {
     }
 
     /// Concludes from one report.
-    fn digest(&mut self, member: &Source, number: usize, now: At) {
+    fn process(&mut self, member: &Source, number: usize, now: At) {
         let report = self.reports[number].clone();
         let source = &member.config;
         let (Reading::Said(heard) | Reading::Counted(heard, _)) =
@@ -213,7 +213,7 @@ impl Reference {
                 self.unverified.push(number);
                 continue;
             }
-            self.digest(member, number, now);
+            self.process(member, number, now);
         }
     }
 }
@@ -253,7 +253,7 @@ impl Pair {
         pair
     }
 
-    /// Opens the files as they lie there; so many reports must be found undigested.
+    /// Opens the files as they lie there; so many reports must be found unprocessed.
     fn open(&mut self, owed: usize) {
         let mut writer = Writer::open(&self.store, self.scribe.now).unwrap();
         writer.epoch().clone_into(&mut self.epoch);
@@ -264,7 +264,7 @@ impl Pair {
         assert_eq!(
             reconciler.recover(self.scribe.now, |_| ()).unwrap(),
             owed,
-            "undigested reports"
+            "unprocessed reports"
         );
         self.reconciler = Some(reconciler);
     }
@@ -378,7 +378,7 @@ impl Pair {
         for (number, report) in reports.iter().enumerate() {
             let member = self.scribe.member(report.source);
             self.reference
-                .digest(&member, first + number, self.scribe.now);
+                .process(&member, first + number, self.scribe.now);
         }
     }
 

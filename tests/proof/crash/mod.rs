@@ -40,7 +40,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
     };
     match open() {
         Ok(0) => {}
-        Ok(again) => return Err(format!("{again} reports are digested over and over")),
+        Ok(again) => return Err(format!("{again} reports are processed over and over")),
         Err(error) => return Err(format!("it cannot be opened: {error:?}")),
     }
     let scribe = Scribe::new();
@@ -77,7 +77,7 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     for op in script(1, number("SETTLED_STEPS", 60).try_into().unwrap()) {
         let Op::Reach(what) = op else { continue };
         let (reports, before) = (scribe.write(&what), Remains::of(&path));
-        let digests = reconciler.step(reports.clone(), scribe.now).unwrap();
+        let processed = reconciler.step(reports.clone(), scribe.now).unwrap();
         let Some(disk) = Disk::committing(&before, &Remains::of(&path)) else {
             break; // a checkpoint: its order of writes is for `strace` to tell
         };
@@ -86,7 +86,7 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
                 .unwrap_or_else(|fault| panic!("{fate:?}: {fault}"));
             points += 1;
         }
-        for (digest, report) in digests.iter().zip(&reports) {
+        for (digest, report) in processed.iter().zip(&reports) {
             if let Some(head) = report
                 .head
                 .webhook()
@@ -268,7 +268,7 @@ fn after_a_failure_nothing_is_written_until_the_file_could_be_opened_again() {
     let place = folder();
     let (here, away) = (place.path().join("here"), place.path().join("away"));
     let mut writer = Writer::open(&store(&here), clouds::BEGIN).unwrap();
-    let write = |writer: &mut Writer| writer.transaction(|tx| tx.mark_digested(0));
+    let write = |writer: &mut Writer| writer.transaction(|tx| tx.mark_processed(0));
     assert!(
         writer
             .transaction(|_| Err::<(), _>(StoreError::Unreadable("a failure".to_owned())))

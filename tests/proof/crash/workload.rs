@@ -204,7 +204,7 @@ fn read_after(store: &Path, after: i64) -> rusqlite::Result<Vec<(i64, String, St
 
 async fn hand_in(log: &File, ledger: &Handle, report: Report) {
     let Head::Webhook(head) = &report.head else {
-        let _ = ledger.digest(report).await; // the run stays due, and is asked about again
+        let _ = ledger.process(report).await; // the run stays due, and is asked about again
         return;
     };
     let (verdict, digest) = (head.verdict, check::digest(&report.body));

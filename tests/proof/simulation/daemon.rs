@@ -30,7 +30,7 @@ pub struct Daemon {
     pub reconciler: Reconciler,
     pub reader: Reader,
     pub desks: Vec<SourceLoop>,
-    /// What was found undigested at the start.
+    /// What was found unprocessed at the start.
     pub recovered: usize,
 }
 

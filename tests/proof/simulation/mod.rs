@@ -120,7 +120,7 @@ struct Simulation {
     rings: Option<Duration>,
     /// The daemon will die over what reaches it next, for so long.
     doomed: Option<(Over, Duration)>,
-    /// How many undigested reports the next life may find.
+    /// How many unprocessed reports the next life may find.
     owed: Vec<usize>,
     /// Decides what of an unsynced write is on the disk.
     dice: Dice,
@@ -414,11 +414,11 @@ impl Simulation {
             }
             return Ok(());
         };
-        let digests = daemon
+        let processed = daemon
             .reconciler
             .step(reports.clone(), now)
             .map_err(|error| format!("a step failed: {error}"))?;
-        let ids: Vec<i64> = digests.iter().map(|digest| digest.report).collect();
+        let ids: Vec<i64> = processed.iter().map(|digest| digest.report).collect();
         let desks: Vec<usize> = (0..daemon.desks.len())
             .filter(|desk| sources.contains(&daemon.desks[*desk].member.id))
             .collect();
