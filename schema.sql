@@ -57,7 +57,7 @@ CREATE TABLE reports (
 CREATE INDEX reports_unverified ON reports (source, id) WHERE unverified = 1;
 
 -- Reports that could not be processed in three attempts. They block nobody and can be looked at.
-CREATE TABLE set_aside (
+CREATE TABLE quarantined_reports (
     report INTEGER PRIMARY KEY REFERENCES reports (id) ON DELETE CASCADE,
     at     INTEGER NOT NULL,
     why    TEXT    NOT NULL

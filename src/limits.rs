@@ -118,7 +118,7 @@ pub const WORD_CHARS_MAX: usize = 200;
 /// Characters kept of a provider's error.
 pub const ERROR_CHARS_MAX: usize = 2_000;
 
-/// How often a report may kill its reader before it is set aside.
+/// How often a report may kill its reader before it is quarantined.
 pub const ATTEMPTS_MAX: u32 = 3;
 
 /// The pause after a failed read or write of the database, before the next try.

@@ -375,13 +375,13 @@ pub async fn facts(state: &ApiState) -> Result<StatusView, Problem> {
             view.bounds()?,
             counts,
             losses,
-            view.set_aside_count()?,
+            view.quarantined_count()?,
             view.sizes()?.1,
             view.secret_uses()?,
             consumers,
         ))
     };
-    let (bounds, counts, mut losses, set_aside, free, uses, consumers) = state.look(look).await?;
+    let (bounds, counts, mut losses, quarantined, free, uses, consumers) = state.look(look).await?;
     let now = (state.clock)();
     let cursor = |seq| {
         Cursor {
@@ -427,7 +427,7 @@ pub async fn facts(state: &ApiState) -> Result<StatusView, Problem> {
         earliest: cursor(bounds.trimmed),
         open,
         overdue,
-        set_aside,
+        quarantined,
         damaged: state.reader.damaged(),
         store: store_view(state, free),
         sources,

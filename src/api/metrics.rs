@@ -128,13 +128,13 @@ fn whole(registry: &mut Registry, facts: &StatusView) {
         Some(Unit::Seconds),
         started,
     );
-    let help = "Reports that could not be processed and were set aside";
+    let help = "Reports that could not be processed and were quarantined";
     one(
         registry,
-        "reports_set_aside",
+        "reports_quarantined",
         help,
         None,
-        number(facts.set_aside),
+        number(facts.quarantined),
     );
     let help = "Damaged rows that were come upon since the start";
     one(
@@ -545,7 +545,7 @@ mod tests {
             "filter": {}});
         let damaged = json!({"table": "runs", "name": "r"});
         let facts = json!({"version": "1", "started_at": "1970-01-01T00:00:02.500Z", "epoch": "e", "head": "e.7",
-            "earliest": "e.5", "open": 0, "overdue": 0, "set_aside": 51, "damaged": [damaged],
+            "earliest": "e.5", "open": 0, "overdue": 0, "quarantined": 51, "damaged": [damaged],
             "store": {"path": "", "bytes": 52, "free_bytes": 53, "wal_bytes": 54}, "sources": [source, left],
             "consumers": [consumer]});
         serde_json::from_value(facts).unwrap()
@@ -554,7 +554,7 @@ mod tests {
     const SAMPLES: &str = r#"
 settled_build_info{version="1",epoch="e"} 1
 settled_start_time_seconds 2.5
-settled_reports_set_aside 51.0
+settled_reports_quarantined 51.0
 settled_rows_damaged 1.0
 settled_store_size_bytes 52.0
 settled_store_free_bytes 53.0

@@ -344,7 +344,7 @@ pub struct StatusView {
     /// Open runs past their deadline.
     pub overdue: i64,
     /// Reports that could not be processed.
-    pub set_aside: i64,
+    pub quarantined: i64,
     /// Damaged rows that were come upon since the start. `settled check` finds all of them.
     #[serde(default)]
     pub damaged: Vec<DamagedRow>,

@@ -305,9 +305,9 @@ fn sound(examination: &Examination) -> String {
         rows("reports"),
         rows("records")
     );
-    let aside = match rows("set_aside") {
+    let aside = match rows("quarantined") {
         0 => String::new(),
-        count => format!(", {count} of the reports set aside"),
+        count => format!(", {count} of the reports quarantined"),
     };
     let sound = if examination.findings.is_empty() {
         "sound"

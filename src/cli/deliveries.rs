@@ -125,7 +125,7 @@ fn table(rows: &[DeliveryRow], now: At) -> Result<(), Failure> {
             show::or_dash(row.verdict.as_deref()),
             row.bytes.to_string(),
             show::or_dash(Some(&row.runs.join(" "))),
-            show::or_dash(row.set_aside.as_deref().or(row.note.as_deref())),
+            show::or_dash(row.quarantined.as_deref().or(row.note.as_deref())),
         ]);
     }
     Ok(show::line(&table.trim_fmt())?)
@@ -156,7 +156,7 @@ fn about(view: &DeliveryView, now: At) -> String {
             (!row.runs.is_empty()).then(|| show::clean(&row.runs.join(" "))),
         ),
         ("note", text(&row.note)),
-        ("set aside", text(&row.set_aside)),
+        ("quarantined", text(&row.quarantined)),
     ];
     let headers = view.headers.iter().flatten();
     facts.extend(

@@ -118,10 +118,10 @@ fn text(status: &StatusView, now: At) -> String {
         .iter()
         .flat_map(|source| notes(source, now))
         .collect();
-    if status.set_aside > 0 {
+    if status.quarantined > 0 {
         notes.push(format!(
-            "{} reports could not be processed and were set aside; please report this",
-            status.set_aside
+            "{} reports could not be processed and were quarantined; please report this",
+            status.quarantined
         ));
     }
     let damaged = status.damaged.iter().take(NAMED_MAX);

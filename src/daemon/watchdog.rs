@@ -55,7 +55,8 @@ impl Watchdog {
     /// How things are, in one line.
     pub async fn line(&self) -> String {
         let reader = self.reader.clone();
-        let look = move || reader.read(|view| Ok((view.source_counts()?, view.set_aside_count()?)));
+        let look =
+            move || reader.read(|view| Ok((view.source_counts()?, view.quarantined_count()?)));
         let looked = tokio::task::spawn_blocking(look).await;
         let facts = match looked {
             Ok(Ok(facts)) => facts,
@@ -81,7 +82,7 @@ fn line(
     trouble: Option<&str>,
     sources: usize,
     counts: &[SourceCounts],
-    set_aside: i64,
+    quarantined: i64,
     now: At,
 ) -> String {
     let (open, overdue) = counts.iter().fold((0, 0), |sum, source| {
@@ -103,7 +104,8 @@ fn line(
     };
     parts.extend([format!("{open} runs open{overdue}"), heard]);
     parts.extend(
-        (set_aside > 0).then(|| format!("{set_aside} reports set aside, see `settled status`")),
+        (quarantined > 0)
+            .then(|| format!("{quarantined} reports quarantined, see `settled status`")),
     );
     parts.join("; ")
 }
@@ -132,7 +134,7 @@ mod tests {
         };
         assert_eq!(
             line(None, 1, &[busy], 2, At(360_000)),
-            "Serving 1 source; 3 runs open, 1 overdue; last webhook 5 min ago; 2 reports set aside, see `settled status`"
+            "Serving 1 source; 3 runs open, 1 overdue; last webhook 5 min ago; 2 reports quarantined, see `settled status`"
         );
         let line = line(
             Some("OLD CONFIGURATION IN FORCE (a.toml:3: x: y)"),

@@ -148,7 +148,13 @@ const WITH_ALL_REPORTS: [(&str, &str); 1] = [(
 )];
 
 /// Tables of which the number of rows is told.
-const COUNTED: [&str; 5] = ["runs", "reports", "records", "consumers", "set_aside"];
+const COUNTED: [&str; 5] = [
+    "runs",
+    "reports",
+    "records",
+    "consumers",
+    "quarantined_reports",
+];
 
 /// Examines the ledger in a file, whether or not a daemon is serving it, and whatever can be read of it.
 pub fn examine(path: &Path) -> Result<Examination> {

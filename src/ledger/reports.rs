@@ -131,12 +131,12 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a report aside: it will not be tried again by itself. One that the unverified has already
+    /// Quarantines a report: it will not be tried again by itself. One that the unverified has already
     /// dropped is as far aside as can be.
-    pub fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<()> {
+    pub fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<()> {
         self.tx
             .prepare_cached(
-                "INSERT INTO set_aside (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
+                "INSERT INTO quarantined_reports (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
                  ON CONFLICT DO NOTHING",
             )?
             .execute((id, now.0, why))?;
@@ -226,7 +226,7 @@ pub struct DeliveryRow {
     /// Why it could not be read.
     pub note: Option<String>,
     /// Digestion was given up, and why.
-    pub set_aside: Option<String>,
+    pub quarantined: Option<String>,
     /// Runs it spoke of.
     pub runs: Vec<String>,
 }
@@ -246,8 +246,8 @@ pub struct DeliveryQuery {
     pub limit: u32,
 }
 
-const DELIVERY_COLUMNS: &str = "SELECT r.id, s.name AS source, r.via, r.at, r.verdict, r.secret, length(r.body) AS bytes, r.note, a.why AS set_aside
-     FROM reports r JOIN sources s ON s.id = r.source LEFT JOIN set_aside a ON a.report = r.id";
+const DELIVERY_COLUMNS: &str = "SELECT r.id, s.name AS source, r.via, r.at, r.verdict, r.secret, length(r.body) AS bytes, r.note, a.why AS quarantined
+     FROM reports r JOIN sources s ON s.id = r.source LEFT JOIN quarantined_reports a ON a.report = r.id";
 
 impl View<'_> {
     /// What came in, newest first.
@@ -304,11 +304,13 @@ impl View<'_> {
         Ok(report.map(|report| report.payload().to_vec()))
     }
 
-    /// How many reports are set aside.
-    pub fn set_aside_count(&self) -> Result<i64> {
+    /// How many reports are quarantined.
+    pub fn quarantined_count(&self) -> Result<i64> {
         Ok(self
             .connection
-            .query_row("SELECT count(*) FROM set_aside", [], |row| row.get(0))?)
+            .query_row("SELECT count(*) FROM quarantined_reports", [], |row| {
+                row.get(0)
+            })?)
     }
 
     /// What was heard about a run, oldest first.
@@ -366,7 +368,7 @@ fn delivery(row: &Row<'_>) -> Result<DeliveryRow> {
         secret: row.get("secret")?,
         bytes: row.get("bytes")?,
         note: row.get("note")?,
-        set_aside: row.get("set_aside")?,
+        quarantined: row.get("quarantined")?,
         runs: Vec::new(),
     })
 }

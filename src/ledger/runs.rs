@@ -310,7 +310,7 @@ impl View<'_> {
                 AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
         )?;
         let rows = select.query((now.0, &sources))?;
-        // The timer of a damaged run would only be set aside, and unverified again.
+        // The timer of a damaged run would only be quarantined, and unverified again.
         let due = self.damages.pick(rows, max as usize, timer, |row| {
             DamagedRow::run(row, Some(3), 1)
         })?;

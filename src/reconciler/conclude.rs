@@ -24,7 +24,7 @@ pub(super) fn process(
 ) -> Result<(), StoreError> {
     let mut process = Processed::of(id);
     match sources.member(report.source) {
-        None => tx.set_aside(id, now, "its source is no longer configured")?,
+        None => tx.quarantine(id, now, "its source is no longer configured")?,
         Some(member) => process.effects = effects(tx, member, id, report, now, batch)?,
     }
     batch.processed.push(process);
@@ -190,8 +190,8 @@ fn pass_over(
         tracing::debug!(source, run_id, via, %error, "the run's row is damaged");
         return Ok(());
     }
-    tracing::error!(source, run_id, via, report = id, %error, "set aside: the run's row is damaged");
-    tx.set_aside(
+    tracing::error!(source, run_id, via, report = id, %error, "quarantined: the run's row is damaged");
+    tx.quarantine(
         id,
         now,
         &format!("the row of the run {run_id} cannot be read: {error}"),

@@ -9,7 +9,7 @@
 //!
 //! A body that kills the parser was promised all the same. An opinion that fails undoes only itself;
 //! then what is unprocessed is taken from disk one by one, each attempt counted there before it is
-//! made, and after three it is set aside: visible, and in nobody's way. What ends the process is
+//! made, and after three it is quarantined: visible, and in nobody's way. What ends the process is
 //! found unprocessed at the next start and goes the same way.
 
 mod conclude;
@@ -161,7 +161,7 @@ impl Reconciler {
     }
 
     /// Digests what is unprocessed on disk, one by one, each attempt counted there before it is made;
-    /// what fails three times is set aside. An error means that the disk is sick: nothing is lost,
+    /// what fails three times is quarantined. An error means that the disk is sick: nothing is lost,
     /// try again later.
     pub fn catch_up(
         &mut self,
@@ -180,7 +180,7 @@ impl Reconciler {
         }
     }
 
-    /// Tries the oldest unprocessed report until it is processed or set aside; `None` when there is none.
+    /// Tries the oldest unprocessed report until it is processed or quarantined; `None` when there is none.
     fn process_next(&mut self, now: At) -> Result<Option<BatchResult>, StoreError> {
         let mut why = "processing it ended the process three times".to_owned();
         loop {
@@ -189,7 +189,7 @@ impl Reconciler {
             };
             let counted = self.attempted == Some(id);
             if attempts >= limits::ATTEMPTS_MAX && !counted {
-                self.set_aside(id, now, &why)?;
+                self.quarantine(id, now, &why)?;
                 return Ok(Some(BatchResult {
                     processed: vec![Processed::of(id)],
                     ..BatchResult::default()
@@ -221,15 +221,15 @@ impl Reconciler {
         }
     }
 
-    /// Sets a report aside, so that it blocks nobody.
-    fn set_aside(&mut self, id: i64, now: At, why: &str) -> Result<(), StoreError> {
+    /// Quarantines a report, so that it blocks nobody.
+    fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<(), StoreError> {
         tracing::error!(
             report = id,
             why,
-            "a report that cannot be processed is set aside"
+            "a report that cannot be processed is quarantined"
         );
         self.writer.transaction(|tx| {
-            tx.set_aside(id, now, why)?;
+            tx.quarantine(id, now, why)?;
             tx.mark_processed(id)
         })
     }

@@ -192,8 +192,8 @@ mod tests {
     use crate::reconciler::{Reconciler, Sources, channel};
     use crate::report::{Head, Report};
 
-    fn set_aside(view: &View<'_>) -> Result<i64, StoreError> {
-        view.set_aside_count()
+    fn quarantined(view: &View<'_>) -> Result<i64, StoreError> {
+        view.quarantined_count()
     }
 
     /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
@@ -245,14 +245,14 @@ mod tests {
         };
         let mut upkeep = upkeep(folder.path(), 20, hours(2)).await;
         upkeep.round().await.unwrap();
-        assert_eq!(upkeep.look(set_aside).await.unwrap(), 20);
+        assert_eq!(upkeep.look(quarantined).await.unwrap(), 20);
         upkeep.retention = Retention {
             deliveries: Duration::from_secs(600),
             ..Retention::default()
         };
         upkeep.round().await.unwrap();
         assert_eq!(
-            upkeep.look(set_aside).await.unwrap(),
+            upkeep.look(quarantined).await.unwrap(),
             0,
             "they go with their reports"
         );
@@ -275,7 +275,7 @@ mod tests {
         upkeep.round().await.unwrap();
         assert!(upkeep.look(sizes).await.unwrap().0 < 1_000_000);
         assert_eq!(
-            upkeep.look(set_aside).await.unwrap(),
+            upkeep.look(quarantined).await.unwrap(),
             20,
             "the rows were no burden"
         );

@@ -382,7 +382,10 @@ fn no_depth_of_metadata_makes_a_run_unreadable_or_holds_up_the_others() {
             String::from_utf8_lossy(&listed.body)
         );
     }
-    assert_eq!(number(&daemon.store(), "SELECT count(*) FROM set_aside"), 0);
+    assert_eq!(
+        number(&daemon.store(), "SELECT count(*) FROM quarantined_reports"),
+        0
+    );
 }
 
 #[test]
@@ -436,7 +439,7 @@ fn a_run_whose_row_is_damaged_holds_up_no_other() {
         let why = daemon
             .deliveries("")
             .into_iter()
-            .filter_map(|row| row["set_aside"].as_str().map(str::to_owned));
+            .filter_map(|row| row["quarantined_reports"].as_str().map(str::to_owned));
         assert_eq!(why.collect::<Vec<_>>().len(), round + 1, "visible");
         daemon.kill();
         daemon.launch();

@@ -183,7 +183,7 @@ fn nothing_acknowledged_is_lost_and_no_run_settles_twice_under_kill_9() {
         "every acknowledged end is told; seed {seed}"
     );
     assert_eq!(
-        ledger::number(&daemon.store(), "SELECT count(*) FROM set_aside"),
+        ledger::number(&daemon.store(), "SELECT count(*) FROM quarantined_reports"),
         0
     );
 }

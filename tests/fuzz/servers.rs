@@ -188,8 +188,8 @@ impl Place {
             clippy::redundant_closure_for_method_calls,
             reason = "the method alone is not general enough"
         )]
-        let aside = self.reader.read(|view| view.set_aside_count());
-        assert_eq!(aside.expect("it reads"), 0, "it is set aside");
+        let aside = self.reader.read(|view| view.quarantined_count());
+        assert_eq!(aside.expect("it reads"), 0, "it is quarantined");
     }
 }
 

@@ -172,9 +172,13 @@ fn no_more_damaged_rows_are_remembered_than_a_thousand() {
 fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
     let mut ledger = damaged();
     ledger.hears(forged("wr_bad", "completed"));
-    assert_eq!(ledger.set_aside(), 0, "who is not entitled leaves nothing");
+    assert_eq!(
+        ledger.quarantined(),
+        0,
+        "who is not entitled leaves nothing"
+    );
     let process = ledger.hears(signed("wr_bad", "completed"));
-    assert_eq!((process.effects.len(), ledger.set_aside()), (0, 1));
+    assert_eq!((process.effects.len(), ledger.quarantined()), (0, 1));
     let process = ledger.hears(signed("wr_1", "completed"));
     assert_eq!(process.effects.len(), 1);
     assert_eq!(ledger.feed().len(), 1);

@@ -140,13 +140,13 @@ fn a_report_that_ended_the_process_three_times_is_set_aside() {
         ledger.run("wr_2").unwrap().completion.is_some(),
         "and the next is not kept waiting"
     );
-    assert_eq!(ledger.set_aside(), 1);
+    assert_eq!(ledger.quarantined(), 1);
     let (row, _) = ledger
         .reader
         .read(|view| view.delivery(1))
         .unwrap()
         .unwrap();
-    assert!(row.set_aside.unwrap().contains("three times"));
+    assert!(row.quarantined.unwrap().contains("three times"));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
         .read(|view| view.delivery(processed[1].report))
         .unwrap()
         .unwrap();
-    assert!(row.set_aside.unwrap().contains("panicked"));
+    assert!(row.quarantined.unwrap().contains("panicked"));
     assert!(ledger.run("wr_1").is_none());
     assert_eq!(
         ledger.reconciler.recover(START, |_| ()).unwrap(),
@@ -216,7 +216,7 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
     assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));
     assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 1);
     ledger.reconciler.catch_up(START, |_| ()).unwrap();
-    assert_eq!((ledger.feed().len(), ledger.set_aside()), (2, 1));
+    assert_eq!((ledger.feed().len(), ledger.quarantined()), (2, 1));
 }
 
 #[test]
@@ -257,7 +257,10 @@ fn what_cannot_be_read_is_noted_and_ends_there() {
             .read(|view| view.delivery(process.report))
             .unwrap()
             .unwrap();
-        assert!(row.note.is_some() && row.set_aside.is_none(), "{body:.20}");
+        assert!(
+            row.note.is_some() && row.quarantined.is_none(),
+            "{body:.20}"
+        );
     }
     assert_eq!(ledger.count("SELECT count(*) FROM runs"), 0);
 }
@@ -271,7 +274,7 @@ fn a_report_of_a_source_that_is_gone_is_set_aside() {
     let sources = register(&mut writer, [source("sky", &Skyvern)]);
     ledger.reconciler = Reconciler::new(writer, sources, ROOMY);
     ledger.hears(signed("wr_1", "completed"));
-    assert_eq!(ledger.set_aside(), 1);
+    assert_eq!(ledger.quarantined(), 1);
     assert!(ledger.feed().is_empty());
 }
 

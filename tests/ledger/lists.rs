@@ -609,7 +609,7 @@ fn a_finding_counts_all_its_rows_and_names_the_first_five() {
         ("records", 0),
         ("reports", 7),
         ("runs", 7),
-        ("set_aside", 0),
+        ("quarantined", 0),
     ];
     assert_eq!(examined.rows.into_iter().collect::<Vec<_>>(), counted);
 }

@@ -165,13 +165,13 @@ impl Ledger {
         self.reader.read(|view| view.timeline(row)).unwrap()
     }
 
-    /// How many reports are set aside.
+    /// How many reports are quarantined.
     #[expect(
         clippy::redundant_closure_for_method_calls,
         reason = "the method alone is not general enough"
     )]
-    pub fn set_aside(&self) -> i64 {
-        self.reader.read(|view| view.set_aside_count()).unwrap()
+    pub fn quarantined(&self) -> i64 {
+        self.reader.read(|view| view.quarantined_count()).unwrap()
     }
 
     pub fn cursor(&self, seq: i64) -> Cursor {
