@@ -20,7 +20,7 @@
 //! # The invariants, and where each is kept
 //!
 //! 1. A webhook answered 2xx is on disk, fsynced, with bytes, headers and verdict: [`receiver`]
-//!    answers after [`reconciler::Handle::record`], which returns after the commit.
+//!    answers after [`reconciler::Handle::store`], which returns after the commit.
 //! 2. At most one completion per run, for ever: a unique index and a trigger in `schema.sql`.
 //! 3. A decision, the run's state, the record and the mark that the report is processed are one
 //!    transaction: [`reconciler`].

@@ -154,7 +154,7 @@ impl Receiver {
             head: Head::Webhook(head),
             body: taken.bytes,
         };
-        let id = self.ledger.record(report).await.map_err(|refusal| {
+        let id = self.ledger.store(report).await.map_err(|refusal| {
             Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not_stored",

@@ -63,7 +63,7 @@ pub(super) enum Job {
 }
 
 pub(super) enum Reply {
-    Recorded(oneshot::Sender<Result<i64, Refusal>>),
+    Stored(oneshot::Sender<Result<i64, Refusal>>),
     Processed(oneshot::Sender<Result<Processed, Refusal>>),
 }
 
@@ -79,7 +79,7 @@ pub struct Handle {
 impl Handle {
     /// Stores a report that comes from outside, where there may be more of them than we can write. On
     /// disk when this returns `Ok`.
-    pub async fn record(&self, report: Report) -> Result<i64, Refusal> {
+    pub async fn store(&self, report: Report) -> Result<i64, Refusal> {
         if self
             .overload
             .refuses(self.jobs.max_capacity() - self.jobs.capacity())
@@ -89,7 +89,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.submit(Job::Report {
             report,
-            reply: Reply::Recorded(reply),
+            reply: Reply::Stored(reply),
         })
         .await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
@@ -245,7 +245,7 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
         overload: overload.clone(),
         head: head_tx,
         nudges: nudge_tx,
-        unheard: Vec::new(),
+        waiting_for_processing: Vec::new(),
         group_max,
     };
     (
@@ -270,7 +270,7 @@ struct Writing<L> {
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
     /// Who waits for the process of a report that is stored.
-    unheard: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
+    waiting_for_processing: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
     /// So many jobs make a group.
     group_max: usize,
 }
@@ -337,7 +337,7 @@ impl<L: Turns> Writing<L> {
             Ok(turn) => turn,
             Err(error) => {
                 let refusal = failed(&error);
-                self.refuse_unheard(&refusal);
+                self.refuse_waiting(&refusal);
                 for reply in replies {
                     reply.refuse(&refusal);
                 }
@@ -355,14 +355,14 @@ impl<L: Turns> Writing<L> {
         self.tell_processed(turn.processed);
         for (reply, id) in replies.into_iter().zip(turn.stored) {
             match reply {
-                Reply::Recorded(tell) => drop(tell.send(Ok(id))),
-                Reply::Processed(tell) => self.unheard.push((id, tell)),
+                Reply::Stored(tell) => drop(tell.send(Ok(id))),
+                Reply::Processed(tell) => self.waiting_for_processing.push((id, tell)),
             }
             sync::step();
         }
         if self.ledger.behind() {
             // They are stored, and processed from disk when their turn comes.
-            self.refuse_unheard(&Refusal::Busy);
+            self.refuse_waiting(&Refusal::Busy);
         }
     }
 
@@ -372,7 +372,7 @@ impl<L: Turns> Writing<L> {
                 publish(&batch, &self.head, &self.nudges);
                 sync::step();
                 let mut processed = batch.processed.into_iter();
-                for (id, tell) in self.unheard.drain(..) {
+                for (id, tell) in self.waiting_for_processing.drain(..) {
                     // A failure in between may have left it to the next catching up.
                     let process = processed.find(|process| process.report == id);
                     let _ = tell.send(process.ok_or(Refusal::Busy));
@@ -380,13 +380,13 @@ impl<L: Turns> Writing<L> {
             }
             Err(error) => {
                 let refusal = failed(&error);
-                self.refuse_unheard(&refusal);
+                self.refuse_waiting(&refusal);
             }
         }
     }
 
-    fn refuse_unheard(&mut self, refusal: &Refusal) {
-        for (_, tell) in self.unheard.drain(..) {
+    fn refuse_waiting(&mut self, refusal: &Refusal) {
+        for (_, tell) in self.waiting_for_processing.drain(..) {
             let _ = tell.send(Err(refusal.clone()));
         }
     }
@@ -421,7 +421,7 @@ fn failed(error: &StoreError) -> Refusal {
 impl Reply {
     fn refuse(self, refusal: &Refusal) {
         match self {
-            Reply::Recorded(tell) => drop(tell.send(Err(refusal.clone()))),
+            Reply::Stored(tell) => drop(tell.send(Err(refusal.clone()))),
             Reply::Processed(tell) => drop(tell.send(Err(refusal.clone()))),
         }
     }
@@ -493,7 +493,7 @@ mod tests {
         let mut senders = tokio::task::JoinSet::new();
         for _ in 0..12 {
             let ledger = ledger.clone();
-            senders.spawn(async move { while ledger.record(report(1)).await.is_ok() {} });
+            senders.spawn(async move { while ledger.store(report(1)).await.is_ok() {} });
         }
         senders
             .join_next()

@@ -202,7 +202,7 @@ impl Reconciler {
             let sources = &self.sources;
             let tried = self.writer.transaction(|tx| {
                 let report = tx.report(id)?.map(|report| (id, report));
-                opinion(tx, sources, report.as_slice(), now).and_then(|batch| {
+                process(tx, sources, report.as_slice(), now).and_then(|batch| {
                     tx.mark_processed(id)?;
                     Ok(batch)
                 })
@@ -255,7 +255,7 @@ impl Reconciler {
         let (unverified, unverified_added, sources) =
             (self.unverified, &mut self.unverified_added, &self.sources);
         let mut rest = |tx: &mut Transaction<'_>, processed| {
-            let stored = promise(tx, &reports, unverified, unverified_added)?;
+            let stored = store(tx, &reports, unverified, unverified_added)?;
             let work = work
                 .drain(..)
                 .map(|work| tx.apart(work).map_err(|error| Refusal::from(&error)))
@@ -269,7 +269,7 @@ impl Reconciler {
         let mut undone = false;
         let whole = self
             .writer
-            .transaction(|tx| match opinion(tx, sources, &pending, now) {
+            .transaction(|tx| match process(tx, sources, &pending, now) {
                 Ok(batch) => rest(tx, Ok(batch)),
                 Err(error) => {
                     undone = true;
@@ -379,7 +379,7 @@ impl Reconciler {
 }
 
 /// Stores reports and gives their ids.
-fn promise(
+fn store(
     tx: &mut Transaction<'_>,
     reports: &[Report],
     unverified: UnverifiedLimits,
@@ -395,7 +395,7 @@ fn promise(
 
 /// Reads, decides and appends, notes when the sources were heard from, and marks the reports as
 /// processed. A panic on the way is an error: one poisoned report must not end the daemon.
-fn opinion(
+fn process(
     tx: &mut Transaction<'_>,
     sources: &Sources,
     reports: &[(i64, Report)],

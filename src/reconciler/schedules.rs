@@ -150,7 +150,7 @@ impl Stand {
         StoreError::Sqlite(rusqlite::Error::InvalidQuery)
     }
 
-    fn opinion(&self, processed: &[(i64, i64)], head: i64) -> BatchResult {
+    fn batch_result(&self, processed: &[(i64, i64)], head: i64) -> BatchResult {
         let head_moves = !processed.is_empty();
         let processed = processed.iter().map(|(id, _)| Processed::of(*id)).collect();
         let ahead = i64::from(self.mistake == Mistake::HeadRunsAhead);
@@ -211,7 +211,7 @@ impl Turns for Stand {
             Err(StoreError::Panicked)
         } else {
             let head = self.process(&pending);
-            Ok(self.opinion(&pending, head))
+            Ok(self.batch_result(&pending, head))
         };
         step();
         if !self.behind {
@@ -248,7 +248,7 @@ impl Turns for Stand {
                 return Err(self.failed());
             }
             let head = self.process(&[next]);
-            tell(&self.opinion(&[next], head));
+            tell(&self.batch_result(&[next], head));
         }
         self.behind = false;
         Ok(())
@@ -289,7 +289,7 @@ pub(super) fn report(mouth: i64) -> Report {
 
 /// A receiver: told "stored" means stored, told anything else means that nothing was.
 async fn record(ledger: Handle, shared: Shared, mouth: i64) {
-    match ledger.record(report(mouth)).await {
+    match ledger.store(report(mouth)).await {
         Ok(id) => assert_eq!(
             shared.stored_of(mouth).map(|(id, _)| id),
             Some(id),

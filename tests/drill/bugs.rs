@@ -25,7 +25,7 @@ pub const BUGS: &[Bug] = &[
         old: "        let turn = match self.ledger.turn(reports, work, (self.clock)()) {",
         new: "        for reply in &mut replies {
             let early = match reply {
-                Reply::Recorded(tell) => std::mem::replace(tell, oneshot::channel().0),
+                Reply::Stored(tell) => std::mem::replace(tell, oneshot::channel().0),
                 Reply::Processed(_) => continue,
             };
             let _ = early.send(Ok(0));

@@ -42,7 +42,7 @@ fn a_commit_that_fails_is_acknowledged_to_nobody() {
     };
     runtime.block_on(async {
         sql.execute_batch(NO_COMMIT).unwrap();
-        let stored = handle.record(signed("wr_1", "completed")).await;
+        let stored = handle.store(signed("wr_1", "completed")).await;
         assert!(matches!(stored, Err(Refusal::Store(_))), "{stored:?}");
         let processed = handle.process(signed("wr_2", "completed")).await;
         assert!(matches!(processed, Err(Refusal::Store(_))), "{processed:?}");
@@ -58,7 +58,7 @@ fn a_commit_that_fails_is_acknowledged_to_nobody() {
         );
 
         sql.execute_batch(COMMIT_AGAIN).unwrap();
-        let id = handle.record(signed("wr_1", "completed")).await.unwrap();
+        let id = handle.store(signed("wr_1", "completed")).await.unwrap();
         assert!(
             reader.read(|view| view.body(id)).unwrap().is_some(),
             "it is there as soon as it is promised"

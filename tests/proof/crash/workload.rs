@@ -209,7 +209,7 @@ async fn hand_in(log: &File, ledger: &Handle, report: Report) {
     };
     let (verdict, digest) = (head.verdict, check::digest(&report.body));
     for _ in 0..PATIENCE {
-        match ledger.record(report.clone()).await {
+        match ledger.store(report.clone()).await {
             Ok(id) if verdict.authentic() => {
                 return say(log, &format!("acked {id} {verdict} {digest}"));
             }
