@@ -94,7 +94,7 @@ pub const LOG_PAGES_MAX: i32 = 16_384;
 pub const LOG_REST_PAGES: i32 = 256;
 
 /// The pause between two attempts to empty the log when the daemon stops.
-pub const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+pub const CLOSE_CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
 
 // ── The reconciler ──────────────────────────────────────────────────────────────────────────────
 
@@ -110,7 +110,7 @@ pub const STANDING_MAX: Duration = Duration::from_secs(1);
 
 /// Reports in one transaction. More gains nothing (measured: the commit is paid off by then) and
 /// would delay the first of them.
-pub const GROUP_REPORTS_MAX: usize = 512;
+pub const BATCH_REPORTS_MAX: usize = 512;
 
 /// Characters kept of a provider's word for a state, of a group's id and the like.
 pub const WORD_CHARS_MAX: usize = 200;
@@ -296,7 +296,7 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 pub const SHUTDOWN_DRAIN: Duration = Duration::from_secs(20);
 /// How long the last checkpoint waits for readers when stopping: whoever is still copying has the
 /// write-ahead log as well.
-pub const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+pub const CLOSE_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a connection on which nothing is under way is kept when stopping. A request may be on
 /// its way to us already, and closing then would look to its sender like a refusal.
@@ -323,7 +323,7 @@ const _: () = {
         UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64,
         "the unverified buffer must hold one whole delivery"
     );
-    assert!(GROUP_REPORTS_MAX <= QUEUE_REPORTS_MAX);
+    assert!(BATCH_REPORTS_MAX <= QUEUE_REPORTS_MAX);
     assert!(
         STREAMS_MAX < SOCKET_CONNECTIONS_MAX,
         "commands must get through"

@@ -282,11 +282,11 @@ impl Ledger {
         while reports.peek().is_some() {
             let group = reports.by_ref().take(group).collect();
             self.reconciler
-                .turn(group, Vec::new(), now)
+                .write_batch(group, Vec::new(), now)
                 .expect("a turn");
         }
         self.reconciler
-            .turn(Vec::new(), Vec::new(), now)
+            .write_batch(Vec::new(), Vec::new(), now)
             .expect("the last opinion");
     }
 }

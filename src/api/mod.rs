@@ -47,7 +47,7 @@ pub struct ApiState {
     pub clock: Clock,
     /// When the daemon was ready.
     pub started_at: At,
-    /// Turns true when the daemon stops: streams then end.
+    /// BatchWriter true when the daemon stops: streams then end.
     pub stop: watch::Receiver<bool>,
     /// What a person has to put right: a configuration that was not taken.
     pub trouble: watch::Receiver<Option<String>>,

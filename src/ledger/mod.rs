@@ -289,17 +289,19 @@ impl Writer {
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
     /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
     /// reader that stays (replication beside us holds one always) must not hold up the stop.
-    pub fn settle(&self) {
-        let _ = self.connection.busy_timeout(limits::SETTLE_PATIENCE);
+    pub fn checkpoint_on_close(&self) {
+        let _ = self
+            .connection
+            .busy_timeout(limits::CLOSE_CHECKPOINT_TIMEOUT);
         let begin = Instant::now();
         // The checkpointer may be at it just now, for which SQLite does not wait.
-        while begin.elapsed() < limits::SETTLE_PATIENCE {
+        while begin.elapsed() < limits::CLOSE_CHECKPOINT_TIMEOUT {
             match self
                 .connection
                 .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
             {
                 Ok(false) => return,
-                Ok(true) => std::thread::sleep(limits::SETTLE_PAUSE),
+                Ok(true) => std::thread::sleep(limits::CLOSE_CHECKPOINT_PAUSE),
                 Err(error) => {
                     return tracing::debug!(%error, "the write-ahead log is left as it is");
                 }
@@ -670,12 +672,12 @@ fn identity(path: &Path) -> String {
     }
 }
 
-/// Turns a stored word back into a value; a word nobody writes is a damaged row.
+/// BatchWriter a stored word back into a value; a word nobody writes is a damaged row.
 fn stored<T>(value: Option<T>, what: &str) -> Result<T> {
     value.ok_or_else(|| StoreError::Unreadable(what.to_owned()))
 }
 
-/// Turns stored JSON back into a value.
+/// BatchWriter stored JSON back into a value.
 fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| StoreError::Unreadable(format!("{what}: {error}")))
 }
@@ -811,7 +813,7 @@ mod tests {
             .transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0)))
             .unwrap();
         let begun = std::time::Instant::now();
-        writer.settle();
+        writer.checkpoint_on_close();
         assert!(
             begun.elapsed() < Duration::from_secs(5),
             "{:?}",

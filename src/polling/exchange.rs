@@ -134,7 +134,7 @@ impl Exchange {
         let Exchange { member, about } = self;
         match about {
             About::Run(exchange) => exchange.go_on(member, request, answer, now),
-            About::Page(page) => page.turn(&member, request, answer, now),
+            About::Page(page) => page.write_batch(&member, request, answer, now),
             About::Key => Next::Done,
         }
     }
@@ -209,7 +209,13 @@ impl RunExchange {
 }
 
 impl Page {
-    fn turn(self, member: &Arc<Source>, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
+    fn write_batch(
+        self,
+        member: &Arc<Source>,
+        request: ApiRequest,
+        answer: ApiResponse,
+        now: At,
+    ) -> Next {
         let Page {
             token,
             number,

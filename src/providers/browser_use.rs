@@ -878,7 +878,7 @@ fn has_worked(view: &Map<String, Value>) -> bool {
         || text(view, "lastStepSummary").is_some()
 }
 
-// ── Turns of a v3 session ───────────────────────────────────────────────────────────────────────
+// ── BatchWriter of a v3 session ───────────────────────────────────────────────────────────────────────
 
 /// The next page of messages, while the status leaves it open whether the turn has ended and the
 /// pages so far hang together. While the session runs they are not read: if the run asked about

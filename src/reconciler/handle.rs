@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
-use super::{BatchResult, Clock, Processed, Reconciler, Reverified, Sources, Turn, Work, sync};
+use super::{Batch, BatchResult, Clock, Processed, Reconciler, Reverified, Sources, Work, sync};
 use crate::ledger::{StoreError, Transaction};
 use crate::limits;
 use crate::model::At;
@@ -157,8 +157,13 @@ impl Handle {
 }
 
 /// What the loop drives: the [`Reconciler`], or in a test something that is watched.
-pub(super) trait Turns {
-    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError>;
+pub(super) trait BatchWriter {
+    fn write_batch(
+        &mut self,
+        reports: Vec<Report>,
+        work: Vec<Work>,
+        now: At,
+    ) -> Result<Batch, StoreError>;
     fn pending(&self) -> usize;
     fn behind(&self) -> bool;
     fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), StoreError>;
@@ -172,9 +177,14 @@ pub(super) trait Turns {
     fn close(self);
 }
 
-impl Turns for Reconciler {
-    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, now: At) -> Result<Turn, StoreError> {
-        self.turn(reports, work, now)
+impl BatchWriter for Reconciler {
+    fn write_batch(
+        &mut self,
+        reports: Vec<Report>,
+        work: Vec<Work>,
+        now: At,
+    ) -> Result<Batch, StoreError> {
+        self.write_batch(reports, work, now)
     }
 
     fn pending(&self) -> usize {
@@ -211,7 +221,7 @@ impl Turns for Reconciler {
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub queue: usize,
-    pub group: usize,
+    pub batch: usize,
 }
 
 /// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
@@ -223,12 +233,12 @@ pub fn channel(
 ) -> (Handle, impl FnOnce() + Send + 'static) {
     let sizes = Sizes {
         queue: limits::QUEUE_REPORTS_MAX,
-        group: limits::GROUP_REPORTS_MAX,
+        batch: limits::BATCH_REPORTS_MAX,
     };
     channel_of(sizes, reconciler, clock, head)
 }
 
-pub(super) fn channel_of<L: Turns + Send + 'static>(
+pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
     sizes: Sizes,
     ledger: L,
     clock: Clock,
@@ -237,16 +247,16 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
     let (jobs, waiting) = mpsc::channel(sizes.queue);
     let (head_tx, head) = watch::channel(head);
     let (nudge_tx, nudges) = watch::channel(0);
-    let group_max = sizes.group;
-    let overload = Overload::new(group_max);
-    let desk = Writing {
+    let batch_max = sizes.batch;
+    let overload = Overload::new(batch_max);
+    let desk = WriterLoop {
         ledger,
         clock,
         overload: overload.clone(),
         head: head_tx,
         nudges: nudge_tx,
         waiting_for_processing: Vec::new(),
-        group_max,
+        batch_max,
     };
     (
         Handle {
@@ -263,7 +273,7 @@ pub(super) fn channel_of<L: Turns + Send + 'static>(
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The writer's thread.
-struct Writing<L> {
+struct WriterLoop<L> {
     ledger: L,
     clock: Clock,
     overload: Overload,
@@ -271,31 +281,31 @@ struct Writing<L> {
     nudges: watch::Sender<u64>,
     /// Who waits for the process of a report that is stored.
     waiting_for_processing: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
-    /// So many jobs make a group.
-    group_max: usize,
+    /// So many jobs make a batch.
+    batch_max: usize,
 }
 
-impl<L: Turns> Writing<L> {
+impl<L: BatchWriter> WriterLoop<L> {
     /// Takes whatever waits, writes it, and goes on without waiting as long as something stored is
     /// still to be processed: that commit carries along what has come in meanwhile.
     fn serve(mut self, mut waiting: mpsc::Receiver<Job>) {
-        let mut group = Vec::with_capacity(self.group_max);
+        let mut batch = Vec::with_capacity(self.batch_max);
         loop {
             if self.ledger.behind() && !self.catch_up() {
                 // Requests must not wait for a sick disk to be well; they get their refusal.
                 sync::pause(CATCH_UP_PAUSE);
             } else if self.ledger.pending() == 0
-                && sync::receive(&mut waiting, &mut group, self.group_max) == 0
+                && sync::receive(&mut waiting, &mut batch, self.batch_max) == 0
             {
                 return self.ledger.close();
             }
-            let closed = take(&mut waiting, &mut group, self.group_max);
+            let closed = take(&mut waiting, &mut batch, self.batch_max);
             self.overload.taken(waiting.len());
-            if closed && group.is_empty() && self.ledger.behind() {
+            if closed && batch.is_empty() && self.ledger.behind() {
                 // Stopping with a sick disk: what is stored is processed at the next start.
                 return;
             }
-            self.write(group.drain(..));
+            self.write(batch.drain(..));
         }
     }
 
@@ -308,10 +318,10 @@ impl<L: Turns> Writing<L> {
     }
 
     /// One turn: acknowledges what is stored, tells what was processed.
-    fn write(&mut self, group: impl Iterator<Item = Job>) {
+    fn write(&mut self, batch: impl Iterator<Item = Job>) {
         let (mut reports, mut replies, mut work, mut done) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for job in group {
+        for job in batch {
             match job {
                 Job::Report { report, reply } => {
                     reports.push(report);
@@ -333,8 +343,8 @@ impl<L: Turns> Writing<L> {
                 }
             }
         }
-        let turn = match self.ledger.turn(reports, work, (self.clock)()) {
-            Ok(turn) => turn,
+        let batch = match self.ledger.write_batch(reports, work, (self.clock)()) {
+            Ok(batch) => batch,
             Err(error) => {
                 let refusal = failed(&error);
                 self.refuse_waiting(&refusal);
@@ -348,12 +358,12 @@ impl<L: Turns> Writing<L> {
             }
         };
         sync::step();
-        for (tell, result) in done.into_iter().zip(turn.work) {
+        for (tell, result) in done.into_iter().zip(batch.work) {
             let _ = tell.send(result);
             sync::step();
         }
-        self.tell_processed(turn.processed);
-        for (reply, id) in replies.into_iter().zip(turn.stored) {
+        self.tell_processed(batch.processed);
+        for (reply, id) in replies.into_iter().zip(batch.stored) {
             match reply {
                 Reply::Stored(tell) => drop(tell.send(Ok(id))),
                 Reply::Processed(tell) => self.waiting_for_processing.push((id, tell)),
@@ -401,11 +411,11 @@ impl<L: Turns> Writing<L> {
 }
 
 /// Takes what waits without waiting for more; true when nobody is left to hand anything in.
-fn take(waiting: &mut mpsc::Receiver<Job>, group: &mut Vec<Job>, max: usize) -> bool {
-    while group.len() < max {
+fn take(waiting: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, max: usize) -> bool {
+    while batch.len() < max {
         sync::step();
         match waiting.try_recv() {
-            Ok(job) => group.push(job),
+            Ok(job) => batch.push(job),
             Err(error) => return error == TryRecvError::Disconnected,
         }
     }
@@ -446,10 +456,15 @@ mod tests {
     /// A ledger that takes its time over a turn, and nothing else.
     struct Slow;
 
-    impl Turns for Slow {
-        fn turn(&mut self, reports: Vec<Report>, _: Vec<Work>, _: At) -> Result<Turn, StoreError> {
+    impl BatchWriter for Slow {
+        fn write_batch(
+            &mut self,
+            reports: Vec<Report>,
+            _: Vec<Work>,
+            _: At,
+        ) -> Result<Batch, StoreError> {
             std::thread::sleep(Duration::from_millis(20));
-            Ok(Turn {
+            Ok(Batch {
                 stored: vec![1; reports.len()],
                 work: Vec::new(),
                 processed: Ok(BatchResult::default()),
@@ -482,7 +497,7 @@ mod tests {
         let (ledger, serve) = channel_of(
             Sizes {
                 queue: 64,
-                group: 2,
+                batch: 2,
             },
             Slow,
             Arc::new(|| At(0)),

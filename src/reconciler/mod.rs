@@ -89,7 +89,7 @@ pub struct Reconciler {
 }
 
 /// What one turn did.
-pub struct Turn {
+pub struct Batch {
     /// The ids of the reports, in their order.
     pub stored: Vec<i64>,
     /// How each piece of work went.
@@ -136,7 +136,7 @@ impl Reconciler {
 
     /// Ends: leaves the ledger in one file.
     pub fn close(self) {
-        self.writer.settle();
+        self.writer.checkpoint_on_close();
     }
 
     /// How many reports are stored in this process and not yet processed.
@@ -238,15 +238,15 @@ impl Reconciler {
     /// that fails undoes only itself. An opinion that fails undoes the transaction, in which nothing
     /// else was done yet, and the rest goes into another: a savepoint for it would copy every page
     /// that it writes, for the rare case. On an error nothing happened.
-    pub fn turn(
+    pub fn write_batch(
         &mut self,
         reports: Vec<Report>,
         mut work: Vec<Work>,
         now: At,
-    ) -> Result<Turn, StoreError> {
+    ) -> Result<Batch, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         if reports.is_empty() && work.is_empty() && pending.is_empty() {
-            return Ok(Turn {
+            return Ok(Batch {
                 stored: Vec::new(),
                 work: Vec::new(),
                 processed: Ok(BatchResult::default()),
@@ -260,7 +260,7 @@ impl Reconciler {
                 .drain(..)
                 .map(|work| tx.apart(work).map_err(|error| Refusal::from(&error)))
                 .collect();
-            Ok(Turn {
+            Ok(Batch {
                 stored,
                 work,
                 processed,
@@ -280,19 +280,19 @@ impl Reconciler {
             Err(error) if undone => self.writer.transaction(|tx| rest(tx, Err(error))),
             whole => whole,
         };
-        let turn = result.map_err(|error| self.fail(error))?;
-        self.behind |= turn.processed.is_err();
+        let batch = result.map_err(|error| self.fail(error))?;
+        self.behind |= batch.processed.is_err();
         if !self.behind {
-            self.pending = turn.stored.iter().copied().zip(reports).collect();
+            self.pending = batch.stored.iter().copied().zip(reports).collect();
         }
-        Ok(turn)
+        Ok(batch)
     }
 
     /// Stores and processed reports, as the thread does. For simulations and tests.
     pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, StoreError> {
-        self.turn(reports, Vec::new(), now)?;
-        let turn = self.turn(Vec::new(), Vec::new(), now)?;
-        let mut processed = turn
+        self.write_batch(reports, Vec::new(), now)?;
+        let batch = self.write_batch(Vec::new(), Vec::new(), now)?;
+        let mut processed = batch
             .processed
             .map(|batch| batch.processed)
             .unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::limits;
 #[derive(Clone)]
 pub struct Overload {
     standing: Arc<Mutex<Option<Standing>>>,
-    /// So many are taken in one turn.
+    /// So many are taken in one batch.
     group: usize,
 }
 

@@ -22,8 +22,8 @@ use shuttle::rand::Rng as _;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use tokio::sync::oneshot;
 
-use super::handle::{Job, Sizes, Turns, channel_of};
-use super::{BatchResult, Handle, Processed, Refusal, Reverified, Sources, Turn, Work};
+use super::handle::{BatchWriter, Job, Sizes, channel_of};
+use super::{Batch, BatchResult, Handle, Processed, Refusal, Reverified, Sources, Work};
 use crate::ledger::StoreError;
 use crate::model::{At, RunId};
 use crate::report::{Head, Report};
@@ -177,8 +177,13 @@ impl Stand {
     }
 }
 
-impl Turns for Stand {
-    fn turn(&mut self, reports: Vec<Report>, work: Vec<Work>, _: At) -> Result<Turn, StoreError> {
+impl BatchWriter for Stand {
+    fn write_batch(
+        &mut self,
+        reports: Vec<Report>,
+        work: Vec<Work>,
+        _: At,
+    ) -> Result<Batch, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         step();
         if self.shared.fails() {
@@ -218,7 +223,7 @@ impl Turns for Stand {
             self.pending.clone_from(&promised);
         }
         let stored = promised.into_iter().map(|(id, _)| id).collect();
-        Ok(Turn {
+        Ok(Batch {
             stored,
             work: work.iter().map(|_| Ok(())).collect(),
             processed,
@@ -382,7 +387,7 @@ fn a_life(mistake: Mistake) {
         next: 1,
         late,
     };
-    let (ledger, serve) = channel_of(Sizes { queue: 2, group: 2 }, stand, Arc::new(|| At(0)), 0);
+    let (ledger, serve) = channel_of(Sizes { queue: 2, batch: 2 }, stand, Arc::new(|| At(0)), 0);
     let writer = shuttle::thread::spawn(|| {
         drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(
             serve,

@@ -22,7 +22,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "acknowledge before the commit",
         file: "src/reconciler/handle.rs",
-        old: "        let turn = match self.ledger.turn(reports, work, (self.clock)()) {",
+        old: "        let turn = match self.ledger.write_batch(reports, work, (self.clock)()) {",
         new: "        for reply in &mut replies {
             let early = match reply {
                 Reply::Stored(tell) => std::mem::replace(tell, oneshot::channel().0),
@@ -30,7 +30,7 @@ pub const BUGS: &[Bug] = &[
             };
             let _ = early.send(Ok(0));
         }
-        let turn = match self.ledger.turn(reports, work, (self.clock)()) {",
+        let turn = match self.ledger.write_batch(reports, work, (self.clock)()) {",
         target: "ledger",
         test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
     },

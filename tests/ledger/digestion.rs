@@ -202,7 +202,7 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
     let poison = delivery(Verdict::Signed, "BOO!");
     ledger
         .reconciler
-        .turn(vec![signed("wr_1", "failed"), poison], Vec::new(), START)
+        .write_batch(vec![signed("wr_1", "failed"), poison], Vec::new(), START)
         .unwrap();
     let work: Work = Box::new(|tx| {
         tx.create_consumer("a", 0, &Filter::default(), 0, START)
@@ -210,7 +210,7 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
     });
     let turn = ledger
         .reconciler
-        .turn(vec![signed("wr_2", "failed")], vec![work], START)
+        .write_batch(vec![signed("wr_2", "failed")], vec![work], START)
         .unwrap();
     assert!(turn.processed.is_err() && turn.work[0].is_ok());
     assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));

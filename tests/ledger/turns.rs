@@ -1,4 +1,4 @@
-//! Turns: what is promised in one is processed in the next, and what was wrongly refused is heard
+//! BatchWriter: what is promised in one is processed in the next, and what was wrongly refused is heard
 //! again once its secret is known.
 
 use std::sync::Arc;
@@ -51,20 +51,23 @@ fn a_turn_promises_this_group_and_digests_the_last() {
     let now = ledger.now;
     let first = ledger
         .reconciler
-        .turn(vec![signed("wr_1", "completed")], Vec::new(), now)
+        .write_batch(vec![signed("wr_1", "completed")], Vec::new(), now)
         .unwrap();
     assert_eq!(first.stored.len(), 1);
     assert!(ledger.feed().is_empty(), "stored, and not yet understood");
     let second = ledger
         .reconciler
-        .turn(vec![signed("wr_2", "failed")], Vec::new(), now)
+        .write_batch(vec![signed("wr_2", "failed")], Vec::new(), now)
         .unwrap();
     assert_eq!(
         second.processed.unwrap().processed[0].report,
         first.stored[0]
     );
     assert_eq!((ledger.feed().len(), ledger.reconciler.pending()), (1, 1));
-    ledger.reconciler.turn(Vec::new(), Vec::new(), now).unwrap();
+    ledger
+        .reconciler
+        .write_batch(Vec::new(), Vec::new(), now)
+        .unwrap();
     assert_eq!((ledger.feed().len(), ledger.reconciler.pending()), (2, 0));
 }
 

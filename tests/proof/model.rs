@@ -333,7 +333,7 @@ impl Pair {
             .reconciler
             .as_mut()
             .unwrap()
-            .turn(Vec::new(), vec![work], self.scribe.now)
+            .write_batch(Vec::new(), vec![work], self.scribe.now)
             .unwrap();
         assert!(turn.work[0].is_ok(), "{:?}", turn.work);
         self.reference.readers = take.recv().unwrap();

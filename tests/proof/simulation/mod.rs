@@ -528,7 +528,7 @@ impl Simulation {
             .reconciler;
         let before = Remains::of(&self.store);
         let mut turn = |reports: Vec<Report>| {
-            let turn = reconciler.turn(reports, Vec::new(), now);
+            let turn = reconciler.write_batch(reports, Vec::new(), now);
             turn.map(|turn| turn.stored)
                 .map_err(|error| format!("a turn failed: {error}"))
         };
