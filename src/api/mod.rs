@@ -29,7 +29,7 @@ use crate::polling::client::SourceClient;
 use crate::reconciler::{Clock, Handle, Refusal, Sources};
 use crate::server::{AnyBody, Problem, json};
 
-pub use feed::{ConsumerView, Readers, Tail};
+pub use feed::{ConsumerView, PageCache, Readers};
 
 use feed::{consumers, events};
 
@@ -58,7 +58,7 @@ pub struct ApiState {
     /// The consumers that are being read.
     pub consumers: Readers,
     /// What those who follow read together.
-    pub tail: Tail,
+    pub page_cache: PageCache,
 }
 
 type Shared = State<Arc<ApiState>>;

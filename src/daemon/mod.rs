@@ -133,7 +133,7 @@ impl Daemon {
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: api::Readers::default(),
-            tail: api::Tail::default(),
+            page_cache: api::PageCache::default(),
         });
         let watchdog = Watchdog {
             ledger: ledger.clone(),

@@ -116,7 +116,7 @@ impl Place {
             streams: Arc::new(Semaphore::new(limits::STREAMS_MAX)),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),
             consumers: api::Readers::default(),
-            tail: api::Tail::default(),
+            page_cache: api::PageCache::default(),
         };
         runtime.block_on(async {
             // A fuzzer's main function is not Rust's, so a connection that breaks would end the process.

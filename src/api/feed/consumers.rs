@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use super::super::{
     ApiState, HandlerResult, Params, Segments, Shared, bad_request, body_json, flag,
 };
-use super::events::{self, Words, cursor_expired, epoch_mismatch, position};
-use super::stream::{Claim, Manner, Stream};
+use super::events::{self, EventQuery, cursor_expired, epoch_mismatch, position};
+use super::stream::{ReadOptions, ReaderLease, Stream};
 use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
 use crate::limits;
 use crate::model::is_name;
@@ -54,7 +54,7 @@ impl Cause {
 /// What has happened to a consumer, for the stream that reads it. An acknowledgement wakes it and says
 /// nothing: the ledger knows the rest.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stir {
+pub struct ConsumerEvent {
     /// The newest generation.
     pub generation: i64,
     /// What made it.
@@ -64,12 +64,12 @@ pub struct Stir {
 /// The consumers that are being read, by name.
 #[derive(Default)]
 pub struct Readers {
-    by_name: Mutex<HashMap<String, watch::Sender<Stir>>>,
+    by_name: Mutex<HashMap<String, watch::Sender<ConsumerEvent>>>,
 }
 
 impl Readers {
     /// News about a consumer from now on.
-    fn listen(&self, name: &str) -> watch::Receiver<Stir> {
+    fn listen(&self, name: &str) -> watch::Receiver<ConsumerEvent> {
         let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         by_name.retain(|_, stirs| stirs.receiver_count() > 0);
         by_name.entry(name.to_owned()).or_default().subscribe()
@@ -84,9 +84,9 @@ impl Readers {
     }
 
     fn supersede(&self, name: &str, generation: i64, cause: Cause) {
-        self.tell(name, |stir| {
-            if generation > stir.generation {
-                (stir.generation, stir.cause) = (generation, cause);
+        self.tell(name, |event| {
+            if generation > event.generation {
+                (event.generation, event.cause) = (generation, cause);
             }
         });
     }
@@ -95,7 +95,7 @@ impl Readers {
         self.tell(name, |_| ());
     }
 
-    fn tell(&self, name: &str, change: impl FnOnce(&mut Stir)) {
+    fn tell(&self, name: &str, change: impl FnOnce(&mut ConsumerEvent)) {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stirs) = by_name.get(name) {
             stirs.send_modify(change);
@@ -108,7 +108,7 @@ impl Readers {
 #[serde(default, deny_unknown_fields)]
 struct Making {
     start: Option<String>,
-    filter: Words,
+    filter: EventQuery,
     window: Option<u32>,
 }
 
@@ -240,7 +240,7 @@ pub async fn read(
     Params(reading): Params<Reading>,
 ) -> Result<Response, Problem> {
     let slot = state.slot()?;
-    let manner = Manner::of(
+    let options = ReadOptions::of(
         reading.follow.as_deref(),
         reading.limit,
         reading.wait,
@@ -268,7 +268,7 @@ pub async fn read(
         generation,
         ..
     } = consumer;
-    let claim = Claim {
+    let lease = ReaderLease {
         name,
         generation,
         window,
@@ -277,7 +277,7 @@ pub async fn read(
         told: false,
         moved: true,
     };
-    Ok(Stream::new(state, acked, filter, manner, Some(claim), slot).respond())
+    Ok(Stream::new(state, acked, filter, options, Some(lease), slot).respond())
 }
 
 fn same_reader(consumer: Consumer, generation: i64) -> Result<Consumer, Problem> {
@@ -704,7 +704,7 @@ mod tests {
         );
         readers.supersede("b", 2, Cause::Seek);
         readers.supersede("b", 1, Cause::Reader);
-        let Stir { generation, cause } = *reading.borrow_and_update();
+        let ConsumerEvent { generation, cause } = *reading.borrow_and_update();
         assert_eq!(
             (generation, cause),
             (2, Cause::Seek),

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use serde::Deserialize;
 
 use super::super::{Params, Shared, bad_request};
-use super::stream::{Manner, Stream};
+use super::stream::{ReadOptions, Stream};
 use crate::ledger::{FeedBounds, Filter};
 use crate::model::record::{Cursor, RecordType};
 use crate::model::{Origin, Outcome};
@@ -39,7 +39,7 @@ pub async fn read(
 ) -> Result<Response, Problem> {
     let slot = state.slot()?;
     let filter = wanted.words().filter()?;
-    let manner = Manner::of(
+    let options = ReadOptions::of(
         wanted.follow.as_deref(),
         wanted.limit,
         wanted.wait,
@@ -57,7 +57,7 @@ pub async fn read(
         state.reader.epoch(),
         bounds,
     )?;
-    Ok(Stream::new(state, start, filter, manner, None, slot).respond())
+    Ok(Stream::new(state, start, filter, options, None, slot).respond())
 }
 
 /// The position that a parameter names: `earliest` (the default), `latest` or a cursor.
@@ -121,7 +121,7 @@ fn earliest(epoch: &str, bounds: FeedBounds) -> String {
 /// A filter as it was asked for, not yet looked at.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Words {
+pub struct EventQuery {
     types: Option<List>,
     source: Option<List>,
     provider: Option<List>,
@@ -139,9 +139,9 @@ enum List {
 }
 
 impl Wanted {
-    fn words(&self) -> Words {
+    fn words(&self) -> EventQuery {
         let list = |text: &Option<String>| text.clone().map(List::Text);
-        Words {
+        EventQuery {
             types: list(&self.types),
             source: list(&self.source),
             provider: list(&self.provider),
@@ -152,7 +152,7 @@ impl Wanted {
     }
 }
 
-impl Words {
+impl EventQuery {
     /// The filter, in one form for everything that means the same.
     pub fn filter(&self) -> Result<Filter, Problem> {
         let types = each(self.types.as_ref(), record_type)?;

@@ -6,4 +6,4 @@ mod page_cache;
 mod stream;
 
 pub use consumers::{ConsumerView, Readers};
-pub use page_cache::Tail;
+pub use page_cache::PageCache;

@@ -38,7 +38,7 @@ pub struct Page {
 
 /// The pages that were read last near the head.
 #[derive(Default)]
-pub struct Tail {
+pub struct PageCache {
     pages: Mutex<VecDeque<(Want, Shared)>>,
 }
 
@@ -64,7 +64,7 @@ impl Page {
     }
 }
 
-impl Tail {
+impl PageCache {
     /// The place of a page that others may want too; whoever comes first reads it.
     fn shared(&self, want: &Want) -> Shared {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +86,7 @@ impl ApiState {
         if want.head - want.after > limits::TAIL_ROWS {
             return self.read_page(want).await;
         }
-        let shared = self.tail.shared(&want);
+        let shared = self.page_cache.shared(&want);
         shared
             .get_or_try_init(|| self.read_page(want))
             .await
@@ -129,9 +129,9 @@ mod tests {
 
     #[test]
     fn who_wants_the_same_gets_the_same_and_old_pages_go() {
-        let tail = Tail::default();
-        let first = tail.shared(&want(0, 1));
-        assert!(Arc::ptr_eq(&first, &tail.shared(&want(0, 1))));
+        let page_cache = PageCache::default();
+        let first = page_cache.shared(&want(0, 1));
+        assert!(Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))));
         let others = [
             want(0, 2),
             want(1, 2),
@@ -148,16 +148,16 @@ mod tests {
             },
         ];
         for other in &others {
-            assert!(!Arc::ptr_eq(&first, &tail.shared(other)));
+            assert!(!Arc::ptr_eq(&first, &page_cache.shared(other)));
         }
         assert!(
-            Arc::ptr_eq(&first, &tail.shared(&want(0, 1))),
+            Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))),
             "still there"
         );
         for head in 10..10 + i64::try_from(limits::TAIL_PAGES).unwrap() {
-            tail.shared(&want(9, head));
+            page_cache.shared(&want(9, head));
         }
-        assert!(!Arc::ptr_eq(&first, &tail.shared(&want(0, 1))));
-        assert_eq!(tail.pages.lock().unwrap().len(), limits::TAIL_PAGES);
+        assert!(!Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))));
+        assert_eq!(page_cache.pages.lock().unwrap().len(), limits::TAIL_PAGES);
     }
 }

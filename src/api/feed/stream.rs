@@ -4,7 +4,7 @@
 //! reads a page of rows from the ledger, closes the snapshot, and sends: a slow reader costs one
 //! page, nothing can be dropped, and nothing is held open in the database while anybody waits.
 //!
-//! A named reader has a [`Claim`] beside it: the generation under which it reads, and the records
+//! A named reader has a [`ReaderLease`] beside it: the generation under which it reads, and the records
 //! that are out unacknowledged.
 
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::super::{ApiState, flag};
-use super::consumers::{Cause, Stir};
+use super::consumers::{Cause, ConsumerEvent};
 use super::events::cursor_expired;
 use super::page_cache::{Page, Want};
 use crate::ledger::Filter;
@@ -34,7 +34,7 @@ use crate::server::Problem;
 
 /// How a reader wants to be served.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct ReadOptions {
     follow: bool,
     limit: u64,
     wait: Duration,
@@ -42,7 +42,7 @@ pub struct Manner {
     sse: bool,
 }
 
-impl Manner {
+impl ReadOptions {
     /// Out of a request.
     pub fn of(
         follow: Option<&str>,
@@ -50,13 +50,13 @@ impl Manner {
         wait: Option<u64>,
         heartbeat: Option<u64>,
         headers: &HeaderMap,
-    ) -> Result<Manner, Problem> {
+    ) -> Result<ReadOptions, Problem> {
         let accepts = |accept: &HeaderValue| {
             accept
                 .to_str()
                 .is_ok_and(|text| text.contains("text/event-stream"))
         };
-        Ok(Manner {
+        Ok(ReadOptions {
             follow: flag("follow", follow)?,
             limit: limit.unwrap_or(u64::MAX),
             wait: Duration::from_secs(wait.unwrap_or(0)).min(limits::WAIT_MAX),
@@ -71,7 +71,7 @@ impl Manner {
 }
 
 /// What a named reader holds.
-pub struct Claim {
+pub struct ReaderLease {
     /// Whose position it is.
     pub name: String,
     /// Under which number it reads.
@@ -79,7 +79,7 @@ pub struct Claim {
     /// Records that may be out unacknowledged; 0: any number.
     pub window: u32,
     /// News about the consumer.
-    pub stirs: watch::Receiver<Stir>,
+    pub stirs: watch::Receiver<ConsumerEvent>,
     /// Seqs of the records that are out.
     pub out: VecDeque<i64>,
     /// The reader was told that its window is full, and half of it has not been free since.
@@ -92,8 +92,8 @@ pub struct Claim {
 pub struct Stream {
     state: Arc<ApiState>,
     filter: Filter,
-    manner: Manner,
-    claim: Option<Claim>,
+    options: ReadOptions,
+    lease: Option<ReaderLease>,
     /// Everything up to here has been sent or does not match.
     position: i64,
     /// The last position the reader was told.
@@ -126,32 +126,32 @@ impl Stream {
         state: Arc<ApiState>,
         start: i64,
         filter: Filter,
-        manner: Manner,
-        claim: Option<Claim>,
+        options: ReadOptions,
+        lease: Option<ReaderLease>,
         slot: OwnedSemaphorePermit,
     ) -> Stream {
         Stream {
             position: start,
             marked: start,
             spoke_at: Instant::now(),
-            left: manner.limit,
+            left: options.limit,
             sent: 0,
-            deadline: Instant::now() + manner.wait,
+            deadline: Instant::now() + options.wait,
             phase: Phase::Hello,
             timer: Box::pin(sleep(Duration::ZERO)),
             head: state.ledger.head(),
             stop: state.stop.clone(),
             state,
             filter,
-            manner,
-            claim,
+            options,
+            lease,
             _slot: slot,
         }
     }
 
     /// The response whose body this is.
     pub fn respond(self) -> Response {
-        let content = if self.manner.sse {
+        let content = if self.options.sse {
             "text/event-stream"
         } else {
             "application/x-ndjson"
@@ -208,13 +208,13 @@ impl Stream {
                 }
                 continue;
             }
-            if !self.manner.follow && (self.sent > 0 || Instant::now() >= self.deadline) {
+            if !self.options.follow && (self.sent > 0 || Instant::now() >= self.deadline) {
                 return Ok(self.end(self.position < head));
             }
             if let Some(paused) = self.paused(room == 0 && self.position < head) {
                 return Ok(paused);
             }
-            if Instant::now() >= self.spoke_at + self.manner.heartbeat {
+            if Instant::now() >= self.spoke_at + self.options.heartbeat {
                 return Ok(self.bookmark());
             }
             self.wait().await;
@@ -224,8 +224,8 @@ impl Stream {
     /// Until something may have changed, or it is time for a sign of life. These are needed in both
     /// directions: with half-closed clients served, a dead one is noticed only by writing to it.
     async fn wait(&mut self) {
-        let heartbeat = self.spoke_at + self.manner.heartbeat;
-        let until = if self.manner.follow {
+        let heartbeat = self.spoke_at + self.options.heartbeat;
+        let until = if self.options.follow {
             heartbeat
         } else {
             heartbeat.min(self.deadline)
@@ -236,8 +236,8 @@ impl Stream {
             self.timer.as_mut().reset(until);
         }
         let stirred = async {
-            match &mut self.claim {
-                Some(claim) => claim.moved |= claim.stirs.changed().await.is_ok(),
+            match &mut self.lease {
+                Some(lease) => lease.moved |= lease.stirs.changed().await.is_ok(),
                 None => std::future::pending().await,
             }
         };
@@ -251,13 +251,13 @@ impl Stream {
 
     /// The last line, once somebody else has the consumer or nobody can.
     fn overtaken(&mut self) -> Option<Result<Bytes, Problem>> {
-        let claim = self.claim.as_ref()?;
-        let Stir { generation, cause } = *claim.stirs.borrow();
-        if generation <= claim.generation {
+        let lease = self.lease.as_ref()?;
+        let ConsumerEvent { generation, cause } = *lease.stirs.borrow();
+        if generation <= lease.generation {
             return None;
         }
         if cause == Cause::Deleted {
-            let message = format!("the consumer {} was deleted", claim.name);
+            let message = format!("the consumer {} was deleted", lease.name);
             return Some(Err(Problem::new(
                 StatusCode::GONE,
                 "consumer_deleted",
@@ -265,36 +265,36 @@ impl Stream {
             )));
         }
         self.phase = Phase::Done;
-        let data = json!({ "consumer": claim.name, "by": cause.word(), "generation": generation });
+        let data = json!({ "consumer": lease.name, "by": cause.word(), "generation": generation });
         Some(Ok(self.own("superseded", &data, false)))
     }
 
     /// How many records may be sent before the reader has to acknowledge some.
     async fn room(&mut self) -> Result<u64, Problem> {
-        let Some(claim) = self.claim.as_mut().filter(|claim| claim.window > 0) else {
+        let Some(lease) = self.lease.as_mut().filter(|lease| lease.window > 0) else {
             return Ok(u64::MAX);
         };
-        let window = claim.window as usize;
-        if claim.out.len() >= window && (claim.moved || claim.stirs.has_changed().unwrap_or(false))
+        let window = lease.window as usize;
+        if lease.out.len() >= window && (lease.moved || lease.stirs.has_changed().unwrap_or(false))
         {
-            claim.stirs.borrow_and_update();
-            claim.moved = false;
-            let name = claim.name.clone();
+            lease.stirs.borrow_and_update();
+            lease.moved = false;
+            let name = lease.name.clone();
             if let Some(consumer) = self.state.look(move |view| view.consumer(&name)).await? {
-                claim
+                lease
                     .out
-                    .drain(..claim.out.partition_point(|seq| *seq <= consumer.acked));
+                    .drain(..lease.out.partition_point(|seq| *seq <= consumer.acked));
             }
         }
-        claim.told &= claim.out.len() * 2 > window;
-        Ok(window.saturating_sub(claim.out.len()) as u64)
+        lease.told &= lease.out.len() * 2 > window;
+        Ok(window.saturating_sub(lease.out.len()) as u64)
     }
 
     /// Says once that the window is full, until half of it has been free again.
     fn paused(&mut self, full: bool) -> Option<Bytes> {
-        let claim = self.claim.as_mut().filter(|claim| full && !claim.told)?;
-        claim.told = true;
-        let data = json!({ "consumer": claim.name, "unacknowledged": claim.out.len(), "window": claim.window });
+        let lease = self.lease.as_mut().filter(|lease| full && !lease.told)?;
+        lease.told = true;
+        let data = json!({ "consumer": lease.name, "unacknowledged": lease.out.len(), "window": lease.window });
         Some(self.own("paused", &data, false))
     }
 
@@ -328,10 +328,10 @@ impl Stream {
         if let Some(last) = records.last() {
             self.marked = last.seq;
         }
-        if let Some(claim) = self.claim.as_mut().filter(|claim| claim.window > 0) {
-            claim.out.extend(records.iter().map(|record| record.seq));
+        if let Some(lease) = self.lease.as_mut().filter(|lease| lease.window > 0) {
+            lease.out.extend(records.iter().map(|record| record.seq));
         }
-        if !self.manner.sse {
+        if !self.options.sse {
             return Ok(page.lines());
         }
         let mut lines = String::new();
@@ -353,14 +353,14 @@ impl Stream {
             "epoch": self.state.reader.epoch(),
             "start": self.cursor(self.position),
             "head": self.cursor(head.max(self.position)),
-            "follow": self.manner.follow,
-            "heartbeat": self.manner.heartbeat.as_secs(),
+            "follow": self.options.follow,
+            "heartbeat": self.options.heartbeat.as_secs(),
             "filter": self.filter,
         });
-        if let Some(claim) = &self.claim {
-            data["consumer"] = claim.name.as_str().into();
-            data["generation"] = claim.generation.into();
-            data["window"] = claim.window.into();
+        if let Some(lease) = &self.lease {
+            data["consumer"] = lease.name.as_str().into();
+            data["generation"] = lease.generation.into();
+            data["window"] = lease.window.into();
         }
         self.own("hello", &data, true)
     }
@@ -411,7 +411,7 @@ impl Stream {
     }
 
     fn write(&self, out: &mut String, kind: &str, cursor: Option<&String>, line: &str) {
-        if !self.manner.sse {
+        if !self.options.sse {
             out.push_str(line);
             out.push('\n');
             return;
