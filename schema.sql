@@ -49,7 +49,7 @@ CREATE TABLE reports (
     verdict  TEXT,                            -- of a webhook: what verification found
     secret   TEXT,                            -- of a webhook: the label of the secret that matched
     unverified INTEGER,                         -- 1: unverified, lives in the bounded ring
-    head     TEXT    NOT NULL,                -- JSON: headers, statuses, what was asked
+    meta     TEXT    NOT NULL,                -- JSON: headers, statuses, what was asked
     body     BLOB    NOT NULL,                -- raw bytes
     note     TEXT,                            -- why it could not be read
     attempts INTEGER NOT NULL DEFAULT 0       -- digestions that did not come back

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use settled::model::At;
 use settled::providers::Verdict;
-use settled::report::{Head, Report, WebhookHead};
+use settled::report::{Meta, Report, WebhookMeta};
 use settled::secret::SecretLabel;
 use support::{Ledger, body, database, file_bytes, option, timed};
 
@@ -187,7 +187,7 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
 fn report(source: i64, run_id: &str, at: At) -> Report {
     let body = body(run_id);
     let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let head = WebhookHead {
+    let meta = WebhookMeta {
         headers: vec![
             header("host", "hooks.example.com"),
             header("content-type", "application/json"),
@@ -205,7 +205,7 @@ fn report(source: i64, run_id: &str, at: At) -> Report {
     Report {
         source,
         at,
-        head: Head::Webhook(head),
+        meta: Meta::Webhook(meta),
         body: body.into_bytes(),
     }
 }

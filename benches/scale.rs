@@ -14,7 +14,7 @@ use settled::ledger::{Filter, Reader};
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
 use settled::model::At;
 use settled::providers::Verdict;
-use settled::report::{Head, Report, WebhookHead};
+use settled::report::{Meta, Report, WebhookMeta};
 use support::{Ledger, file_bytes, median, option, resident, timed, track};
 
 const START: At = At(1_795_248_987_000);
@@ -29,7 +29,7 @@ fn main() {
 /// Reads the whole feed as a follower does, and the same rows as SQLite gives them.
 fn catch_up(count: usize, rounds: usize) {
     let mut ledger = Ledger::new(START);
-    let head = WebhookHead {
+    let meta = WebhookMeta {
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         path_token: None,
         verdict: Verdict::Signed,
@@ -42,7 +42,7 @@ fn catch_up(count: usize, rounds: usize) {
     let reports = (0..count).map(|number| Report {
         source,
         at: START,
-        head: Head::Webhook(head.clone()),
+        meta: Meta::Webhook(meta.clone()),
         body: format!(
             r#"{{"run_id":"wr_{number:018}","status":"completed","output":{{"text":"{text}"}}}}"#
         )

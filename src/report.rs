@@ -20,7 +20,7 @@ pub struct Report {
     /// When it reached us.
     pub at: At,
     /// Everything about it but its bytes.
-    pub head: Head,
+    pub meta: Meta,
     /// The raw bytes.
     pub body: Vec<u8>,
 }
@@ -28,27 +28,27 @@ pub struct Report {
 /// Everything about a report but its bytes: what it is, and what is needed to read it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Head {
+pub enum Meta {
     /// An HTTP request on a webhook endpoint.
-    Webhook(WebhookHead),
+    Webhook(WebhookMeta),
     /// The signed payload out of a provider's retry answer; headers as the provider reported them.
-    Replay(WebhookHead),
+    Replay(WebhookMeta),
     /// Answers about one run, in the order of the questions; the body is their bodies on end.
-    Poll(PollHead),
+    Poll(PollMeta),
     /// One page of a list.
-    Sweep(SweepHead),
+    Sweep(SweepMeta),
     /// A limit of ours was passed.
     Clock {
         /// Whose limit.
         run_id: RunId,
     },
     /// A client told us of a run.
-    Track(TrackHead),
+    Track(TrackMeta),
 }
 
 /// What is known of a delivery beside its body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WebhookHead {
+pub struct WebhookMeta {
     /// As received, names in lower case.
     pub headers: Headers,
     /// Digest of the path segment after the source.
@@ -69,7 +69,7 @@ pub struct WebhookHead {
 
 /// What was asked about a run, and how it was answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PollHead {
+pub struct PollMeta {
     /// About whom.
     pub run_id: RunId,
     /// As what.
@@ -110,7 +110,7 @@ pub struct ResponseMeta {
 
 /// Which page of a list was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SweepHead {
+pub struct SweepMeta {
     /// What the page before said the next one is; `None` for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<String>,
@@ -122,7 +122,7 @@ pub struct SweepHead {
 
 /// What a client says of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrackHead {
+pub struct TrackMeta {
     /// The provider's id of it.
     pub run_id: RunId,
     /// What sort of run it is, where the client or the id tells.
@@ -136,23 +136,23 @@ pub struct TrackHead {
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-impl Head {
+impl Meta {
     /// By which mouth it came.
     pub fn via(&self) -> Via {
         match self {
-            Head::Webhook(_) => Via::Webhook,
-            Head::Replay(_) => Via::Replay,
-            Head::Poll(_) => Via::Poll,
-            Head::Sweep(_) => Via::Sweep,
-            Head::Clock { .. } => Via::Clock,
-            Head::Track(_) => Via::Operator,
+            Meta::Webhook(_) => Via::Webhook,
+            Meta::Replay(_) => Via::Replay,
+            Meta::Poll(_) => Via::Poll,
+            Meta::Sweep(_) => Via::Sweep,
+            Meta::Clock { .. } => Via::Clock,
+            Meta::Track(_) => Via::Operator,
         }
     }
 
     /// The delivery, if it is one.
-    pub fn webhook(&self) -> Option<&WebhookHead> {
+    pub fn webhook(&self) -> Option<&WebhookMeta> {
         match self {
-            Head::Webhook(head) | Head::Replay(head) => Some(head),
+            Meta::Webhook(meta) | Meta::Replay(meta) => Some(meta),
             _ => None,
         }
     }
@@ -162,7 +162,7 @@ impl ResponseMeta {
     /// Response headers that are kept.
     const KEPT: [&'static str; 4] = ["date", "retry-after", "content-type", "x-request-id"];
 
-    /// Splits an answer into what goes into the head and what goes into the body.
+    /// Splits an answer into what goes into the meta and what goes into the body.
     pub fn split(path: String, answer: ApiResponse) -> (ResponseMeta, Vec<u8>) {
         let empty = ResponseMeta {
             path,
@@ -236,12 +236,12 @@ fn shorten(detail: &mut Detail) {
     }
 }
 
-impl PollHead {
+impl PollMeta {
     /// The answers again, from the report's body.
     pub fn answers(&self, mut body: &[u8]) -> Vec<ApiResponse> {
         self.answers
             .iter()
-            .map(|head| head.join(&mut body))
+            .map(|meta| meta.join(&mut body))
             .collect()
     }
 }
@@ -260,54 +260,54 @@ impl Report {
     }
 
     fn understand(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
-        match &self.head {
-            Head::Webhook(head) | Head::Replay(head) => provider.read_webhook(&Webhook {
+        match &self.meta {
+            Meta::Webhook(meta) | Meta::Replay(meta) => provider.read_webhook(&Webhook {
                 body: &self.body,
-                truncated: head.truncated,
-                trust: head.verdict.trust(),
-                via: self.head.via(),
+                truncated: meta.truncated,
+                trust: meta.verdict.trust(),
+                via: self.meta.via(),
                 received_at: self.at,
                 settings,
             }),
-            Head::Poll(head) => {
-                let group_id = head.group_id.as_deref();
+            Meta::Poll(meta) => {
+                let group_id = meta.group_id.as_deref();
                 let run_ref = RunRef {
-                    run_id: &head.run_id,
-                    kind: head.kind,
-                    guessed: head.guessed,
+                    run_id: &meta.run_id,
+                    kind: meta.kind,
+                    guessed: meta.guessed,
                     group_id,
                     settings,
                 };
                 Reading::Said(vec![provider.read_status(
                     &run_ref,
-                    &head.answers(&self.body),
-                    head.requested_at,
+                    &meta.answers(&self.body),
+                    meta.requested_at,
                 )])
             }
-            Head::Sweep(head) => {
-                let answer = head.answer.join(&mut self.body.as_slice());
+            Meta::Sweep(meta) => {
+                let answer = meta.answer.join(&mut self.body.as_slice());
                 let listing =
-                    provider.read_list(head.page.as_deref(), &answer, settings, head.requested_at);
+                    provider.read_list(meta.page.as_deref(), &answer, settings, meta.requested_at);
                 match listing.gap {
                     Some(gap) => Reading::Counted(listing.runs, gap),
                     None => Reading::Said(listing.runs),
                 }
             }
-            Head::Clock { run_id } => Reading::Said(vec![self.ours(
+            Meta::Clock { run_id } => Reading::Said(vec![self.ours(
                 run_id,
                 None,
                 Claim::TimerFired,
                 Detail::default(),
             )]),
-            Head::Track(head) => {
+            Meta::Track(meta) => {
                 let detail = Detail {
-                    group_id: head.group_id.clone(),
-                    metadata: head.metadata.clone(),
+                    group_id: meta.group_id.clone(),
+                    metadata: meta.metadata.clone(),
                     ..Detail::default()
                 };
                 Reading::Said(vec![self.ours(
-                    &head.run_id,
-                    head.kind,
+                    &meta.run_id,
+                    meta.kind,
                     Claim::Tracked,
                     detail,
                 )])
@@ -328,7 +328,7 @@ impl Report {
             kind,
             claim,
             trust: Trust::Authoritative,
-            via: self.head.via(),
+            via: self.meta.via(),
             requested_at: self.at,
             poll_after: None,
             detail,
@@ -337,11 +337,11 @@ impl Report {
 
     /// The provider's own JSON in it: the delivery's body, or the first answer that was a success.
     pub fn payload(&self) -> &[u8] {
-        let Head::Poll(head) = &self.head else {
+        let Meta::Poll(meta) = &self.meta else {
             return &self.body;
         };
         let mut from = 0;
-        for answer in &head.answers {
+        for answer in &meta.answers {
             let to = (from + answer.bytes).min(self.body.len());
             if answer.status.is_some_and(|status| status < 300) {
                 return &self.body[from..to];

@@ -25,7 +25,7 @@ use settled::model::{At, Kind, RunId, SourceName};
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
 use settled::reconciler::{Reconciler, Sources};
-use settled::report::{Head, Report, TrackHead};
+use settled::report::{Meta, Report, TrackMeta};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -207,7 +207,7 @@ pub fn request(run_id: &str) -> Vec<u8> {
 /// A client's word that there is a run of this number.
 pub fn track(source: i64, number: usize, at: At) -> Report {
     let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
-    let head = Head::Track(TrackHead {
+    let meta = Meta::Track(TrackMeta {
         run_id,
         kind: Some(Kind::Workflow),
         group_id: None,
@@ -216,7 +216,7 @@ pub fn track(source: i64, number: usize, at: At) -> Report {
     Report {
         source,
         at,
-        head,
+        meta,
         body: Vec::new(),
     }
 }

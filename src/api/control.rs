@@ -26,7 +26,7 @@ use crate::model::{Kind, RunId, RunKey, SourceName};
 use crate::polling::client::SourceClient;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
 use crate::reconciler::{Processed, Source};
-use crate::report::{Head, Report, TrackHead, WebhookHead};
+use crate::report::{Meta, Report, TrackMeta, WebhookMeta};
 use crate::server::{self, Problem};
 
 /// What a client says of a run.
@@ -57,7 +57,7 @@ pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
     }
     let source = &member.config;
     let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
-    let head = TrackHead {
+    let meta = TrackMeta {
         run_id: key.run_id.clone(),
         kind: tracked
             .kind
@@ -68,7 +68,7 @@ pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
     let report = Report {
         source: member.id,
         at: (state.clock)(),
-        head: Head::Track(head),
+        meta: Meta::Track(meta),
         body: Vec::new(),
     };
     let process = state.ledger.process(report).await?;
@@ -525,7 +525,7 @@ impl ApiState {
         };
         let proof = source.provider.verify(&delivery, &source.keyring, now);
         let (verdict, secret) = (proof.verdict(), proof.secret().cloned());
-        let head = WebhookHead {
+        let meta = WebhookMeta {
             headers,
             path_token: None,
             verdict,
@@ -536,7 +536,7 @@ impl ApiState {
         let report = Report {
             source: member.id,
             at: now,
-            head: Head::Replay(head),
+            meta: Meta::Replay(meta),
             body,
         };
         Ok((verdict, self.ledger.process(report).await?))

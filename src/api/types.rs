@@ -13,7 +13,7 @@ use crate::model::record::Cursor;
 use crate::model::{At, Kind, Origin, Outcome, Via};
 use crate::polling::rate_limit::RateLimiterState;
 use crate::providers::Headers;
-use crate::report::{Head, ResponseMeta};
+use crate::report::{Meta, ResponseMeta};
 use crate::secret::SecretLabel;
 
 /// A run.
@@ -204,7 +204,7 @@ impl DeliveryView {
     ];
 
     /// The view of a stored report.
-    pub fn of(row: DeliveryRow, head: Head) -> DeliveryView {
+    pub fn of(row: DeliveryRow, meta: Meta) -> DeliveryView {
         let mut view = DeliveryView {
             row,
             headers: None,
@@ -212,15 +212,15 @@ impl DeliveryView {
             peer: None,
             answers: Vec::new(),
         };
-        match head {
-            Head::Webhook(head) | Head::Replay(head) => {
-                view.headers = Some(head.headers.into_iter().map(Self::shown).collect());
-                view.truncated = head.truncated;
-                view.peer = head.peer;
+        match meta {
+            Meta::Webhook(meta) | Meta::Replay(meta) => {
+                view.headers = Some(meta.headers.into_iter().map(Self::shown).collect());
+                view.truncated = meta.truncated;
+                view.peer = meta.peer;
             }
-            Head::Poll(head) => view.answers = head.answers,
-            Head::Sweep(head) => view.answers = vec![head.answer],
-            Head::Clock { .. } | Head::Track(_) => {}
+            Meta::Poll(meta) => view.answers = meta.answers,
+            Meta::Sweep(meta) => view.answers = vec![meta.answer],
+            Meta::Clock { .. } | Meta::Track(_) => {}
         }
         view
     }

@@ -24,7 +24,7 @@ use crate::ingest::sender_limit::{SenderLimit, sender};
 use crate::limits;
 use crate::providers::{Delivery, Headers, Verdict};
 use crate::reconciler::{Clock, Handle, Source, Sources};
-use crate::report::{Head, Report, WebhookHead};
+use crate::report::{Meta, Report, WebhookMeta};
 use crate::secret::TokenDigest;
 use crate::server::{AnyBody, Peer, Problem, json};
 
@@ -139,7 +139,7 @@ impl Receiver {
         {
             return Err(too_many());
         }
-        let head = WebhookHead {
+        let meta = WebhookMeta {
             headers,
             path_token,
             verdict: proof.verdict(),
@@ -151,7 +151,7 @@ impl Receiver {
         let report = Report {
             source: member.id,
             at: now,
-            head: Head::Webhook(head),
+            meta: Meta::Webhook(meta),
             body: taken.bytes,
         };
         let id = self.ledger.store(report).await.map_err(|refusal| {

@@ -122,7 +122,7 @@ const INVARIANTS: [(&str, &str); 16] = [
             OR acked > recorded",
     ),
     ("records in the feed whose data cannot be read", "SELECT seq FROM records WHERE NOT json_valid(data)"),
-    ("reports whose head cannot be read", "SELECT id FROM reports WHERE NOT json_valid(head)"),
+    ("reports whose metadata cannot be read", "SELECT id FROM reports WHERE NOT json_valid(meta)"),
     ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
     (
         "sources whose runs are counted wrong",

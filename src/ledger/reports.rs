@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Result, Transaction, View, from_json, stored, to_json};
 use crate::model::{At, Via};
 use crate::providers::Verdict;
-use crate::report::{Head, Report, WebhookHead};
+use crate::report::{Meta, Report, WebhookMeta};
 
 /// How much of what could not be verified is kept, per source.
 #[derive(Clone, Copy, Debug)]
@@ -20,25 +20,25 @@ pub struct UnverifiedLimits {
 impl Transaction<'_> {
     /// Stores a report and gives its id. Ids grow and are never used again.
     pub fn add_report(&mut self, report: &Report) -> Result<i64> {
-        let webhook = report.head.webhook();
-        let unverified = webhook.filter(|head| !head.verdict.authentic()).map(|_| 1);
+        let webhook = report.meta.webhook();
+        let unverified = webhook.filter(|meta| !meta.verdict.authentic()).map(|_| 1);
         let id = self.marks()?.reported + 1;
         self.tx
             .prepare_cached(
-                "INSERT INTO reports (id, source, via, at, verdict, secret, unverified, head, body)
+                "INSERT INTO reports (id, source, via, at, verdict, secret, unverified, meta, body)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 id,
                 report.source,
-                report.head.via().word(),
+                report.meta.via().word(),
                 report.at.0,
-                webhook.map(|head| head.verdict.word()),
+                webhook.map(|meta| meta.verdict.word()),
                 webhook
-                    .and_then(|head| head.secret.as_ref())
+                    .and_then(|meta| meta.secret.as_ref())
                     .map(|label| label.0.as_str()),
                 unverified,
-                to_json(&report.head),
+                to_json(&report.meta),
                 report.body,
             ])?;
         self.marks()?.reported = id;
@@ -48,7 +48,7 @@ impl Transaction<'_> {
     /// Drops the oldest unverified deliveries of a source until it is within its limits.
     pub fn trim_unverified(&mut self, source: i64, limits: UnverifiedLimits) -> Result<usize> {
         let mut oldest_kept = self.tx.prepare_cached(
-            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(head) + octet_length(body)) OVER newest AS bytes
+            "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(meta) + octet_length(body)) OVER newest AS bytes
                 FROM reports WHERE source = ?1 AND unverified = 1 WINDOW newest AS (ORDER BY id DESC))
              WHERE rows <= ?2 AND bytes <= ?3",
         )?;
@@ -65,7 +65,7 @@ impl Transaction<'_> {
     /// Unverified deliveries of `source` after `after`, oldest first.
     pub fn unverified(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
         let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, head, body FROM reports WHERE source = ?1 AND unverified = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+            "SELECT id, source, at, meta, body FROM reports WHERE source = ?1 AND unverified = 1 AND id > ?2 ORDER BY id LIMIT ?3",
         )?;
         let rows = select.query_and_then((source, after, max), |row| {
             Ok((row.get("id")?, report(row)?))
@@ -74,13 +74,13 @@ impl Transaction<'_> {
     }
 
     /// Takes a delivery that verifies after all out of the unverified, with what verification now says.
-    pub fn promote(&mut self, id: i64, head: &WebhookHead) -> Result<()> {
-        let secret = head.secret.as_ref().map(|label| label.0.as_str());
+    pub fn promote(&mut self, id: i64, meta: &WebhookMeta) -> Result<()> {
+        let secret = meta.secret.as_ref().map(|label| label.0.as_str());
         self.tx
             .prepare_cached(
-                "UPDATE reports SET unverified = NULL, verdict = ?2, secret = ?3, head = ?4, note = NULL WHERE id = ?1",
+                "UPDATE reports SET unverified = NULL, verdict = ?2, secret = ?3, meta = ?4, note = NULL WHERE id = ?1",
             )?
-            .execute(params![id, head.verdict.word(), secret, to_json(&Head::Webhook(head.clone()))])?;
+            .execute(params![id, meta.verdict.word(), secret, to_json(&Meta::Webhook(meta.clone()))])?;
         Ok(())
     }
 
@@ -88,7 +88,7 @@ impl Transaction<'_> {
     pub fn unprocessed(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
         let processed = self.marks()?.processed;
         let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, head, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
+            "SELECT id, source, at, meta, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
         )?;
         let rows = select.query_and_then((processed, max), |row| {
             Ok((row.get("id")?, report(row)?, row.get("attempts")?))
@@ -111,7 +111,7 @@ impl Transaction<'_> {
     pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
         let mut select = self
             .tx
-            .prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+            .prepare_cached("SELECT source, at, meta, body FROM reports WHERE id = ?1")?;
         let mut rows = select.query_and_then([id], report)?;
         rows.next().transpose()
     }
@@ -278,8 +278,8 @@ impl View<'_> {
         Ok(rows)
     }
 
-    /// One report of any kind, with its head.
-    pub fn delivery(&self, id: i64) -> Result<Option<(DeliveryRow, Head)>> {
+    /// One report of any kind, with its meta.
+    pub fn delivery(&self, id: i64) -> Result<Option<(DeliveryRow, Meta)>> {
         let mut select = self
             .connection
             .prepare_cached(&format!("{DELIVERY_COLUMNS} WHERE r.id = ?1"))?;
@@ -287,19 +287,19 @@ impl View<'_> {
             return Ok(None);
         };
         row.runs = self.runs_of_report(id)?;
-        let head: String =
+        let meta: String =
             self.connection
-                .query_row("SELECT head FROM reports WHERE id = ?1", [id], |row| {
+                .query_row("SELECT meta FROM reports WHERE id = ?1", [id], |row| {
                     row.get(0)
                 })?;
-        Ok(Some((row, from_json(&head, "a report's head")?)))
+        Ok(Some((row, from_json(&meta, "a report's meta")?)))
     }
 
     /// The payload of a report: for a delivery its raw body.
     pub fn body(&self, id: i64) -> Result<Option<Vec<u8>>> {
         let mut select = self
             .connection
-            .prepare_cached("SELECT source, at, head, body FROM reports WHERE id = ?1")?;
+            .prepare_cached("SELECT source, at, meta, body FROM reports WHERE id = ?1")?;
         let report = select.query_and_then([id], report)?.next().transpose()?;
         Ok(report.map(|report| report.payload().to_vec()))
     }
@@ -346,11 +346,11 @@ fn report(row: &Row<'_>) -> Result<Report> {
     Ok(Report {
         source: row.get("source")?,
         at: At(row.get("at")?),
-        head: from_json(
-            row.get_ref("head")?
+        meta: from_json(
+            row.get_ref("meta")?
                 .as_str()
                 .map_err(rusqlite::Error::from)?,
-            "a report's head",
+            "a report's meta",
         )?,
         body: row.get("body")?,
     })

@@ -176,7 +176,7 @@ mod tests {
         let state = r#"{"phase":{"open":{"claim":{"evidence":{"report":2}}}}}"#;
         let sql = format!(
             "INSERT INTO sources (id, name, provider, since) VALUES (1, 'a', 'skyvern', 0);
-             INSERT INTO reports (id, source, via, at, head, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
+             INSERT INTO reports (id, source, via, at, meta, body) VALUES (1, 1, 'poll', 10, '{{}}', x'01'),
                 (2, 1, 'webhook', 20, '{{}}', x'01'), (3, 1, 'webhook', 30, '{{}}', x'01'),
                 (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
              UPDATE meta SET reported = 5, processed = 4, recorded = 1;

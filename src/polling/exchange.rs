@@ -11,7 +11,7 @@ use crate::model::decide::Run;
 use crate::model::{At, Kind, RunId};
 use crate::providers::{ApiRequest, ApiResponse, RunRef};
 use crate::reconciler::Source;
-use crate::report::{Head, PollHead, Report, ResponseMeta, SweepHead};
+use crate::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta};
 
 /// Something that is being asked of a source's provider.
 pub struct Exchange {
@@ -188,7 +188,7 @@ impl RunExchange {
             .zip(answers)
             .map(|(path, answer)| ResponseMeta::split(path, answer));
         let (answers, bodies): (Vec<_>, Vec<_>) = split.unzip();
-        let head = Head::Poll(PollHead {
+        let meta = Meta::Poll(PollMeta {
             run_id,
             kind,
             guessed,
@@ -200,7 +200,7 @@ impl RunExchange {
             Report {
                 source: member.id,
                 at: now,
-                head,
+                meta,
                 body: bodies.concat(),
             },
             None,
@@ -227,7 +227,7 @@ impl Page {
             .read_list(token.as_deref(), &answer, &source.settings, requested_at)
             .next;
         let (answer, body) = ResponseMeta::split(request.path, answer);
-        let head = Head::Sweep(SweepHead {
+        let meta = Meta::Sweep(SweepMeta {
             page: token,
             requested_at,
             answer,
@@ -235,7 +235,7 @@ impl Page {
         let report = Report {
             source: member.id,
             at: now,
-            head,
+            meta,
             body,
         };
         let next = next.filter(|_| number < limits::SWEEP_PAGES_MAX);

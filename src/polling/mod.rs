@@ -20,7 +20,7 @@ use crate::limits;
 use crate::model::At;
 use crate::polling::client::SourceClient;
 use crate::reconciler::{Clock, Handle, Sources};
-use crate::report::{Head, Report};
+use crate::report::{Meta, Report};
 
 pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};
 
@@ -164,7 +164,7 @@ pub async fn keep_time(
                     let report = Report {
                         source,
                         at: now,
-                        head: Head::Clock { run_id },
+                        meta: Meta::Clock { run_id },
                         body: Vec::new(),
                     };
                     ledger.process(report)

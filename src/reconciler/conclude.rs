@@ -11,7 +11,7 @@ use crate::model::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_tex
 use crate::model::schedule;
 use crate::model::{At, RunId, RunKey, Trust, Via};
 use crate::providers::{Delivery, Reading};
-use crate::report::{Head, Report};
+use crate::report::{Meta, Report};
 
 /// Reads a stored report and writes down all that follows.
 pub(super) fn process(
@@ -77,7 +77,7 @@ fn effects(
             tracing::warn!(source = %member.config.name, missing, "the provider has counted runs that nobody told us of");
         }
     }
-    if !news && matches!(report.head.via(), Via::Poll | Via::Sweep) {
+    if !news && matches!(report.meta.via(), Via::Poll | Via::Sweep) {
         tx.drop_body(id)?;
     }
     Ok(effects)
@@ -87,20 +87,20 @@ fn effects(
 /// fresher than it was.
 pub(super) fn verifies_now(member: &Source, report: &mut Report) -> bool {
     let source = &member.config;
-    let Head::Webhook(head) = &mut report.head else {
+    let Meta::Webhook(meta) = &mut report.meta else {
         return false;
     };
     let delivery = Delivery {
-        headers: &head.headers,
+        headers: &meta.headers,
         body: &report.body,
-        truncated: head.truncated,
-        path_token: head.path_token.as_ref(),
+        truncated: meta.truncated,
+        path_token: meta.path_token.as_ref(),
     };
     let proof = source
         .provider
         .verify(&delivery, &source.keyring, report.at);
-    (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
-    head.verdict.authentic()
+    (meta.verdict, meta.secret) = (proof.verdict(), proof.secret().cloned());
+    meta.verdict.authentic()
 }
 
 /// Decides on one observation and writes down all that follows.
@@ -186,7 +186,7 @@ fn pass_over(
         observation.run_id.as_str(),
         observation.via.word(),
     );
-    if report.head.via() == Via::Sweep || !observation.entitled() {
+    if report.meta.via() == Via::Sweep || !observation.entitled() {
         tracing::debug!(source, run_id, via, %error, "the run's row is damaged");
         return Ok(());
     }

@@ -30,7 +30,7 @@ use crate::ledger::{
 use crate::limits;
 use crate::model::decide::Effect;
 use crate::model::{At, RunId};
-use crate::report::{Head, Report};
+use crate::report::{Meta, Report};
 
 pub use handle::{Handle, Refusal, channel};
 pub use sources::{Source, Sources};
@@ -347,8 +347,8 @@ impl Reconciler {
                     continue;
                 }
                 total.verified += 1;
-                if let Head::Webhook(head) = &report.head {
-                    tx.promote(id, head)?;
+                if let Meta::Webhook(meta) = &report.meta {
+                    tx.promote(id, meta)?;
                 }
                 conclude::process(tx, sources, id, &report, now, &mut batch)?;
             }
@@ -422,15 +422,15 @@ fn process(
 
 fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
     let traffic = traffic.entry(report.source).or_default();
-    match &report.head {
-        Head::Webhook(head) if head.verdict.authentic() => {
+    match &report.meta {
+        Meta::Webhook(meta) if meta.verdict.authentic() => {
             traffic.webhook_at = Some(report.at);
-            if let Some(label) = &head.secret {
+            if let Some(label) = &meta.secret {
                 *traffic.secrets.entry(label.0.clone()).or_default() += 1;
             }
         }
-        Head::Webhook(_) => traffic.unverified_at = Some(report.at),
-        Head::Poll(head) if head.answers.iter().any(|answer| answer.status.is_some()) => {
+        Meta::Webhook(_) => traffic.unverified_at = Some(report.at),
+        Meta::Poll(meta) if meta.answers.iter().any(|answer| answer.status.is_some()) => {
             traffic.answer_at = Some(report.at);
         }
         _ => {}
@@ -446,9 +446,9 @@ fn trim_if_full(
     report: &Report,
 ) -> Result<(), StoreError> {
     let Some(head) = report
-        .head
+        .meta
         .webhook()
-        .filter(|head| !head.verdict.authentic())
+        .filter(|meta| !meta.verdict.authentic())
     else {
         return Ok(());
     };

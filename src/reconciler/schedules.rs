@@ -26,7 +26,7 @@ use super::handle::{BatchWriter, Job, Sizes, channel_of};
 use super::{Batch, BatchResult, Handle, Processed, Refusal, Reverified, Sources, Work};
 use crate::ledger::StoreError;
 use crate::model::{At, RunId};
-use crate::report::{Head, Report};
+use crate::report::{Meta, Report};
 
 // ── What `place` asks of us ─────────────────────────────────────────────────────────────────────
 
@@ -287,7 +287,7 @@ pub(super) fn report(mouth: i64) -> Report {
     Report {
         source: mouth,
         at: At(0),
-        head: Head::Clock { run_id },
+        meta: Meta::Clock { run_id },
         body: Vec::new(),
     }
 }

@@ -190,7 +190,7 @@ mod tests {
     use crate::ledger::{UnverifiedLimits, Writer};
     use crate::model::RunId;
     use crate::reconciler::{Reconciler, Sources, channel};
-    use crate::report::{Head, Report};
+    use crate::report::{Meta, Report};
 
     fn quarantined(view: &View<'_>) -> Result<i64, StoreError> {
         view.quarantined_count()
@@ -215,14 +215,14 @@ mod tests {
         );
         std::thread::spawn(serve);
         for _ in 0..count {
-            let head = Head::Clock {
+            let meta = Meta::Clock {
                 run_id: RunId::new("r").unwrap(),
             };
             ledger
                 .process(Report {
                     source: 1,
                     at: At(1_000),
-                    head,
+                    meta,
                     body: vec![b'x'; 100_000],
                 })
                 .await

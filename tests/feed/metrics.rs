@@ -2,7 +2,7 @@
 
 use crate::support::{Home, exchange, until};
 
-/// Head and text of the metrics for somebody who accepts this.
+/// Meta and text of the metrics for somebody who accepts this.
 fn metrics(home: &Home, accept: &str) -> (String, String) {
     let request = format!("GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n");
     let answer = exchange(&home.path("control.sock"), &request).unwrap();

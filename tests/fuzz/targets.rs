@@ -15,7 +15,7 @@ use settled::providers::{
     ApiResponse, Delivery, Provider, REGISTRY, Reading, Response, RetryResult, RunRef, Settings,
     Verdict, python_json, signature,
 };
-use settled::report::{Head, PollHead, Report, ResponseMeta, WebhookHead};
+use settled::report::{Meta, PollMeta, Report, ResponseMeta, WebhookMeta};
 use settled::secret::{Key, Keyring, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 pub const NOW: At = At(1_795_249_022_000);
@@ -174,7 +174,7 @@ pub fn webhook(data: &[u8]) {
     ]);
     let body = choices.rest();
     check_proofs(provider, body, truncated);
-    let head = WebhookHead {
+    let meta = WebhookMeta {
         headers: Vec::new(),
         path_token: None,
         verdict,
@@ -185,7 +185,7 @@ pub fn webhook(data: &[u8]) {
     let report = Report {
         source: 1,
         at: NOW,
-        head: Head::Webhook(head),
+        meta: Meta::Webhook(meta),
         body: body.to_vec(),
     };
     check_reading(provider, &report, &settings);
@@ -358,7 +358,7 @@ fn polled(run: &RunRef<'_>, answers: &[ApiResponse]) -> Report {
         .iter()
         .map(|answer| ResponseMeta::split("/".to_owned(), answer.clone()));
     let (heads, bodies): (Vec<_>, Vec<_>) = split.unzip();
-    let head = PollHead {
+    let meta = PollMeta {
         run_id: run.run_id.clone(),
         kind: run.kind,
         guessed: run.guessed,
@@ -369,7 +369,7 @@ fn polled(run: &RunRef<'_>, answers: &[ApiResponse]) -> Report {
     Report {
         source: 1,
         at: NOW,
-        head: Head::Poll(head),
+        meta: Meta::Poll(meta),
         body: bodies.concat(),
     }
 }

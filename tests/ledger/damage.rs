@@ -258,12 +258,12 @@ fn a_sound_ledger_has_no_findings_and_a_damaged_one_says_what() {
         "{told:?}"
     );
     spoil(
-        "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET head = '{'; UPDATE meta SET processed = 99",
+        "PRAGMA foreign_keys = OFF; DELETE FROM records; UPDATE reports SET meta = '{'; UPDATE meta SET processed = 99",
     );
     let told = found(&ledger).join("\n");
     for part in [
         "settled runs whose completion is missing from the feed: 1",
-        "reports whose head cannot be read: 2",
+        "reports whose metadata cannot be read: 2",
         "marks beyond the last report",
     ] {
         assert!(told.contains(part), "{part} is not in\n{told}");

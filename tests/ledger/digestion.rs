@@ -13,7 +13,7 @@ use settled::providers::{
     RunRef, Settings, Verdict, Webhook,
 };
 use settled::reconciler::{Reconciler, Work};
-use settled::report::{Head, Report, ResponseMeta, SweepHead};
+use settled::report::{Meta, Report, ResponseMeta, SweepMeta};
 use settled::secret::Keyring;
 
 use super::setting::{
@@ -470,7 +470,7 @@ fn v4_page(rows: &serde_json::Value) -> Report {
     };
     let (answer, body) =
         ResponseMeta::split("/api/v4/sessions".to_owned(), ApiResponse::Http(response));
-    let head = SweepHead {
+    let meta = SweepMeta {
         page: None,
         requested_at: START,
         answer,
@@ -478,7 +478,7 @@ fn v4_page(rows: &serde_json::Value) -> Report {
     Report {
         source: 1,
         at: START,
-        head: Head::Sweep(head),
+        meta: Meta::Sweep(meta),
         body,
     }
 }

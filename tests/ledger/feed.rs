@@ -330,11 +330,11 @@ fn a_held_end_is_published_with_the_words_that_told_it() {
     assert_eq!(held.effects[0].1, Effect::Held);
     ledger.now = ledger.now.plus(Duration::from_secs(60));
     let run_id = held.effects[0].0.clone();
-    let clock = settled::report::Head::Clock { run_id };
+    let clock = settled::report::Meta::Clock { run_id };
     ledger.hears(settled::report::Report {
         source: 1,
         at: At(0),
-        head: clock,
+        meta: clock,
         body: Vec::new(),
     });
     let record = json(&ledger.feed()[0]);

@@ -12,7 +12,7 @@ use settled::model::At;
 use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
-use settled::report::{Head, Report};
+use settled::report::{Meta, Report};
 use settled::secret::SecretLabel;
 
 use super::setting::{
@@ -27,8 +27,8 @@ fn at(seconds: i64) -> At {
 /// A signed delivery that names the secret it was signed with.
 fn signed_with(label: &str, run_id: &str, status: &str) -> Report {
     let mut report = signed(run_id, status);
-    if let Head::Webhook(head) = &mut report.head {
-        head.secret = Some(SecretLabel(label.to_owned()));
+    if let Meta::Webhook(meta) = &mut report.meta {
+        meta.secret = Some(SecretLabel(label.to_owned()));
     }
     report
 }
@@ -59,7 +59,7 @@ fn every_source_is_listed_with_its_numbers() {
     let timer = Report {
         source: 2,
         at: deadline,
-        head: Head::Clock { run_id: key.run_id },
+        meta: Meta::Clock { run_id: key.run_id },
         body: Vec::new(),
     };
     ledger.reconciler.step(vec![timer], deadline).unwrap();

@@ -15,7 +15,7 @@ use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{ApiResponse, Provider, Response, Verdict};
 use settled::reconciler::{Processed, Reconciler, Sources};
-use settled::report::{Head, PollHead, Report, ResponseMeta, TrackHead, WebhookHead};
+use settled::report::{Meta, PollMeta, Report, ResponseMeta, TrackMeta, WebhookMeta};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
 
@@ -195,7 +195,7 @@ pub fn json(record: &StoredRecord) -> serde_json::Value {
 
 /// A delivery of the first source.
 pub fn delivery(verdict: Verdict, body: impl Into<Vec<u8>>) -> Report {
-    let head = WebhookHead {
+    let meta = WebhookMeta {
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         path_token: None,
         verdict,
@@ -206,7 +206,7 @@ pub fn delivery(verdict: Verdict, body: impl Into<Vec<u8>>) -> Report {
     Report {
         source: 1,
         at: START,
-        head: Head::Webhook(head),
+        meta: Meta::Webhook(meta),
         body: body.into(),
     }
 }
@@ -235,7 +235,7 @@ pub fn answer(run_id: &str, requested_at: At, body: &str) -> Report {
     };
     let (answer, body) = ResponseMeta::split("/v1/runs/x".to_owned(), ApiResponse::Http(response));
     let run_id = RunId::new(run_id).unwrap();
-    let head = PollHead {
+    let meta = PollMeta {
         run_id,
         kind: Kind::Workflow,
         guessed: false,
@@ -246,14 +246,14 @@ pub fn answer(run_id: &str, requested_at: At, body: &str) -> Report {
     Report {
         source: 1,
         at: START,
-        head: Head::Poll(head),
+        meta: Meta::Poll(meta),
         body,
     }
 }
 
 pub fn track(run_id: &str) -> Report {
     let run_id = RunId::new(run_id).unwrap();
-    let head = TrackHead {
+    let meta = TrackMeta {
         run_id,
         kind: Some(Kind::Workflow),
         group_id: None,
@@ -262,7 +262,7 @@ pub fn track(run_id: &str) -> Report {
     Report {
         source: 1,
         at: START,
-        head: Head::Track(head),
+        meta: Meta::Track(meta),
         body: Vec::new(),
     }
 }

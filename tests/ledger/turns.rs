@@ -8,7 +8,7 @@ use settled::model::At;
 use settled::providers::signature::sign;
 use settled::providers::skyvern::Skyvern;
 use settled::reconciler::{Reverified, Source, Sources};
-use settled::report::{Head, Report};
+use settled::report::{Meta, Report};
 use settled::secret::{Key, Secret, SecretLabel};
 
 use super::setting::{Ledger, forged, signed, source, state};
@@ -19,8 +19,8 @@ const FORGOTTEN: &str = "sk-the-key-nobody-configured";
 fn under_the_forgotten_key(run_id: &str, status: &str) -> Report {
     let body = state(run_id, status);
     let mut report = forged(run_id, status);
-    if let Head::Webhook(head) = &mut report.head {
-        head.headers.push((
+    if let Meta::Webhook(meta) = &mut report.meta {
+        meta.headers.push((
             "x-skyvern-signature".to_owned(),
             sign(FORGOTTEN, &[body.as_bytes()]),
         ));

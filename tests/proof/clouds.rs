@@ -14,7 +14,7 @@ use settled::demo::plan;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
 use settled::reconciler::Source;
-use settled::report::{Head, Report, WebhookHead};
+use settled::report::{Meta, Report, WebhookMeta};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 
 /// When every world begins: a Saturday morning.
@@ -159,7 +159,7 @@ pub fn receive(member: &Source, letter: Letter, now: At) -> Report {
     };
     let source = &member.config;
     let proof = source.provider.verify(&delivery, &source.keyring, now);
-    let head = WebhookHead {
+    let meta = WebhookMeta {
         verdict: proof.verdict(),
         secret: proof.secret().cloned(),
         headers: letter.headers,
@@ -170,7 +170,7 @@ pub fn receive(member: &Source, letter: Letter, now: At) -> Report {
     Report {
         source: member.id,
         at: now,
-        head: Head::Webhook(head),
+        meta: Meta::Webhook(meta),
         body: letter.body,
     }
 }

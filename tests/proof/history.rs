@@ -12,7 +12,7 @@ use settled::demo::stories;
 use settled::model::{At, RunId};
 use settled::providers::{ApiResponse, Delivery, Response, RunRef};
 use settled::reconciler::Source;
-use settled::report::{Head, PollHead, Report, ResponseMeta, SweepHead, TrackHead};
+use settled::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta, TrackMeta};
 
 use crate::clouds::{self, BEGIN};
 use crate::readers::{Deed, deed, limits};
@@ -242,7 +242,7 @@ impl Scribe {
         self.letters.extend(
             reports
                 .iter()
-                .filter(|report| report.head.webhook().is_some())
+                .filter(|report| report.meta.webhook().is_some())
                 .cloned(),
         );
         reports
@@ -296,7 +296,7 @@ impl Scribe {
                 let life = &self.lives[*run];
                 let run_id = RunId::new(&life.id).unwrap();
                 let kind = kind.then_some(life.kind);
-                let head = Head::Track(TrackHead {
+                let meta = Meta::Track(TrackMeta {
                     run_id,
                     kind,
                     group_id: None,
@@ -305,19 +305,19 @@ impl Scribe {
                 Some(Report {
                     source: self.account(life.source).id,
                     at: self.now,
-                    head,
+                    meta,
                     body: Vec::new(),
                 })
             }
             Said::Alarm { run } => {
                 let life = &self.lives[*run];
-                let head = Head::Clock {
+                let meta = Meta::Clock {
                     run_id: RunId::new(&life.id).unwrap(),
                 };
                 Some(Report {
                     source: self.account(life.source).id,
                     at: self.now,
-                    head,
+                    meta,
                     body: Vec::new(),
                 })
             }
@@ -392,7 +392,7 @@ impl Scribe {
             .map(|(path, answer)| ResponseMeta::split(path, answer))
             .unzip();
         let requested_at = At(self.now.0 - late * 1000);
-        let head = Head::Poll(PollHead {
+        let meta = Meta::Poll(PollMeta {
             run_id,
             kind: life.kind,
             guessed: false,
@@ -403,7 +403,7 @@ impl Scribe {
         Report {
             source: member.id,
             at: self.now,
-            head,
+            meta,
             body: bodies.concat(),
         }
     }
@@ -422,7 +422,7 @@ impl Scribe {
             .list_request(None, &member.config.settings)?;
         let (answer, _) = clouds::ask(&world, source.cloud(), &member, &question);
         let (answer, body) = ResponseMeta::split(question.path, answer);
-        let head = Head::Sweep(SweepHead {
+        let meta = Meta::Sweep(SweepMeta {
             page: None,
             requested_at: self.now,
             answer,
@@ -430,7 +430,7 @@ impl Scribe {
         Some(Report {
             source: member.id,
             at: self.now,
-            head,
+            meta,
             body,
         })
     }
@@ -438,21 +438,21 @@ impl Scribe {
 
 /// Verifies a delivery with the secrets its account has now.
 pub fn verifies(member: &Source, report: &mut Report) -> bool {
-    let Head::Webhook(head) = &mut report.head else {
+    let Meta::Webhook(meta) = &mut report.meta else {
         return false;
     };
     let delivery = Delivery {
-        headers: &head.headers,
+        headers: &meta.headers,
         body: &report.body,
-        truncated: head.truncated,
-        path_token: head.path_token.as_ref(),
+        truncated: meta.truncated,
+        path_token: meta.path_token.as_ref(),
     };
     let proof = member
         .config
         .provider
         .verify(&delivery, &member.config.keyring, report.at);
-    (head.verdict, head.secret) = (proof.verdict(), proof.secret().cloned());
-    head.verdict.authentic()
+    (meta.verdict, meta.secret) = (proof.verdict(), proof.secret().cloned());
+    meta.verdict.authentic()
 }
 
 fn in_state(life: &Life, state: State) -> Life {

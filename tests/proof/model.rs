@@ -24,7 +24,7 @@ use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draf
 use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
 use settled::providers::Reading;
 use settled::reconciler::{Reconciler, Source, Sources, Work};
-use settled::report::{Head, Report};
+use settled::report::{Meta, Report};
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
@@ -57,17 +57,17 @@ impl Reference {
     fn promise(&mut self, reports: &[Report]) -> usize {
         let first = self.reports.len();
         for (number, report) in (first..).zip(reports) {
-            match &report.head {
-                Head::Webhook(head) if head.verdict.authentic() => {
+            match &report.meta {
+                Meta::Webhook(meta) if meta.verdict.authentic() => {
                     let (verdict, body) =
-                        (head.verdict.word().to_owned(), check::digest(&report.body));
+                        (meta.verdict.word().to_owned(), check::digest(&report.body));
                     self.acked.push(Acked {
                         report: i64::try_from(number).unwrap() + 1,
                         verdict,
                         body,
                     });
                 }
-                Head::Webhook(_) => self.unverified.push(number),
+                Meta::Webhook(_) => self.unverified.push(number),
                 _ => {}
             }
             self.reports.push(report.clone());
@@ -78,7 +78,7 @@ impl Reference {
     /// Of an account that just got one, only the newest unverified deliveries stay.
     fn trim(&mut self, report: &Report) {
         if report
-            .head
+            .meta
             .webhook()
             .is_none_or(|head| head.verdict.authentic())
         {
@@ -133,7 +133,7 @@ impl Reference {
             }
             self.runs.insert(key, run);
         }
-        if !news && matches!(report.head.via(), Via::Poll | Via::Sweep) {
+        if !news && matches!(report.meta.via(), Via::Poll | Via::Sweep) {
             self.reports[number].body.clear();
         }
     }

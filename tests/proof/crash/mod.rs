@@ -88,7 +88,7 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
         }
         for (digest, report) in processed.iter().zip(&reports) {
             if let Some(head) = report
-                .head
+                .meta
                 .webhook()
                 .filter(|head| head.verdict.authentic())
             {

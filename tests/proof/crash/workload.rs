@@ -17,7 +17,7 @@ use settled::demo::clouds::Keys;
 use settled::ledger::{TrimLimits, UnverifiedLimits, Writer};
 use settled::model::At;
 use settled::reconciler::{Clock, Handle, Reconciler, Sources, channel};
-use settled::report::{Head, Report};
+use settled::report::{Meta, Report};
 
 use super::trace::LOG;
 use crate::check::{self, Acked, Feed};
@@ -203,11 +203,11 @@ fn read_after(store: &Path, after: i64) -> rusqlite::Result<Vec<(i64, String, St
 }
 
 async fn hand_in(log: &File, ledger: &Handle, report: Report) {
-    let Head::Webhook(head) = &report.head else {
+    let Meta::Webhook(meta) = &report.meta else {
         let _ = ledger.process(report).await; // the run stays due, and is asked about again
         return;
     };
-    let (verdict, digest) = (head.verdict, check::digest(&report.body));
+    let (verdict, digest) = (meta.verdict, check::digest(&report.body));
     for _ in 0..PATIENCE {
         match ledger.store(report.clone()).await {
             Ok(id) if verdict.authentic() => {

@@ -15,7 +15,7 @@ use settled::polling::rate_limit::RateLimiter;
 use settled::polling::{Scheduler, Started, Task};
 use settled::providers::{ApiResponse, ResponseClass};
 use settled::reconciler::{Reconciler, Source, Sources};
-use settled::report::{Head, Report};
+use settled::report::{Meta, Report};
 
 use crate::clouds;
 
@@ -74,7 +74,7 @@ impl Daemon {
         let unverified = |(source, run_id)| Report {
             source,
             at: now,
-            head: Head::Clock { run_id },
+            meta: Meta::Clock { run_id },
             body: Vec::new(),
         };
         (

@@ -26,7 +26,7 @@ use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};
 use settled::polling::exchange::{Exchange, Next};
 use settled::polling::{Started, Task};
 use settled::providers::{ApiRequest, ApiResponse, ResponseClass};
-use settled::report::{Head, Report, TrackHead};
+use settled::report::{Meta, Report, TrackMeta};
 use tempfile::TempDir;
 
 use crate::check::{self, Acked, Feed};
@@ -343,7 +343,7 @@ impl Simulation {
         else {
             return self.refused(&sender);
         };
-        let head = Head::Track(TrackHead {
+        let meta = Meta::Track(TrackMeta {
             run_id: RunId::new(&life.id).unwrap(),
             kind: Some(life.kind),
             group_id: None,
@@ -353,7 +353,7 @@ impl Simulation {
             Report {
                 source: member.id,
                 at: now,
-                head,
+                meta,
                 body: Vec::new(),
             },
             sender,
@@ -379,8 +379,8 @@ impl Simulation {
         };
         let mut report =
             clouds::receive(&member, written(&self.world, life, letter, 0), self.clock());
-        if let Head::Webhook(head) = report.head {
-            report.head = Head::Replay(head);
+        if let Meta::Webhook(meta) = report.meta {
+            report.meta = Meta::Replay(meta);
             self.waiting.push((report, Sender::Nobody));
         }
     }
@@ -437,14 +437,14 @@ impl Simulation {
         senders: Vec<Sender>,
     ) -> Result<(), Fault> {
         for ((id, report), sender) in ids.iter().zip(reports).zip(senders) {
-            match (&report.head, sender) {
+            match (&report.meta, sender) {
                 (
-                    Head::Webhook(head),
+                    Meta::Webhook(meta),
                     Sender::Letter {
                         run, ghost, letter, ..
                     },
-                ) if head.verdict.authentic() => {
-                    let verdict = head.verdict;
+                ) if meta.verdict.authentic() => {
+                    let verdict = meta.verdict;
                     self.acked.push(Acked {
                         report: *id,
                         verdict: verdict.word().to_owned(),
@@ -457,7 +457,7 @@ impl Simulation {
                         self.believed.insert((run, letter));
                     }
                 }
-                (Head::Track(_), Sender::Client(run)) => drop(self.tracked.insert(run)),
+                (Meta::Track(_), Sender::Client(run)) => drop(self.tracked.insert(run)),
                 (
                     _,
                     Sender::SourceLoop {
