@@ -17,7 +17,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::sync::Semaphore;
 
 use super::Shared;
-use crate::ledger::{self, Reader, StoreError};
+use crate::ledger::{self, LedgerError, Reader};
 use crate::server::Problem;
 
 /// One at a time: each takes the room of the whole database until it is sent.
@@ -65,12 +65,12 @@ pub async fn backup(State(state): Shared) -> Result<Response, Problem> {
 
 /// Makes the copy beside the database and opens it. It has no name any more when this returns, so
 /// nothing is left behind however this ends.
-fn copy(reader: &Reader) -> Result<File, StoreError> {
+fn copy(reader: &Reader) -> Result<File, LedgerError> {
     let path = beside(reader.path());
     // Left by a process that was killed right here.
     let _ = std::fs::remove_file(&path);
     ledger::copy(reader, &path)?;
-    let file = File::open(&path).map_err(|source| StoreError::Open {
+    let file = File::open(&path).map_err(|source| LedgerError::Open {
         path: path.clone(),
         source,
     });
@@ -91,7 +91,7 @@ fn piece(mut file: File) -> io::Result<(Option<Bytes>, File)> {
     Ok(((length > 0).then(|| Bytes::from(bytes)), file))
 }
 
-fn failed(error: &StoreError) -> Problem {
+fn failed(error: &LedgerError) -> Problem {
     let mut text = error.to_string();
     if let Some(cause) = std::error::Error::source(error) {
         text = format!("{text}: {cause}");

@@ -22,7 +22,7 @@ use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::ledger::{FeedBounds, Reader, StoreError, View};
+use crate::ledger::{FeedBounds, LedgerError, Reader, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::SourceClient;
@@ -158,7 +158,7 @@ impl ApiState {
     /// Looks something up without holding up the other tasks.
     async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
+        look: impl FnOnce(&View<'_>) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, Problem> {
         // A new record wakes every stream; a thousand connections would not read faster than a few.
         let _turn = self.lookups.acquire().await;
@@ -175,10 +175,10 @@ impl ApiState {
     }
 }
 
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Problem {
+impl From<LedgerError> for Problem {
+    fn from(error: LedgerError) -> Problem {
         tracing::error!(%error, "a lookup failed");
-        if let StoreError::Unreadable(_) = error {
+        if let LedgerError::Unreadable(_) = error {
             return Problem::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "damaged",

@@ -17,7 +17,7 @@ use super::{Context, Failure, exit, show};
 use crate::config::cron::Schedule;
 use crate::config::{Config, SourceConfig, shown};
 use crate::daemon::system_clock;
-use crate::ledger::{self, Examination, SourceRow, StoreError};
+use crate::ledger::{self, Examination, LedgerError, SourceRow};
 use crate::model::At;
 use crate::polling::client::{HttpClient, SourceClient};
 use crate::providers::{ApiResponse, ResponseClass};
@@ -239,8 +239,8 @@ impl Report {
             }
             return;
         }
-        let told = |error: &StoreError| match error {
-            StoreError::Sqlite(error) => format!("store.path: {}: {error}", path.display()),
+        let told = |error: &LedgerError| match error {
+            LedgerError::Sqlite(error) => format!("store.path: {}: {error}", path.display()),
             error => format!("store.path: {error}"),
         };
         match ledger::examine(path) {

@@ -29,7 +29,7 @@ use crate::api::{self, ApiState};
 use crate::config::{Config, ConfigError, Hooks};
 use crate::daemon::watchdog::Watchdog;
 use crate::ingest::Receiver;
-use crate::ledger::{Reader, StoreError, UnverifiedLimits, Writer};
+use crate::ledger::{LedgerError, Reader, UnverifiedLimits, Writer};
 use crate::limits;
 use crate::model::At;
 use crate::model::schedule;
@@ -46,7 +46,7 @@ use crate::server::{self, Allowance, Function, Listener, Peer};
 pub enum StartError {
     /// The ledger.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     /// The sockets.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -308,7 +308,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 }
 
 /// Opens the ledger and digests what an earlier process left.
-fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), StoreError> {
+fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), LedgerError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
     writer.transaction(|tx| {
         tx.clamp_polls(

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::ledger::{Reader, SourceCounts, StoreError};
+use crate::ledger::{LedgerError, Reader, SourceCounts};
 use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal, Sources};
@@ -74,7 +74,7 @@ impl Watchdog {
     }
 }
 
-fn cannot_look(error: &StoreError) -> String {
+fn cannot_look(error: &LedgerError) -> String {
     format!("The database cannot be read: {error}")
 }
 

@@ -14,7 +14,7 @@ use rusqlite::{OpenFlags, Row};
 use serde::Serialize;
 
 use super::damage::Damages;
-use super::{Result, StoreError, View, connect, foreign, from_json, version};
+use super::{LedgerError, Result, View, connect, foreign, from_json, version};
 use crate::model::decide::{AMENDMENTS_MAX, Phase, Run};
 
 /// Something in a ledger that must not be.
@@ -207,7 +207,7 @@ fn answered(what: &str, found: Result<Vec<Finding>>) -> Vec<Finding> {
     found.unwrap_or_else(|error| vec![unanswered(what, &error)])
 }
 
-fn unanswered(what: &str, error: &StoreError) -> Finding {
+fn unanswered(what: &str, error: &LedgerError) -> Finding {
     let what = format!("the file cannot be asked for {what}");
     Finding {
         what,
@@ -217,10 +217,10 @@ fn unanswered(what: &str, error: &StoreError) -> Finding {
 }
 
 /// The words of SQLite, or ours without the advice to do what is being done.
-fn cause(error: &StoreError) -> String {
+fn cause(error: &LedgerError) -> String {
     match error {
-        StoreError::Unreadable(what) => what.clone(),
-        StoreError::Sqlite(error) => error.to_string(),
+        LedgerError::Unreadable(what) => what.clone(),
+        LedgerError::Sqlite(error) => error.to_string(),
         error => error.to_string(),
     }
 }
@@ -395,7 +395,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
         let state = row
             .get_ref("state")?
             .as_str()
-            .map_err(|error| StoreError::Unreadable(error.to_string()));
+            .map_err(|error| LedgerError::Unreadable(error.to_string()));
         let run = match state.and_then(|state| from_json::<Run>(state, "a run's state")) {
             Ok(run) => run,
             Err(error) => {

@@ -8,7 +8,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, Rows};
 use serde::{Deserialize, Serialize};
 
-use super::{Result, StoreError};
+use super::{LedgerError, Result};
 
 /// How many are remembered; `settled check` finds all of them.
 const REMEMBERED_MAX: usize = 1_000;
@@ -66,7 +66,7 @@ impl Damages {
         Ok(found)
     }
 
-    fn note(&self, row: DamagedRow, error: &StoreError) {
+    fn note(&self, row: DamagedRow, error: &LedgerError) {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         if met.len() < REMEMBERED_MAX && !met.contains_key(&row) {
             let (table, source, name, error) = (
@@ -161,7 +161,7 @@ mod tests {
     fn what_the_disk_is_to_blame_for_is_no_damage_of_a_row() {
         let damages = Damages::default();
         let failed = |code| {
-            Err::<(), _>(StoreError::from(rusqlite::Error::SqliteFailure(
+            Err::<(), _>(LedgerError::from(rusqlite::Error::SqliteFailure(
                 ffi::Error::new(code),
                 None,
             )))
@@ -173,7 +173,7 @@ mod tests {
         };
         assert!(damages.step_over(failed(ffi::SQLITE_IOERR), named).is_err());
         assert_eq!(damages.met(), []);
-        let unreadable = Err::<(), _>(StoreError::Unreadable("a run's state".to_owned()));
+        let unreadable = Err::<(), _>(LedgerError::Unreadable("a run's state".to_owned()));
         assert!(damages.step_over(unreadable, named).unwrap().is_none());
         assert_eq!(damages.met(), [named()]);
     }

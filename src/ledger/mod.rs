@@ -54,7 +54,7 @@ const _: () = assert!(SCHEMA_VERSION == MIGRATIONS.len() as i64 + 1);
 
 /// What can go wrong with the ledger.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum LedgerError {
     /// The directory or file could not be made or opened.
     #[error(
         "cannot open the database {path}: {source}; the directory must exist and be writable for this user"
@@ -112,13 +112,13 @@ pub enum StoreError {
     Sqlite(#[from] rusqlite::Error),
 }
 
-impl StoreError {
+impl LedgerError {
     /// Whether the file, the disk or the system failed, and not what was to be written.
     pub fn blames_the_disk(&self) -> bool {
         use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
         match self {
-            StoreError::Panicked | StoreError::Unreadable(_) => false,
-            StoreError::Sqlite(error) => !matches!(
+            LedgerError::Panicked | LedgerError::Unreadable(_) => false,
+            LedgerError::Sqlite(error) => !matches!(
                 error.sqlite_error_code(),
                 None | Some(ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
             ),
@@ -128,7 +128,7 @@ impl StoreError {
 }
 
 /// Short for results in here.
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
 
 /// The one connection that writes.
 pub struct Writer {
@@ -192,7 +192,7 @@ pub struct View<'a> {
 impl Writer {
     /// Opens the file at `path`, making it if need be, and brings it to [`SCHEMA_VERSION`].
     pub fn open(path: &Path, now: At) -> Result<Writer> {
-        let at = |source| StoreError::Open {
+        let at = |source| LedgerError::Open {
             path: path.to_owned(),
             source,
         };
@@ -327,7 +327,7 @@ impl Reader {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|error| foreign(error, path))?;
         if version(&connection, path).map_err(|error| foreign(error, path))? == 0 {
-            return Err(StoreError::Foreign(path.to_owned()));
+            return Err(LedgerError::Foreign(path.to_owned()));
         }
         let epoch = connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?;
         let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
@@ -548,7 +548,7 @@ fn expect(pragma: &'static str, found: String, wanted: &'static str) -> Result<(
     if found == wanted {
         Ok(())
     } else {
-        Err(StoreError::Pragma {
+        Err(LedgerError::Pragma {
             pragma,
             found,
             wanted,
@@ -560,7 +560,7 @@ fn expect(pragma: &'static str, found: String, wanted: &'static str) -> Result<(
 fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let at = |source| StoreError::Open {
+    let at = |source| LedgerError::Open {
         path: path.to_owned(),
         source,
     };
@@ -572,7 +572,7 @@ fn lock(path: &Path) -> Result<File> {
         .map_err(at)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
+        Err(fs::TryLockError::WouldBlock) => Err(LedgerError::InUse(path.to_owned())),
         Err(fs::TryLockError::Error(source)) => Err(at(source)),
     }
 }
@@ -586,10 +586,10 @@ fn version(connection: &Connection, path: &Path) -> Result<i64> {
     );
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     if id != APPLICATION_ID && (id != 0 || version != 0 || tables != 0) {
-        return Err(StoreError::Foreign(path.to_owned()));
+        return Err(LedgerError::Foreign(path.to_owned()));
     }
     if version > SCHEMA_VERSION {
-        return Err(StoreError::Newer {
+        return Err(LedgerError::Newer {
             path: path.to_owned(),
             found: version,
         });
@@ -598,10 +598,12 @@ fn version(connection: &Connection, path: &Path) -> Result<i64> {
 }
 
 /// A file that is no database at all is not ours either.
-fn foreign(error: StoreError, path: &Path) -> StoreError {
+fn foreign(error: LedgerError, path: &Path) -> LedgerError {
     match error {
-        StoreError::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-            StoreError::Foreign(path.to_owned())
+        LedgerError::Sqlite(error)
+            if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
+        {
+            LedgerError::Foreign(path.to_owned())
         }
         error => error,
     }
@@ -618,10 +620,11 @@ fn migrate(
 ) -> Result<()> {
     let Ok(done) = usize::try_from(version - 1) else {
         return create(connection, path, now)
-            .map_err(|source| StoreError::Migration { from: 0, source });
+            .map_err(|source| LedgerError::Migration { from: 0, source });
     };
     for (from, sql) in (1..).zip(steps).skip(done) {
-        step(connection, sql, from + 1).map_err(|source| StoreError::Migration { from, source })?;
+        step(connection, sql, from + 1)
+            .map_err(|source| LedgerError::Migration { from, source })?;
     }
     Ok(())
 }
@@ -674,12 +677,12 @@ fn identity(path: &Path) -> String {
 
 /// BatchWriter a stored word back into a value; a word nobody writes is a damaged row.
 fn stored<T>(value: Option<T>, what: &str) -> Result<T> {
-    value.ok_or_else(|| StoreError::Unreadable(what.to_owned()))
+    value.ok_or_else(|| LedgerError::Unreadable(what.to_owned()))
 }
 
 /// BatchWriter stored JSON back into a value.
 fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| StoreError::Unreadable(format!("{what}: {error}")))
+    serde_json::from_str(text).map_err(|error| LedgerError::Unreadable(format!("{what}: {error}")))
 }
 
 #[cfg(test)]
@@ -747,7 +750,7 @@ mod tests {
         ];
         let failed = migrate(&mut connection, &path, 1, At(0), &steps).unwrap_err();
         assert!(
-            matches!(failed, StoreError::Migration { from: 2, .. }),
+            matches!(failed, LedgerError::Migration { from: 2, .. }),
             "{failed:?}"
         );
         assert!(
@@ -784,7 +787,7 @@ mod tests {
         drop(connection);
         assert!(matches!(
             Writer::open(&path, At(0)),
-            Err(StoreError::Newer { found: 4, .. })
+            Err(LedgerError::Newer { found: 4, .. })
         ));
     }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{Reader, Result, StoreError, Transaction, View, to_json};
+use super::{LedgerError, Reader, Result, Transaction, View, to_json};
 use crate::limits;
 use crate::model::At;
 
@@ -123,7 +123,7 @@ impl Transaction<'_> {
 /// Copies the ledger to `to`, which must not exist, while everything goes on: what the copy holds
 /// is one moment of it. It belongs to no epoch, so whoever serves it begins a new one.
 pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
-    let at = |source| StoreError::Open {
+    let at = |source| LedgerError::Open {
         path: to.to_owned(),
         source,
     };
@@ -144,7 +144,7 @@ pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
 fn copy_into(reader: &Reader, to: &Path) -> Result<()> {
     let path = to
         .to_str()
-        .ok_or_else(|| StoreError::Unreadable("a path that is not UTF-8".to_owned()))?;
+        .ok_or_else(|| LedgerError::Unreadable("a path that is not UTF-8".to_owned()))?;
     reader.read(|view| {
         Ok(view
             .connection
@@ -154,7 +154,7 @@ fn copy_into(reader: &Reader, to: &Path) -> Result<()> {
     let copy = Connection::open(to)?;
     copy.execute("UPDATE meta SET identity = 'copy'", [])?;
     copy.close().map_err(|(_, error)| error)?;
-    let at = |source| StoreError::Open {
+    let at = |source| LedgerError::Open {
         path: to.to_owned(),
         source,
     };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 
-use crate::ledger::{Reader, StoreError, View};
+use crate::ledger::{LedgerError, Reader, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::SourceClient;
@@ -87,7 +87,7 @@ impl Poller {
         }
     }
 
-    async fn look(&self, wanted: DueQuery, now: At) -> Result<DueRuns, StoreError> {
+    async fn look(&self, wanted: DueQuery, now: At) -> Result<DueRuns, LedgerError> {
         let (reader, source) = (self.reader.clone(), self.client.member.id);
         let look = move || reader.read(|view| wanted.look(view, source, now));
         tokio::task::spawn_blocking(look)
@@ -125,7 +125,7 @@ impl Poller {
 
 impl DueQuery {
     /// Looks for them in the ledger.
-    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<DueRuns, StoreError> {
+    pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<DueRuns, LedgerError> {
         let max = u32::try_from(self.max).unwrap_or(u32::MAX);
         let due = view.due(source, now, self.window, max)?;
         Ok(DueRuns {

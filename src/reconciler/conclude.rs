@@ -4,7 +4,7 @@
 use super::sources::{Source, Sources};
 use super::{BatchResult, Processed};
 use crate::config::SourceConfig;
-use crate::ledger::{StoreError, TimelineRow, Transaction};
+use crate::ledger::{LedgerError, TimelineRow, Transaction};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
 use crate::model::record::{About, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
@@ -21,7 +21,7 @@ pub(super) fn process(
     report: &Report,
     now: At,
     batch: &mut BatchResult,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let mut process = Processed::of(id);
     match sources.member(report.source) {
         None => tx.quarantine(id, now, "its source is no longer configured")?,
@@ -40,7 +40,7 @@ fn effects(
     report: &Report,
     now: At,
     batch: &mut BatchResult,
-) -> Result<Effects, StoreError> {
+) -> Result<Effects, LedgerError> {
     let (mut observations, counted) =
         match report.read(member.config.provider, &member.config.settings) {
             Reading::Said(observations) => (observations, None),
@@ -112,7 +112,7 @@ fn conclude(
     observation: &Observation,
     now: At,
     batch: &mut BatchResult,
-) -> Result<Option<(Effect, Option<i64>)>, StoreError> {
+) -> Result<Option<(Effect, Option<i64>)>, LedgerError> {
     let source = &member.config;
     let known = match tx.run(member.id, &observation.run_id) {
         Err(error) if !error.blames_the_disk() => {
@@ -178,9 +178,9 @@ fn pass_over(
     id: i64,
     report: &Report,
     observation: &Observation,
-    error: &StoreError,
+    error: &LedgerError,
     now: At,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let (source, run_id, via) = (
         source.name.as_str(),
         observation.run_id.as_str(),
@@ -207,7 +207,7 @@ fn append(
     publication: Publication,
     (id, report, observation): (i64, &Report, &Observation),
     now: At,
-) -> Result<i64, StoreError> {
+) -> Result<i64, LedgerError> {
     let key = RunKey {
         source: member.config.name.clone(),
         run_id: observation.run_id.clone(),

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
 use super::{Batch, BatchResult, Clock, Processed, Reconciler, Reverified, Sources, Work, sync};
-use crate::ledger::{StoreError, Transaction};
+use crate::ledger::{LedgerError, Transaction};
 use crate::limits;
 use crate::model::At;
 use crate::report::Report;
@@ -31,8 +31,8 @@ pub enum Refusal {
     Stopping,
 }
 
-impl From<&StoreError> for Refusal {
-    fn from(error: &StoreError) -> Refusal {
+impl From<&LedgerError> for Refusal {
+    fn from(error: &LedgerError) -> Refusal {
         let mut text = error.to_string();
         let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
         while let Some(error) = cause {
@@ -109,7 +109,7 @@ impl Handle {
     /// Runs `work` in the writer's next transaction. On disk when this returns `Ok`.
     pub async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, Refusal> {
         let (give, mut take) = oneshot::channel();
         let (done, committed) = oneshot::channel();
@@ -163,16 +163,16 @@ pub(super) trait BatchWriter {
         reports: Vec<Report>,
         work: Vec<Work>,
         now: At,
-    ) -> Result<Batch, StoreError>;
+    ) -> Result<Batch, LedgerError>;
     fn pending(&self) -> usize;
     fn behind(&self) -> bool;
-    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), StoreError>;
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), LedgerError>;
     fn reverify(
         &mut self,
         source: i64,
         now: At,
         tell: impl FnMut(&BatchResult),
-    ) -> Result<Reverified, StoreError>;
+    ) -> Result<Reverified, LedgerError>;
     fn set_sources(&mut self, sources: Sources);
     fn close(self);
 }
@@ -183,7 +183,7 @@ impl BatchWriter for Reconciler {
         reports: Vec<Report>,
         work: Vec<Work>,
         now: At,
-    ) -> Result<Batch, StoreError> {
+    ) -> Result<Batch, LedgerError> {
         self.write_batch(reports, work, now)
     }
 
@@ -195,7 +195,7 @@ impl BatchWriter for Reconciler {
         self.behind()
     }
 
-    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
+    fn catch_up(&mut self, now: At, tell: impl FnMut(&BatchResult)) -> Result<(), LedgerError> {
         self.catch_up(now, tell)
     }
 
@@ -204,7 +204,7 @@ impl BatchWriter for Reconciler {
         source: i64,
         now: At,
         tell: impl FnMut(&BatchResult),
-    ) -> Result<Reverified, StoreError> {
+    ) -> Result<Reverified, LedgerError> {
         self.reverify(source, now, tell)
     }
 
@@ -376,7 +376,7 @@ impl<L: BatchWriter> WriterLoop<L> {
         }
     }
 
-    fn tell_processed(&mut self, processed: Result<BatchResult, StoreError>) {
+    fn tell_processed(&mut self, processed: Result<BatchResult, LedgerError>) {
         match processed {
             Ok(batch) => {
                 publish(&batch, &self.head, &self.nudges);
@@ -422,7 +422,7 @@ fn take(waiting: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, max: usize) -> 
     false
 }
 
-fn failed(error: &StoreError) -> Refusal {
+fn failed(error: &LedgerError) -> Refusal {
     let refusal = Refusal::from(error);
     tracing::error!(%refusal, "a write failed; nothing of it was acknowledged");
     refusal
@@ -462,7 +462,7 @@ mod tests {
             reports: Vec<Report>,
             _: Vec<Work>,
             _: At,
-        ) -> Result<Batch, StoreError> {
+        ) -> Result<Batch, LedgerError> {
             std::thread::sleep(Duration::from_millis(20));
             Ok(Batch {
                 stored: vec![1; reports.len()],
@@ -476,7 +476,7 @@ mod tests {
         fn behind(&self) -> bool {
             false
         }
-        fn catch_up(&mut self, _: At, _: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
+        fn catch_up(&mut self, _: At, _: impl FnMut(&BatchResult)) -> Result<(), LedgerError> {
             Ok(())
         }
         fn reverify(
@@ -484,7 +484,7 @@ mod tests {
             _: i64,
             _: At,
             _: impl FnMut(&BatchResult),
-        ) -> Result<Reverified, StoreError> {
+        ) -> Result<Reverified, LedgerError> {
             Ok(Reverified::default())
         }
         fn set_sources(&mut self, _: Sources) {}

@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::ledger::{
-    Checkpointer, Reader, StoreError, Traffic, Transaction, UnverifiedLimits, Writer,
+    Checkpointer, LedgerError, Reader, Traffic, Transaction, UnverifiedLimits, Writer,
 };
 use crate::limits;
 use crate::model::decide::Effect;
@@ -69,7 +69,7 @@ pub struct Reverified {
 }
 
 /// Something to be done in the writer's next transaction.
-pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), StoreError> + Send>;
+pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), LedgerError> + Send>;
 
 /// The writer and all that is decided with it. Synchronous: the daemon gives it a thread, a
 /// simulation calls it step by step.
@@ -95,7 +95,7 @@ pub struct Batch {
     /// How each piece of work went.
     pub work: Vec<Result<(), Refusal>>,
     /// What became of the reports of the turn before.
-    pub processed: Result<BatchResult, StoreError>,
+    pub processed: Result<BatchResult, LedgerError>,
 }
 
 /// What processing some reports led to.
@@ -130,7 +130,7 @@ impl Reconciler {
     }
 
     /// See [`Writer::checkpointer`].
-    pub fn checkpointer(&mut self) -> Result<Checkpointer, StoreError> {
+    pub fn checkpointer(&mut self) -> Result<Checkpointer, LedgerError> {
         self.writer.checkpointer()
     }
 
@@ -151,7 +151,7 @@ impl Reconciler {
 
     /// Digests what an earlier process stored and did not get to. Returns how many there were;
     /// `tell` hears of each.
-    pub fn recover(&mut self, now: At, tell: impl Fn(usize)) -> Result<usize, StoreError> {
+    pub fn recover(&mut self, now: At, tell: impl Fn(usize)) -> Result<usize, LedgerError> {
         let mut count = 0;
         self.catch_up(now, |_| {
             count += 1;
@@ -167,7 +167,7 @@ impl Reconciler {
         &mut self,
         now: At,
         mut tell: impl FnMut(&BatchResult),
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LedgerError> {
         loop {
             match self.process_next(now) {
                 Ok(Some(batch)) => tell(&batch),
@@ -181,7 +181,7 @@ impl Reconciler {
     }
 
     /// Tries the oldest unprocessed report until it is processed or quarantined; `None` when there is none.
-    fn process_next(&mut self, now: At) -> Result<Option<BatchResult>, StoreError> {
+    fn process_next(&mut self, now: At) -> Result<Option<BatchResult>, LedgerError> {
         let mut why = "processing it ended the process three times".to_owned();
         loop {
             let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_unprocessed())? else {
@@ -222,7 +222,7 @@ impl Reconciler {
     }
 
     /// Quarantines a report, so that it blocks nobody.
-    fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<(), StoreError> {
+    fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<(), LedgerError> {
         tracing::error!(
             report = id,
             why,
@@ -243,7 +243,7 @@ impl Reconciler {
         reports: Vec<Report>,
         mut work: Vec<Work>,
         now: At,
-    ) -> Result<Batch, StoreError> {
+    ) -> Result<Batch, LedgerError> {
         let pending = std::mem::take(&mut self.pending);
         if reports.is_empty() && work.is_empty() && pending.is_empty() {
             return Ok(Batch {
@@ -289,7 +289,7 @@ impl Reconciler {
     }
 
     /// Stores and processed reports, as the thread does. For simulations and tests.
-    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, StoreError> {
+    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, LedgerError> {
         self.write_batch(reports, Vec::new(), now)?;
         let batch = self.write_batch(Vec::new(), Vec::new(), now)?;
         let mut processed = batch
@@ -309,7 +309,7 @@ impl Reconciler {
         source: i64,
         now: At,
         mut tell: impl FnMut(&BatchResult),
-    ) -> Result<Reverified, StoreError> {
+    ) -> Result<Reverified, LedgerError> {
         let (mut total, mut after) = (Reverified::default(), 0);
         loop {
             let page = self.reverify_page(source, after, now, &mut total);
@@ -328,7 +328,7 @@ impl Reconciler {
         after: i64,
         now: At,
         total: &mut Reverified,
-    ) -> Result<(Option<i64>, BatchResult), StoreError> {
+    ) -> Result<(Option<i64>, BatchResult), LedgerError> {
         let sources = &self.sources;
         let Some(member) = sources.member(source) else {
             return Ok((None, BatchResult::default()));
@@ -368,7 +368,7 @@ impl Reconciler {
 
     /// After a failed write nothing the connection believes is to be trusted: it is replaced, and
     /// what may be stored without being processed is looked for on disk.
-    fn fail(&mut self, error: StoreError) -> StoreError {
+    fn fail(&mut self, error: LedgerError) -> LedgerError {
         self.behind = true;
         self.pending.clear();
         if let Err(again) = self.writer.reopen() {
@@ -384,7 +384,7 @@ fn store(
     reports: &[Report],
     unverified: UnverifiedLimits,
     unverified_added: &mut BTreeMap<i64, (i64, i64)>,
-) -> Result<Vec<i64>, StoreError> {
+) -> Result<Vec<i64>, LedgerError> {
     let mut stored = Vec::with_capacity(reports.len());
     for report in reports {
         stored.push(tx.add_report(report)?);
@@ -400,7 +400,7 @@ fn process(
     sources: &Sources,
     reports: &[(i64, Report)],
     now: At,
-) -> Result<BatchResult, StoreError> {
+) -> Result<BatchResult, LedgerError> {
     let process_all = AssertUnwindSafe(|| {
         let mut batch = BatchResult::default();
         let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
@@ -417,7 +417,7 @@ fn process(
         }
         Ok(batch)
     });
-    catch_unwind(process_all).unwrap_or(Err(StoreError::Panicked))
+    catch_unwind(process_all).unwrap_or(Err(LedgerError::Panicked))
 }
 
 fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
@@ -444,7 +444,7 @@ fn trim_if_full(
     added: &mut BTreeMap<i64, (i64, i64)>,
     limits: UnverifiedLimits,
     report: &Report,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let Some(head) = report
         .meta
         .webhook()

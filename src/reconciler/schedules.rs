@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::handle::{BatchWriter, Job, Sizes, channel_of};
 use super::{Batch, BatchResult, Handle, Processed, Refusal, Reverified, Sources, Work};
-use crate::ledger::StoreError;
+use crate::ledger::LedgerError;
 use crate::model::{At, RunId};
 use crate::report::{Meta, Report};
 
@@ -144,10 +144,10 @@ struct Stand {
 }
 
 impl Stand {
-    fn failed(&mut self) -> StoreError {
+    fn failed(&mut self) -> LedgerError {
         self.behind = true;
         self.pending.clear();
-        StoreError::Sqlite(rusqlite::Error::InvalidQuery)
+        LedgerError::Sqlite(rusqlite::Error::InvalidQuery)
     }
 
     fn batch_result(&self, processed: &[(i64, i64)], head: i64) -> BatchResult {
@@ -183,7 +183,7 @@ impl BatchWriter for Stand {
         reports: Vec<Report>,
         work: Vec<Work>,
         _: At,
-    ) -> Result<Batch, StoreError> {
+    ) -> Result<Batch, LedgerError> {
         let pending = std::mem::take(&mut self.pending);
         step();
         if self.shared.fails() {
@@ -213,7 +213,7 @@ impl BatchWriter for Stand {
         self.shared.disk().work += work.len();
         let processed = if poisoned {
             self.behind = true;
-            Err(StoreError::Panicked)
+            Err(LedgerError::Panicked)
         } else {
             let head = self.process(&pending);
             Ok(self.batch_result(&pending, head))
@@ -238,7 +238,7 @@ impl BatchWriter for Stand {
         self.behind
     }
 
-    fn catch_up(&mut self, _: At, mut tell: impl FnMut(&BatchResult)) -> Result<(), StoreError> {
+    fn catch_up(&mut self, _: At, mut tell: impl FnMut(&BatchResult)) -> Result<(), LedgerError> {
         loop {
             step();
             let next = self
@@ -264,7 +264,7 @@ impl BatchWriter for Stand {
         _: i64,
         _: At,
         _: impl FnMut(&BatchResult),
-    ) -> Result<Reverified, StoreError> {
+    ) -> Result<Reverified, LedgerError> {
         step();
         if self.shared.fails() {
             Err(self.failed())

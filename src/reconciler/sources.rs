@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::SourceConfig;
-use crate::ledger::{SourceRow, StoreError, Transaction, Writer};
+use crate::ledger::{LedgerError, SourceRow, Transaction, Writer};
 use crate::model::{At, SourceName, schedule};
 use crate::secret::Redactor;
 
@@ -54,7 +54,7 @@ impl Sources {
         writer: &mut Writer,
         sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
         now: At,
-    ) -> Result<Sources, StoreError> {
+    ) -> Result<Sources, LedgerError> {
         writer.transaction(|tx| Sources::register_in(tx, sources, now))
     }
 
@@ -63,7 +63,7 @@ impl Sources {
         tx: &mut Transaction<'_>,
         sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
         now: At,
-    ) -> Result<Sources, StoreError> {
+    ) -> Result<Sources, LedgerError> {
         let rows = tx.sources(
             sources
                 .values()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::Retention;
-use crate::ledger::{Reader, Removable, StoreError, Transaction, View};
+use crate::ledger::{LedgerError, Reader, Removable, Transaction, View};
 use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
@@ -39,8 +39,8 @@ pub enum Broken {
     Refused(#[from] Refusal),
 }
 
-impl From<StoreError> for Broken {
-    fn from(error: StoreError) -> Broken {
+impl From<LedgerError> for Broken {
+    fn from(error: LedgerError) -> Broken {
         Broken::Store(error.to_string().into())
     }
 }
@@ -163,7 +163,7 @@ impl Upkeep {
 
     async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
+        look: impl FnOnce(&View<'_>) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, Broken> {
         let reader = self.reader.clone();
         match tokio::task::spawn_blocking(move || reader.read(look)).await {
@@ -176,7 +176,7 @@ impl Upkeep {
 }
 
 /// Bytes used and bytes free. A function of its own, since a method of a view fits one lifetime only.
-fn sizes(view: &View<'_>) -> Result<(i64, i64), StoreError> {
+fn sizes(view: &View<'_>) -> Result<(i64, i64), LedgerError> {
     view.sizes()
 }
 
@@ -192,7 +192,7 @@ mod tests {
     use crate::reconciler::{Reconciler, Sources, channel};
     use crate::report::{Meta, Report};
 
-    fn quarantined(view: &View<'_>) -> Result<i64, StoreError> {
+    fn quarantined(view: &View<'_>) -> Result<i64, LedgerError> {
         view.quarantined_count()
     }
 

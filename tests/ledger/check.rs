@@ -1,6 +1,6 @@
 //! Every invariant of the ledger, broken: what `check` must find and name.
 
-use settled::ledger::{Reader, StoreError, check, check_with_all_reports};
+use settled::ledger::{LedgerError, Reader, check, check_with_all_reports};
 use settled::providers::Verdict;
 
 use super::setting::{Ledger, answer, delivery, forged, signed, state, track};
@@ -187,7 +187,7 @@ fn only_a_ledger_can_be_opened_for_reading_and_none_is_made() {
     let path = folder.path().join("settled.db");
     let missing = Reader::open(&path).err().unwrap();
     assert!(
-        matches!(missing, StoreError::Sqlite(_)),
+        matches!(missing, LedgerError::Sqlite(_)),
         "it is nobody's: {missing}"
     );
     assert!(!path.exists());

@@ -1,7 +1,7 @@
 //! A ledger in which something was damaged: what can be answered is answered, and the rest is named.
 
 use rusqlite::Connection;
-use settled::ledger::{DamagedRow, Filter, RunPage, RunQuery, StoreError, Writer, examine};
+use settled::ledger::{DamagedRow, Filter, LedgerError, RunPage, RunQuery, Writer, examine};
 use settled::model::{At, RunId, RunKey, SourceName};
 
 use crate::setting::{Ledger, forged, signed, track};
@@ -189,7 +189,7 @@ fn what_is_heard_of_a_damaged_run_is_set_aside_and_the_rest_goes_on() {
     };
     let error = ledger.reader.read(|view| view.run(&key)).unwrap_err();
     assert!(
-        matches!(&error, StoreError::Unreadable(_)) && error.to_string().contains("settled check"),
+        matches!(&error, LedgerError::Unreadable(_)) && error.to_string().contains("settled check"),
         "{error}"
     );
 }
@@ -304,6 +304,6 @@ fn a_file_with_overwritten_pages_is_found_damaged_whatever_cannot_be_asked_any_m
         "no database at all, but long enough to have a header of a hundred bytes in it, which this text has",
     )
     .unwrap();
-    assert!(matches!(examine(&copy), Err(StoreError::Foreign(_))));
+    assert!(matches!(examine(&copy), Err(LedgerError::Foreign(_))));
     assert_eq!(examine(&path).unwrap().findings, []);
 }

@@ -1,7 +1,7 @@
 //! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
 //! stands in anybody's way.
 
-use settled::ledger::{Filter, StoreError, UnverifiedLimits, Writer};
+use settled::ledger::{Filter, LedgerError, UnverifiedLimits, Writer};
 use settled::model::decide::Effect;
 use settled::model::observation::Observation;
 use settled::model::schedule::Policy;
@@ -406,7 +406,7 @@ fn work_that_fails_undoes_only_itself() {
             tx.add_report(&signed("wr_1", "failed"))?;
             let failed = tx.apart(|tx| {
                 tx.add_report(&signed("wr_2", "failed"))?;
-                Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
+                Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
             });
             assert!(failed.is_err());
             tx.add_report(&signed("wr_3", "failed"))
@@ -431,7 +431,7 @@ fn a_transaction_that_fails_leaves_nothing() {
     let mut writer = Writer::open(&path, START).unwrap();
     let failed = writer.transaction(|tx| {
         tx.add_report(&signed("wr_1", "failed"))?;
-        Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
+        Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
     });
     assert!(failed.is_err());
     writer.reopen().unwrap();

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
-use settled::ledger::{Reader, SCHEMA_VERSION, StoreError, Writer};
+use settled::ledger::{LedgerError, Reader, SCHEMA_VERSION, Writer};
 
 use super::setting::{Ledger, START, bounds, signed};
 
-fn open(path: &Path) -> Result<Writer, StoreError> {
+fn open(path: &Path) -> Result<Writer, LedgerError> {
     Writer::open(path, START)
 }
 
@@ -73,7 +73,7 @@ fn a_second_writer_is_locked_out_until_the_first_is_gone() {
     let path = folder.path().join("settled.db");
     let first = open(&path).unwrap();
     let refused = open(&path).err().unwrap();
-    assert!(matches!(refused, StoreError::InUse(_)));
+    assert!(matches!(refused, LedgerError::InUse(_)));
     assert!(
         refused.to_string().starts_with("another settled is using "),
         "{refused}"
@@ -92,7 +92,7 @@ fn a_newer_schema_is_refused_with_what_to_do() {
         .pragma_update(None, "user_version", SCHEMA_VERSION + 1)
         .unwrap();
     let refused = open(&path).err().unwrap();
-    assert!(matches!(refused, StoreError::Newer { found, .. } if found == SCHEMA_VERSION + 1));
+    assert!(matches!(refused, LedgerError::Newer { found, .. } if found == SCHEMA_VERSION + 1));
     assert!(
         refused.to_string().contains("run the newer settled"),
         "{refused}"
@@ -108,7 +108,10 @@ fn another_programs_database_is_refused_and_left_as_it_was() {
         .execute_batch("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)")
         .unwrap();
     let before = fs::read(&path).unwrap();
-    assert!(matches!(open(&path).err().unwrap(), StoreError::Foreign(_)));
+    assert!(matches!(
+        open(&path).err().unwrap(),
+        LedgerError::Foreign(_)
+    ));
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
@@ -148,7 +151,10 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_was() {
     let path = folder.path().join("notes.txt");
     let text = "shopping list\n".repeat(1_000);
     fs::write(&path, &text).unwrap();
-    assert!(matches!(open(&path).err().unwrap(), StoreError::Foreign(_)));
+    assert!(matches!(
+        open(&path).err().unwrap(),
+        LedgerError::Foreign(_)
+    ));
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 

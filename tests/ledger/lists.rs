@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 use settled::ledger::{
-    DeliveryQuery, Filter, LOSS_SPANS, Loss, RunQuery, RunRow, SecretUse, SourceCounts, SourceRow,
-    StoreError, StoredRecord, Traffic, check, examine,
+    DeliveryQuery, Filter, LOSS_SPANS, LedgerError, Loss, RunQuery, RunRow, SecretUse,
+    SourceCounts, SourceRow, StoredRecord, Traffic, check, examine,
 };
 use settled::model::At;
 use settled::providers::Verdict;
@@ -559,7 +559,7 @@ fn losses_are_told_of_each_span() {
 #[test]
 fn the_disk_is_blamed_for_what_is_its_fault() {
     let sqlite =
-        |code| StoreError::Sqlite(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        |code| LedgerError::Sqlite(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
     for code in [
         ffi::SQLITE_FULL,
         ffi::SQLITE_IOERR,
@@ -576,10 +576,10 @@ fn the_disk_is_blamed_for_what_is_its_fault() {
     ] {
         assert!(!sqlite(code).blames_the_disk(), "{code}");
     }
-    assert!(!StoreError::Panicked.blames_the_disk());
-    assert!(!StoreError::Unreadable("a row".to_owned()).blames_the_disk());
-    assert!(!StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows).blames_the_disk());
-    assert!(StoreError::InUse("settled.db".into()).blames_the_disk());
+    assert!(!LedgerError::Panicked.blames_the_disk());
+    assert!(!LedgerError::Unreadable("a row".to_owned()).blames_the_disk());
+    assert!(!LedgerError::Sqlite(rusqlite::Error::QueryReturnedNoRows).blames_the_disk());
+    assert!(LedgerError::InUse("settled.db".into()).blames_the_disk());
 }
 
 #[test]

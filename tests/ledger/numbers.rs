@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use settled::ledger::{Loss, StoreError, Writer};
+use settled::ledger::{LedgerError, Loss, Writer};
 use settled::model::At;
 
 use super::setting::{Ledger, START, answer, signed, state, track};
@@ -90,7 +90,7 @@ fn numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never() {
             let failed = tx.apart(|tx| {
                 tx.add_report(&signed("wr_2", "failed"))?;
                 tx.mark_processed(99)?;
-                Err::<(), _>(StoreError::Unreadable("on purpose".to_owned()))
+                Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
             });
             assert!(failed.is_err());
             assert_eq!(tx.first_unprocessed()?, Some((first, 0)));

@@ -17,7 +17,7 @@ use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
 use settled::ledger::{
-    Filter, Reader, RunQuery, StoreError, Transaction, TrimLimits, UnverifiedLimits, Writer,
+    Filter, LedgerError, Reader, RunQuery, Transaction, TrimLimits, UnverifiedLimits, Writer,
 };
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
@@ -320,7 +320,9 @@ impl Pair {
     /// Does something in the writer's next transaction, and with the readers of the reference.
     fn write(
         &mut self,
-        work: impl FnOnce(&mut Readers, &mut Transaction<'_>) -> Result<(), StoreError> + Send + 'static,
+        work: impl FnOnce(&mut Readers, &mut Transaction<'_>) -> Result<(), LedgerError>
+        + Send
+        + 'static,
     ) {
         let (give, take) = std::sync::mpsc::channel();
         let mut readers = std::mem::take(&mut self.reference.readers);

@@ -22,7 +22,7 @@ use super::super::{
 };
 use super::events::{self, EventQuery, cursor_expired, epoch_mismatch, position};
 use super::stream::{ReadOptions, ReaderLease, Stream};
-use crate::ledger::{Consumer, FeedBounds, Filter, Moved, ParkedRow, Parking, StoreError, View};
+use crate::ledger::{Consumer, FeedBounds, Filter, LedgerError, Moved, ParkedRow, Parking, View};
 use crate::limits;
 use crate::model::is_name;
 use crate::model::record::Cursor;
@@ -181,7 +181,7 @@ pub async fn list(State(state): Shared) -> HandlerResult {
 }
 
 /// Every consumer, with how much it has parked.
-pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, StoreError> {
+pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, LedgerError> {
     let consumers = view.consumers()?.into_iter();
     let counted = |consumer: Consumer| {
         view.parked_count(&consumer.name)

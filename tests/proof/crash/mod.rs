@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use settled::demo::clouds::Keys;
 use settled::demo::dice::Dice;
-use settled::ledger::{StoreError, Writer};
+use settled::ledger::{LedgerError, Writer};
 use settled::model::At;
 use settled::reconciler::{Reconciler, Sources};
 
@@ -271,7 +271,7 @@ fn after_a_failure_nothing_is_written_until_the_file_could_be_opened_again() {
     let write = |writer: &mut Writer| writer.transaction(|tx| tx.mark_processed(0));
     assert!(
         writer
-            .transaction(|_| Err::<(), _>(StoreError::Unreadable("a failure".to_owned())))
+            .transaction(|_| Err::<(), _>(LedgerError::Unreadable("a failure".to_owned())))
             .is_err()
     );
     std::fs::rename(&here, &away).unwrap();

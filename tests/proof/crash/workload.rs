@@ -155,7 +155,7 @@ impl Workload {
             let sources = Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
             let mut reconciler = Reconciler::new(writer, sources.clone(), RING);
             reconciler.recover(now, |_| ())?;
-            Ok::<_, settled::ledger::StoreError>((reconciler, sources))
+            Ok::<_, settled::ledger::LedgerError>((reconciler, sources))
         };
         let (reconciler, sources) = insist(|| open().ok());
         self.scribe.members = sources.members().cloned().collect();
