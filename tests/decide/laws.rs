@@ -4,7 +4,7 @@ use settled::model::decide::{AMENDMENTS_MAX, Effect, Open, Phase, Publication, R
 use settled::model::observation::{AnswerPrecedence, Claim, Evidence, Observation};
 use settled::model::{At, Outcome, Trust};
 
-use super::speech::{RunRef, observation};
+use super::dsl::{RunRef, observation};
 
 /// A history under test: a run that hears, and what its feed said.
 #[derive(Clone)]

@@ -4,5 +4,5 @@
 mod enumeration;
 mod laws;
 mod properties;
-mod speech;
+mod dsl;
 mod table;

@@ -10,7 +10,7 @@ use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Trust};
 
 use super::laws::{History, says_nothing_new};
-use super::speech::{DAY, MINUTE, RunRef, SECOND, observation};
+use super::dsl::{DAY, MINUTE, RunRef, SECOND, observation};
 
 const WORDS: [&str; 32] = [
     "hint:succeeded!",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use settled::model::At;
 use settled::model::decide::{Arrivals, Effect, Publication};
 
-use super::speech::{DAY, HOUR, MINUTE, RunRef, START, policy, span};
+use super::dsl::{DAY, HOUR, MINUTE, RunRef, START, policy, span};
 
 #[rustfmt::skip]
 const TABLE: &str = "

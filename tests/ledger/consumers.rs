@@ -4,7 +4,7 @@ use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking};
 use settled::model::At;
 use settled::model::record::RecordType;
 
-use super::setting::{Bare, Ledger, signed};
+use super::support::{Bare, Ledger, signed};
 
 /// A feed of three completions.
 struct Feed(Bare);

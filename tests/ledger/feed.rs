@@ -10,7 +10,7 @@ use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
 
-use super::setting::{
+use super::support::{
     API_KEY, Ledger, ROOMY, answer, bounds, delivery, json, signed, source, state, track,
 };
 

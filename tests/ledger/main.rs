@@ -4,13 +4,13 @@
 mod check;
 mod consumers;
 mod damage;
-mod digestion;
+mod processing;
 mod feed;
 mod files;
 mod lists;
 mod numbers;
-mod promises;
+mod storing;
 mod retention;
-mod setting;
-mod turns;
+mod support;
+mod batches;
 mod versions;

@@ -5,7 +5,7 @@ use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
 use settled::model::At;
 use settled::providers::Verdict;
 
-use super::setting::{Bare, Ledger, START, bounds, delivery, forged, signed};
+use super::support::{Bare, Ledger, START, bounds, delivery, forged, signed};
 
 struct Kept(Bare);
 

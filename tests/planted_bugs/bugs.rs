@@ -32,7 +32,7 @@ pub const BUGS: &[Bug] = &[
         }
         let turn = match self.ledger.write_batch(reports, work, (self.clock)()) {",
         target: "ledger",
-        test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
+        test: "storing::a_commit_that_fails_is_acknowledged_to_nobody",
     },
     Bug {
         name: "answer a write when it has run, before it is committed",
@@ -42,7 +42,7 @@ pub const BUGS: &[Bug] = &[
         new: "        drop(committed);
         take.await.map_err(|_| Refusal::Stopping)",
         target: "ledger",
-        test: "promises::a_commit_that_fails_is_acknowledged_to_nobody",
+        test: "storing::a_commit_that_fails_is_acknowledged_to_nobody",
     },
     Bug {
         name: "synchronous NORMAL instead of FULL",
@@ -81,12 +81,12 @@ pub const BUGS: &[Bug] = &[
     },
     // ── What is on disk is processed, once ───────────────────────────────────────────────────────────
     Bug {
-        name: "a report whose digestion failed is left behind",
+        name: "a report whose processing failed is left behind",
         file: "src/reconciler/mod.rs",
         old: "        self.behind |= turn.processed.is_err();",
         new: "",
         target: "ledger",
-        test: "digestion::a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody",
+        test: "processing::a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody",
     },
     Bug {
         name: "the mark of what is processed runs ahead",
@@ -102,7 +102,7 @@ pub const BUGS: &[Bug] = &[
         old: "SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1",
         new: "SELECT id, attempts FROM reports WHERE id > max(?1, (SELECT max(id) FROM reports)) ORDER BY id LIMIT 1",
         target: "ledger",
-        test: "digestion::what_was_promised_and_not_digested_is_digested_at_the_next_start",
+        test: "processing::what_was_promised_and_not_digested_is_digested_at_the_next_start",
     },
     Bug {
         name: "an attempt is counted after it was made",
@@ -111,7 +111,7 @@ pub const BUGS: &[Bug] = &[
 ",
         new: "",
         target: "ledger",
-        test: "digestion::an_attempt_is_counted_on_disk_before_it_is_made",
+        test: "processing::an_attempt_is_counted_on_disk_before_it_is_made",
     },
     Bug {
         name: "work that fails leaves half of what it did",
@@ -119,7 +119,7 @@ pub const BUGS: &[Bug] = &[
         old: "\"ROLLBACK TO apart; RELEASE apart\"",
         new: "\"RELEASE apart\"",
         target: "ledger",
-        test: "digestion::work_that_fails_undoes_only_itself",
+        test: "processing::work_that_fails_undoes_only_itself",
     },
     Bug {
         name: "what a failure took back is counted all the same",
@@ -373,7 +373,7 @@ pub const BUGS: &[Bug] = &[
         old: "    if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {",
         new: "    if *rows == i64::MAX || *bytes == limits.bytes_max * 1_000 {",
         target: "ledger",
-        test: "digestion::the_ring_is_bounded_in_rows",
+        test: "processing::the_ring_is_bounded_in_rows",
     },
     Bug {
         name: "a secret that a payload quotes reaches the feed",

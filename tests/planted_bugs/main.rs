@@ -1,8 +1,8 @@
-//! The drill: planted bugs, each of which a test that is named must catch.
+//! The planted_bugs: planted bugs, each of which a test that is named must catch.
 //!
 //! Every `cargo test` sees that each bug can still be planted and that its test is still there. The
-//! drill itself copies the tree, plants one bug at a time and runs its test, which must fail:
-//! `tests/drill/run`, or `tests/drill/run 'redirects|breaker'` for those whose names contain one of that.
+//! planted_bugs itself copies the tree, plants one bug at a time and runs its test, which must fail:
+//! `tests/planted_bugs/run`, or `tests/planted_bugs/run 'redirects|breaker'` for those whose names contain one of that.
 
 mod bugs;
 
@@ -138,7 +138,7 @@ impl Bug {
 impl Tree {
     /// A target folder of its own: a program with a bug in it must not be taken for ours.
     fn at(name: &str) -> Tree {
-        let place = root().join("target/drill").join(name);
+        let place = root().join("target/planted_bugs").join(name);
         let tree = Tree {
             folder: place.join("tree"),
             built: place.join("built"),
@@ -267,7 +267,7 @@ fn verdict(said: &str) -> &str {
 }
 
 #[test]
-#[ignore = "plants every bug in a copy of the tree, which takes half an hour; run tests/drill/run"]
+#[ignore = "plants every bug in a copy of the tree, which takes half an hour; run tests/planted_bugs/run"]
 fn every_bug_is_caught() {
     let only = std::env::var("SETTLED_DRILL").unwrap_or_default();
     let bugs: Vec<&Bug> = BUGS
