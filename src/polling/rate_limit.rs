@@ -697,7 +697,7 @@ mod tests {
         assert_eq!(state["pause"]["until"], 5001);
         assert_eq!(state["pause"]["reason"], "retry_after");
         assert_eq!(state["breaker"]["next_probe"], 60_000);
-        assert_eq!(state["heard"]["throttled"], 1);
+        assert_eq!(state["responses"]["rate_limited"], 1);
         assert_eq!(state["effective_rate"], 1.0);
     }
 

@@ -319,7 +319,7 @@ fn headers_count_in_the_ring_as_bodies_do() {
     }
     let kept = number(
         &daemon.store(),
-        "SELECT sum(length(head) + length(body)) FROM reports WHERE unverified = 1",
+        "SELECT sum(length(meta) + length(body)) FROM reports WHERE unverified = 1",
     );
     assert!(kept < 1_200_000, "{kept} bytes in a unverified of 1 MiB");
 }
@@ -439,7 +439,7 @@ fn a_run_whose_row_is_damaged_holds_up_no_other() {
         let why = daemon
             .deliveries("")
             .into_iter()
-            .filter_map(|row| row["quarantined_reports"].as_str().map(str::to_owned));
+            .filter_map(|row| row["quarantined"].as_str().map(str::to_owned));
         assert_eq!(why.collect::<Vec<_>>().len(), round + 1, "visible");
         daemon.kill();
         daemon.launch();
