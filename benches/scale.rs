@@ -124,7 +124,7 @@ fn choose(count: usize, rounds: usize) {
                         reader
                             .read(|view| view.due(source, now, now, 64))
                             .expect("rows"),
-                    ))
+                    ));
                 })
             };
             let due_timers = timed(|| {
@@ -132,7 +132,7 @@ fn choose(count: usize, rounds: usize) {
                     reader
                         .read(|view| view.due_timers(&[source], START, 64))
                         .expect("rows"),
-                ))
+                ));
             });
             for (times, time) in times.iter_mut().zip([due(START), due(later), due_timers]) {
                 times.push(time.as_secs_f64() * 1e6);

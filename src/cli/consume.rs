@@ -405,7 +405,7 @@ impl Worker {
                     }
                     Parked::No(end) => return Ok(Some(end)),
                     Parked::Full => {
-                        show::note("the parking lot is full; see `settled consumers parked`")
+                        show::note("the parking lot is full; see `settled consumers parked`");
                     }
                 }
             }

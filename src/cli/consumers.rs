@@ -123,7 +123,7 @@ impl Consumers {
             }
             Some(What::Delete { name }) => {
                 self.change(&client, Method::DELETE, target(name), None)
-                    .await?
+                    .await?;
             }
             Some(What::Parked { name }) => self.parked(&client, name, context).await?,
             Some(What::Retry(which)) => {
@@ -132,7 +132,7 @@ impl Consumers {
             }
             Some(What::Drop(which)) => {
                 self.change(&client, Method::DELETE, which.target(None), None)
-                    .await?
+                    .await?;
             }
         }
         Ok(ExitCode::SUCCESS)

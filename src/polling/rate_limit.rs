@@ -257,7 +257,7 @@ impl RateLimiter {
             ResponseClass::RateLimited { retry_after } => self.throttled(*retry_after, now),
             ResponseClass::Denied { why } => self.refused(why, now),
             ResponseClass::Unavailable { why, retry_after } => {
-                self.trouble(why, *retry_after, now, seed)
+                self.trouble(why, *retry_after, now, seed);
             }
         }
     }

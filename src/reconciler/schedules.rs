@@ -301,7 +301,7 @@ async fn record(ledger: Handle, shared: Shared, mouth: i64) {
             "acknowledged and not on disk"
         ),
         Err(Refusal::Busy | Refusal::Store(_)) => {
-            assert_eq!(shared.stored_of(mouth), None, "refused and on disk")
+            assert_eq!(shared.stored_of(mouth), None, "refused and on disk");
         }
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
     }
@@ -391,7 +391,7 @@ fn a_life(mistake: Mistake) {
     let writer = shuttle::thread::spawn(|| {
         drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(
             serve,
-        )))
+        )));
     });
     let follower = {
         let (head, shared) = (ledger.head(), shared.clone());

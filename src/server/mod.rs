@@ -119,10 +119,10 @@ pub async fn serve<S, B>(
         };
         match accepted {
             Ok((Stream::Tcp(stream), peer)) => {
-                spawn(stream, allowance, last(service(peer), &stop), &drain, slot)
+                spawn(stream, allowance, last(service(peer), &stop), &drain, slot);
             }
             Ok((Stream::Unix(stream), peer)) => {
-                spawn(stream, allowance, last(service(peer), &stop), &drain, slot)
+                spawn(stream, allowance, last(service(peer), &stop), &drain, slot);
             }
             Err(error) => {
                 // Out of descriptors, most likely: wait for one rather than spin.

@@ -122,7 +122,7 @@ pub fn reloading() {
             NotifyState::Status("Reloading the configuration"),
         ]),
         Err(error) => {
-            tracing::warn!(%error, "no monotonic clock; systemd is not told of the reload")
+            tracing::warn!(%error, "no monotonic clock; systemd is not told of the reload");
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn corpus_of(provider: u8) -> Vec<Vec<u8>> {
 fn gather(value: &Value, found: &mut Vec<Vec<u8>>) {
     match value {
         Value::String(text) if text.starts_with(['{', '[']) => {
-            found.push(text.clone().into_bytes())
+            found.push(text.clone().into_bytes());
         }
         Value::Array(items) => items.iter().for_each(|item| gather(item, found)),
         Value::Object(fields) => {

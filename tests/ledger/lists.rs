@@ -125,7 +125,7 @@ fn a_source_keeps_its_row_and_what_was_noted_of_it() {
     let mut note = |traffic: Traffic| {
         bare.writer
             .transaction(|tx| tx.note_traffic(1, &traffic))
-            .unwrap()
+            .unwrap();
     };
     note(Traffic {
         webhook_at: Some(at(1)),

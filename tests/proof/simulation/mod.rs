@@ -249,11 +249,11 @@ impl Simulation {
                 self.look(desk)?;
             }
             Event::Ring(life) if life == self.life && self.rings == Some(self.now) => {
-                self.unverified()
+                self.unverified();
             }
             Event::Waiting(life, asking) if life == self.life => self.ask(asking)?,
             Event::Answered(life, asking, answer) if life == self.life => {
-                self.answered(asking, answer)?
+                self.answered(asking, answer)?;
             }
             _ => {} // of an earlier life, or overtaken
         }
@@ -267,7 +267,7 @@ impl Simulation {
             Input::Replay { run } => self.replay(run),
             Input::Spell(_) => {}
             Input::Crash { down, over } if over == Over::Nothing || self.daemon.is_none() => {
-                self.crash(down)
+                self.crash(down);
             }
             Input::Crash { down, over } => self.doomed = Some((over, down)),
             Input::Step { millis } => self.step(millis),
@@ -646,9 +646,9 @@ impl Simulation {
                 request,
             };
             if task.paid() {
-                self.send(asking)?
+                self.send(asking)?;
             } else {
-                self.ask(asking)?
+                self.ask(asking)?;
             }
         }
         let pause = self
