@@ -3,6 +3,7 @@
 //! Two routers over one [`ApiState`]. The feed socket can read events and consume; the control socket
 //! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
 
+pub mod access;
 mod advice;
 mod backup;
 mod control;
@@ -14,8 +15,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
 use hyper::{Response, StatusCode};
@@ -43,6 +46,8 @@ pub struct ApiState {
     pub sources: watch::Receiver<Arc<Sources>>,
     /// Each source's evidence, by row id.
     pub clients: watch::Receiver<Arc<BTreeMap<i64, Arc<SourceClient>>>>,
+    /// Which requests of browsers are answered.
+    pub access: access::Access,
     /// The time.
     pub clock: Clock,
     /// When the daemon was ready.
@@ -68,12 +73,12 @@ type HandlerResult = Result<Response<AnyBody>, Problem>;
 
 /// What a consumer may do.
 pub fn feed_routes(state: Arc<ApiState>) -> Router {
-    consumer_routes().fallback(unknown).with_state(state)
+    guarded(consumer_routes(), state)
 }
 
 /// What an operator may do: all of it.
 pub fn control_routes(state: Arc<ApiState>) -> Router {
-    consumer_routes()
+    let routes = consumer_routes()
         .route("/v1/runs", get(control::list_runs).post(control::track))
         .route("/v1/runs/{source}/{run_id}", get(control::show_run))
         .route("/v1/runs/{source}/{run_id}/poll", post(control::poll))
@@ -91,9 +96,25 @@ pub fn control_routes(state: Arc<ApiState>) -> Router {
         .route("/v1/deliveries/{id}/body", get(control::show_body))
         .route("/v1/status", get(control::status))
         .route("/v1/backup", post(backup::backup))
-        .route("/metrics", get(metrics::metrics))
+        .route("/metrics", get(metrics::metrics));
+    guarded(routes, state)
+}
+
+/// These routes behind the rules of [`access`], which hold for unknown paths too.
+fn guarded(routes: Router<Arc<ApiState>>, state: Arc<ApiState>) -> Router {
+    routes
         .fallback(unknown)
+        .layer(from_fn_with_state(state.clone(), judge))
         .with_state(state)
+}
+
+/// Answers a request that a foreign page may have caused with its refusal.
+async fn judge(State(state): Shared, request: Request, next: Next) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    match state.access.check(&head) {
+        Ok(()) => next.run(Request::from_parts(head, body)).await,
+        Err(problem) => problem.into_response(),
+    }
 }
 
 fn consumer_routes() -> Router<Arc<ApiState>> {

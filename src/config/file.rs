@@ -9,9 +9,9 @@ use toml::de::DeTable;
 
 use super::document::{self, Document, Section, suggestion};
 use super::{
-    Config, ConfigError, Env, Hooks, NO_STORE, Origin, PolicyOverrides, Retention, Sockets,
-    SourceConfig, default_sockets, default_store, reachable, secrets, socket_trouble, values,
-    verifier, warnings,
+    Config, ConfigError, Env, Hooks, NO_STORE, Origin, Page, PolicyOverrides, Retention, Sockets,
+    SourceConfig, WebOrigin, default_sockets, default_store, reachable, secrets, socket_trouble,
+    values, verifier, warnings,
 };
 use crate::config::cron::Schedule;
 use crate::limits;
@@ -19,7 +19,7 @@ use crate::model::schedule::{Confirm, Policy};
 use crate::model::{Kind, SourceName};
 use crate::providers::Provider;
 
-const ROOT: &[&str] = &["hooks", "store", "sockets", "sources", "retention"];
+const ROOT: &[&str] = &["hooks", "store", "sockets", "page", "sources", "retention"];
 const HOOKS: &[&str] = &[
     "listen",
     "body_limit",
@@ -28,6 +28,7 @@ const HOOKS: &[&str] = &[
 ];
 const STORE: &[&str] = &["path"];
 const SOCKETS: &[&str] = &["feed", "control", "feed_group", "control_group"];
+const PAGE: &[&str] = &["origin", "read_only_origins"];
 const RETENTION: &[&str] = &["deliveries", "feed", "feed_bytes", "store_bytes"];
 const SOURCE: &[&str] = &[
     "provider",
@@ -54,7 +55,7 @@ const SOURCE: &[&str] = &[
 /// Every key there is, for the test that the example shows them all.
 #[cfg(test)]
 pub(super) fn every_key() -> impl Iterator<Item = &'static str> {
-    [HOOKS, STORE, SOCKETS, RETENTION, SOURCE]
+    [HOOKS, STORE, SOCKETS, PAGE, RETENTION, SOURCE]
         .into_iter()
         .flatten()
         .copied()
@@ -76,18 +77,20 @@ pub(super) fn read(
         (
             hooks(&root),
             sockets(&root, env, &store_path),
+            page(&root),
             sources(&root, registry, env),
             retention(&root),
             store_path,
         )
     };
-    let (hooks, sockets, sources, retention, store_path) = found;
+    let (hooks, sockets, page, sources, retention, store_path) = found;
     let mut told = doc.finish()?;
     told.extend(warnings(&hooks, &sources, registry, &origin));
     Ok(Config {
         hooks,
         store_path,
         sockets,
+        page,
         sources,
         retention,
         origin,
@@ -183,6 +186,21 @@ fn sockets(root: &Section<'_>, env: &Env, store: &Path) -> Sockets {
         section.problem(key, text);
     }
     sockets
+}
+
+fn page(root: &Section<'_>) -> Page {
+    const EXAMPLE: &str = "\"https://runs.example.org\"";
+    let section = root.section("page", PAGE);
+    let read_only = section.get("read_only_origins");
+    let listed = read_only.map(|entry| entry.list(&format!("write [{EXAMPLE}]")));
+    Page {
+        origin: section.parse("origin", EXAMPLE, WebOrigin::parse),
+        read_only_origins: listed
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.parse(EXAMPLE, WebOrigin::parse))
+            .collect(),
+    }
 }
 
 fn retention(root: &Section<'_>) -> Retention {

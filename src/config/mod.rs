@@ -13,6 +13,7 @@ pub mod cron;
 mod document;
 mod environment;
 mod file;
+mod page;
 mod secrets;
 mod source;
 mod values;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use environment::Env;
+pub use page::{Page, WebOrigin};
 pub use source::{PolicyOverrides, SourceConfig};
 pub use values::{base_url, duration, shown};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub store_path: PathBuf,
     /// The Unix sockets.
     pub sockets: Sockets,
+    /// What a proxy shows to browsers.
+    pub page: Page,
     /// The accounts, by name.
     pub sources: BTreeMap<SourceName, Arc<SourceConfig>>,
     /// How long things are kept.
@@ -302,6 +306,7 @@ fn from_environment(registry: &[&'static dyn Provider], env: &Env) -> Result<Con
         hooks: Hooks::default(),
         store_path,
         sockets,
+        page: Page::default(),
         sources,
         retention: Retention::default(),
         origin: Origin::Environment,

@@ -126,6 +126,7 @@ impl Daemon {
             reader: reader.clone(),
             sources: fleet_seen.clone(),
             clients: askers_seen,
+            access: api::access::Access::new(config.page.clone()),
             clock: clock.clone(),
             started_at: clock(),
             stop: stopped.clone(),
@@ -344,6 +345,7 @@ fn warn_of_fixed(old: &Config, new: &Config) {
         ("hooks", old.hooks != new.hooks),
         ("store", old.store_path != new.store_path),
         ("sockets", old.sockets != new.sockets),
+        ("page", old.page != new.page),
         ("retention", old.retention != new.retention),
     ];
     for (table, _) in changed.into_iter().filter(|(_, changed)| *changed) {

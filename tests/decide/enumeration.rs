@@ -6,8 +6,8 @@ use settled::model::observation::{AnswerPrecedence, Claim, Observation};
 use settled::model::schedule::Policy;
 use settled::model::{At, Outcome, Trust};
 
-use super::laws::{History, outcome, says_nothing_new};
 use super::dsl::{RunRef, START, observation, policy, span};
+use super::laws::{History, outcome, says_nothing_new};
 
 /// Thirteen observations, each with the time since the one before. 13⁰ + 13¹ + … + 13⁵ = 402,234.
 const ALPHABET: [(&str, &str); 13] = [

@@ -9,8 +9,8 @@ use settled::model::observation::{AnswerPrecedence, Observation};
 use settled::model::schedule::{Confirm, Policy};
 use settled::model::{At, Trust};
 
-use super::laws::{History, says_nothing_new};
 use super::dsl::{DAY, MINUTE, RunRef, SECOND, observation};
+use super::laws::{History, says_nothing_new};
 
 const WORDS: [&str; 32] = [
     "hint:succeeded!",

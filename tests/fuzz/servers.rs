@@ -109,6 +109,7 @@ impl Place {
             reader: reader.clone(),
             sources: sources.clone(),
             clients: watch::channel(Arc::default()).1,
+            access: settled::api::access::Access::default(),
             clock: clock(),
             started_at: NOW,
             stop: stopped.clone(),
