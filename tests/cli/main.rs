@@ -1,12 +1,13 @@
 //! Every command of the real program, against the real daemon, over real sockets.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::{Ran, World, command, state, within};
+use support::world::{Ran, World, command, state, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

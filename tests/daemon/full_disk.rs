@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::acknowledged::Promises;
+use crate::support::daemon::{Daemon, Wish};
 use crate::support::disk::Disk;
-use crate::support::ledger::Promises;
 use crate::support::senders::{skyvern, skyvern_of};
 use crate::support::wire::Post;
-use crate::support::{Daemon, Wish};
 
 /// Posts and notes what is promised; the status.
 fn send(daemon: &Daemon, promises: &Promises, post: &Post, run: &str) -> u16 {

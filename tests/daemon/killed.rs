@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use settled::model::schedule::unit;
 
-use crate::support::Daemon;
-use crate::support::ledger::{self, Promises};
+use crate::support::acknowledged::{self as ledger, Promises};
+use crate::support::daemon::Daemon;
 use crate::support::senders::{firecrawl, skyvern, unsigned};
 use crate::support::wire::{Post, Wire};
 

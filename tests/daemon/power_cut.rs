@@ -19,12 +19,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::check::Feed;
+use crate::support::acknowledged as ledger;
+use crate::support::check::Feed;
+use crate::support::daemon::{Daemon, Wish};
 use crate::support::disk::Disk;
-use crate::support::ledger;
+use crate::support::process::{PATIENCE, free_port, signal};
 use crate::support::senders::{SKYVERN_KEY, skyvern};
 use crate::support::wire::Wire;
-use crate::support::{Daemon, PATIENCE, Wish, free_port, signal};
 
 const SENDERS: usize = 4;
 

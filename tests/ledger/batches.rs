@@ -11,7 +11,7 @@ use settled::reconciler::{Reverified, Source, Sources};
 use settled::report::{Meta, Report};
 use settled::secret::{Key, Secret, SecretLabel};
 
-use super::support::{Ledger, forged, signed, source, state};
+use crate::support::reconciler::{Ledger, forged, signed, source, state};
 
 const FORGOTTEN: &str = "sk-the-key-nobody-configured";
 
@@ -104,7 +104,7 @@ fn deliveries_that_verify_after_a_correction_are_applied_in_their_order() {
     let feed = ledger.feed();
     let ids: Vec<_> = feed
         .iter()
-        .map(|record| super::support::json(record)["id"].clone())
+        .map(|record| crate::support::reconciler::json(record)["id"].clone())
         .collect();
     assert_eq!(ids, ["sky:wr_1:completion", "sky:wr_3:completion"]);
     assert_eq!(

@@ -3,7 +3,7 @@
 use settled::ledger::{LedgerError, Reader, check, check_with_all_reports};
 use settled::providers::Verdict;
 
-use super::support::{Ledger, answer, delivery, forged, signed, state, track};
+use crate::support::reconciler::{Ledger, answer, delivery, forged, signed, state, track};
 
 /// Two runs that have settled, one of them amended; one that is open and holds a claim; a forged
 /// delivery.

@@ -4,7 +4,7 @@ use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking};
 use settled::model::At;
 use settled::model::record::RecordType;
 
-use super::support::{Bare, Ledger, signed};
+use crate::support::reconciler::{Bare, Ledger, signed};
 
 /// A feed of three completions.
 struct Feed(Bare);

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 use settled::ledger::{DamagedRow, Filter, LedgerError, RunPage, RunQuery, Writer, examine};
 use settled::model::{At, RunId, RunKey, SourceName};
 
-use crate::support::{Ledger, forged, signed, track};
+use crate::support::reconciler::{Ledger, forged, signed, track};
 
 /// Three open runs; the first of them is damaged.
 fn damaged() -> Ledger {

@@ -10,7 +10,7 @@ use settled::providers::Verdict;
 use settled::providers::skyvern::Skyvern;
 use settled::providers::smartbrowse::SmartBrowse;
 
-use super::support::{
+use crate::support::reconciler::{
     API_KEY, Ledger, ROOMY, answer, bounds, delivery, json, signed, source, state, track,
 };
 

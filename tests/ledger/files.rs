@@ -6,7 +6,7 @@ use std::path::Path;
 use rusqlite::Connection;
 use settled::ledger::{LedgerError, Reader, SCHEMA_VERSION, Writer};
 
-use super::support::{Ledger, START, bounds, signed};
+use crate::support::reconciler::{Ledger, START, bounds, signed};
 
 fn open(path: &Path) -> Result<Writer, LedgerError> {
     Writer::open(path, START)

@@ -15,7 +15,7 @@ use settled::providers::smartbrowse::SmartBrowse;
 use settled::report::{Meta, Report};
 use settled::secret::SecretLabel;
 
-use super::support::{
+use crate::support::reconciler::{
     Bare, Ledger, ROOMY, START, answer, delivery, forged, signed, source, state, track,
 };
 

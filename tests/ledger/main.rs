@@ -12,5 +12,6 @@ mod numbers;
 mod processing;
 mod retention;
 mod storing;
+#[path = "../support/mod.rs"]
 mod support;
 mod versions;

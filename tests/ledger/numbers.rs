@@ -5,7 +5,7 @@ use std::time::Duration;
 use settled::ledger::{LedgerError, Loss, Writer};
 use settled::model::At;
 
-use super::support::{Ledger, START, answer, signed, state, track};
+use crate::support::reconciler::{Ledger, START, answer, signed, state, track};
 
 /// The losses of the first source over the last hour and the last day, `later` after the last report.
 fn losses(ledger: &Ledger, later: Duration) -> (Loss, Loss) {
@@ -120,7 +120,7 @@ fn the_log_stays_short_though_somebody_else_moves_it() {
         state("wr_1", "running").replace('}', &format!(r#", "x": "{}"}}"#, "x".repeat(200_000)));
     for _ in 0..1_500 {
         // 300 MB in all.
-        ledger.hears(super::support::delivery(
+        ledger.hears(crate::support::reconciler::delivery(
             settled::providers::Verdict::BadSignature,
             body.as_str(),
         ));

@@ -16,7 +16,7 @@ use settled::reconciler::{Reconciler, Work};
 use settled::report::{Meta, Report, ResponseMeta, SweepMeta};
 use settled::secret::Keyring;
 
-use super::support::{
+use crate::support::reconciler::{
     Ledger, ROOMY, START, answer, delivery, forged, register, signed, source, state, track,
 };
 

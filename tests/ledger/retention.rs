@@ -5,7 +5,7 @@ use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
 use settled::model::At;
 use settled::providers::Verdict;
 
-use super::support::{Bare, Ledger, START, bounds, delivery, forged, signed};
+use crate::support::reconciler::{Bare, Ledger, START, bounds, delivery, forged, signed};
 
 struct Kept(Bare);
 

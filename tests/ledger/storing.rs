@@ -6,7 +6,7 @@ use std::sync::Arc;
 use settled::ledger::Filter;
 use settled::reconciler::{Handle, Refusal, channel};
 
-use super::support::{Ledger, START, signed};
+use crate::support::reconciler::{Ledger, START, signed};
 
 /// Every commit fails from now on, as late as it can: everything was written, and the end refuses.
 const NO_COMMIT: &str = "

@@ -13,7 +13,7 @@ use settled::ledger::{SCHEMA_VERSION, Writer, check_with_all_reports};
 use settled::reconciler::Reconciler;
 
 use super::check::a_ledger;
-use super::support::{Ledger, ROOMY, START, json, register, signed, source};
+use crate::support::reconciler::{Ledger, ROOMY, START, json, register, signed, source};
 
 fn kept(version: i64, ending: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/ledger/versions/{version}.{ending}"))

@@ -146,7 +146,7 @@ pub const BUGS: &[Bug] = &[
         old: "    let publication = Publication::Amendment { number: settled.amendments, previous };",
         new: "    let _ = previous;
     let publication = Publication::Completion;",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     Bug {
@@ -154,7 +154,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/model/decide.rs",
         old: "    if settled.amendments == AMENDMENTS_MAX {",
         new: "    if settled.amendments == u32::MAX {",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     Bug {
@@ -162,7 +162,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/model/observation.rs",
         old: "        self.rank(answer_precedence) > other.rank(answer_precedence)",
         new: "        self.rank(answer_precedence) >= other.rank(answer_precedence) || self.received_at > other.received_at",
-        target: "decide",
+        target: "model",
         test: "enumeration::of_up_to_four_voices_the_strongest_is_believed_in_every_order",
     },
     Bug {
@@ -177,7 +177,7 @@ pub const BUGS: &[Bug] = &[
         let _ = run.settle(end, true, at);
         return Effect::Settled;
     }",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     Bug {
@@ -189,7 +189,7 @@ pub const BUGS: &[Bug] = &[
         new: "    if !heard.entitled() && !matches!(heard.claim, Claim::Ended(_)) {
         return (None, run.hint(at));
     }",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     Bug {
@@ -205,7 +205,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/model/schedule.rs",
         old: "pub const MISSES_SPAN: Duration = Duration::from_secs(600);",
         new: "pub const MISSES_SPAN: Duration = Duration::ZERO;",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     Bug {
@@ -221,7 +221,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/model/decide.rs",
         old: "        ending: Ending::needs_answer(Outcome::Indeterminate),",
         new: "        ending: Ending::needs_answer(Outcome::Failed),",
-        target: "decide",
+        target: "model",
         test: "table::the_decision_table",
     },
     // ── Who is believed ─────────────────────────────────────────────────────────────────────────────
@@ -310,7 +310,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/api/feed/stream.rs",
         old: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
         new: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
-        target: "feed",
+        target: "api",
         test: "events::a_line_of_the_streams_own_stands_for_what_was_sent_before_it",
     },
     Bug {
@@ -321,7 +321,7 @@ pub const BUGS: &[Bug] = &[
                 return Ok(Some(end));
             }
             let attempt = match &self.trying {",
-        target: "feed",
+        target: "api",
         test: "consume::the_position_passes_no_event_whose_command_has_not_succeeded",
     },
     Bug {
@@ -329,7 +329,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/ledger/consumers.rs",
         old: "        if generation.is_some_and(|generation| generation != consumer.generation) {",
         new: "        if generation.is_some_and(|generation| generation > consumer.generation) {",
-        target: "feed",
+        target: "api",
         test: "consumers::a_newcomer_takes_over_and_the_old_reader_is_fenced",
     },
     Bug {
@@ -337,7 +337,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/ledger/consumers.rs",
         old: "        let acked = seq.max(consumer.acked);",
         new: "        let acked = seq;",
-        target: "feed",
+        target: "api",
         test: "consumers::an_ack_moves_forward_is_on_disk_and_never_moves_back",
     },
     Bug {
@@ -353,7 +353,7 @@ pub const BUGS: &[Bug] = &[
         file: "src/ledger/trimming.rs",
         old: "slowest.is_none_or(|slowest| seq <= slowest));",
         new: "slowest.is_none_or(|slowest| seq <= slowest.saturating_add(1_000)));",
-        target: "feed",
+        target: "api",
         test: "retention::age_waits_for_consumers",
     },
     Bug {
@@ -363,7 +363,7 @@ pub const BUGS: &[Bug] = &[
         new: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;
         self.tx.execute(\"DELETE FROM timeline WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;
         self.tx.execute(\"DELETE FROM runs WHERE completion <= ?1 AND id NOT IN (SELECT run FROM records)\", [last])?;",
-        target: "feed",
+        target: "api",
         test: "retention::the_size_beats_consumers_and_says_so",
     },
     // ── Bounds and secrets ──────────────────────────────────────────────────────────────────────────

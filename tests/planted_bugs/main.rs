@@ -125,7 +125,7 @@ const PART: &[&str] = &[
     "secret",
     "store",
 ];
-const PART_TESTS: &[&str] = &["decide", "ledger", "providers"];
+const PART_TESTS: &[&str] = &["model", "ledger", "providers"];
 
 impl Bug {
     fn in_part(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Nothing lost, nothing doubled: the proof.
 //!
 //! Three ways of doing the worst to the real store and the real reconciler, and one opinion about
-//! what must hold then ([`check`]):
+//! what must hold then ([`check`](support::check)):
 //!
 //! * [`model`]: generated histories, compared step by step with plain maps;
 //! * [`simulation`]: seeded worlds of days, with four lying clouds, outages, storms and crashes;
@@ -9,7 +9,6 @@
 //!
 //! `docs/reliability.md` has the long forms and what they found.
 
-mod check;
 mod clouds;
 mod crash;
 mod files;
@@ -17,3 +16,5 @@ mod history;
 mod model;
 mod readers;
 mod simulation;
+#[path = "../support/mod.rs"]
+mod support;

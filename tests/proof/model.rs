@@ -27,11 +27,11 @@ use settled::reconciler::{Reconciler, Source, Sources, Work};
 use settled::report::{Meta, Report};
 use tempfile::TempDir;
 
-use crate::check::{self, Acked, Feed};
 use crate::clouds;
 use crate::files::{Remains, folder};
 use crate::history::{Op, RUNS_EACH, SEED, Said, Scribe, op, verifies};
 use crate::readers::{Published, Readers};
+use crate::support::check::{self, Acked, Feed};
 
 const RING: UnverifiedLimits = UnverifiedLimits {
     rows_max: 10,

@@ -23,7 +23,7 @@ fn every_test_that_the_table_of_facts_names_exists() {
     let mut sources = String::new();
     for folder in [
         "tests/providers",
-        "tests/decide",
+        "tests/model",
         "tests/ledger",
         "src",
         "src/providers",

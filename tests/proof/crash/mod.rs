@@ -20,10 +20,10 @@ use settled::ledger::{LedgerError, Writer};
 use settled::model::At;
 use settled::reconciler::{Reconciler, Sources};
 
-use crate::check::{self, Feed};
 use crate::clouds;
 use crate::files::{Remains, folder};
 use crate::history::{Op, SEED, Scribe};
+use crate::support::check::{self, Feed};
 use disk::{Disk, Fate, Step};
 use trace::Event;
 use workload::{RING, Said, script, store};

@@ -20,9 +20,9 @@ use settled::reconciler::{Clock, Handle, Reconciler, Sources, channel};
 use settled::report::{Meta, Report};
 
 use super::trace::LOG;
-use crate::check::{self, Acked, Feed};
 use crate::clouds;
 use crate::history::{Op, SEED, Scribe, op};
+use crate::support::check::{self, Acked, Feed};
 
 pub const RING: UnverifiedLimits = UnverifiedLimits {
     rows_max: 10,

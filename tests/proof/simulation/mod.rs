@@ -29,10 +29,10 @@ use settled::providers::{ApiRequest, ApiResponse, ResponseClass};
 use settled::report::{Meta, Report, TrackMeta};
 use tempfile::TempDir;
 
-use crate::check::{self, Acked, Feed};
 use crate::clouds::{self, BEGIN};
 use crate::crash::disk::{Disk, Fate};
 use crate::files::{Remains, folder};
+use crate::support::check::{self, Acked, Feed};
 use daemon::Daemon;
 use script::{Input, Over, Script, Sky};
 

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::ledger::number;
+use crate::support::acknowledged::number;
+use crate::support::daemon::{Daemon, Wish, post};
+use crate::support::process::{PATIENCE, signal};
 use crate::support::senders::{firecrawl_body, skyvern, skyvern_of, unsigned};
 use crate::support::wire::Wire;
-use crate::support::{Daemon, PATIENCE, Wish, post, signal};
 
 fn long() -> bool {
     std::env::var_os("SETTLED_LONG").is_some()

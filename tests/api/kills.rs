@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::check::{Feed, World, check};
-use crate::support::{Home, Kept, example, subjects, until};
+use crate::support::check::{Feed, World, check};
+use crate::support::home::{Home, example, subjects};
+use crate::support::process::{Kept, until};
 
 /// Marsaglia's xorshift: enough to choose victims.
 struct Dice(u64);

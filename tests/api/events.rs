@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Home, Lines, ask, cursor, runs, subjects};
+use crate::support::home::{Home, Lines, ask, cursor, runs, subjects};
 
 #[test]
 fn a_read_gives_everything_in_order_and_ends() {
@@ -315,7 +315,7 @@ fn sockets_belong_to_the_groups_that_are_named() {
             .arg("--config")
             .arg(home.path("grouped.toml"))
             .arg("serve")
-            .env("KEY_FOR_TESTS", crate::support::KEY);
+            .env("KEY_FOR_TESTS", crate::support::home::KEY);
         command
     };
     let refused = serve().output().unwrap();
@@ -338,8 +338,8 @@ fn sockets_belong_to_the_groups_that_are_named() {
             .to_owned()
     };
     sockets(&format!("feed_group = \"{group}\""));
-    let _daemon = crate::support::Kept(serve().spawn().unwrap());
-    crate::support::until("it answers", || {
+    let _daemon = crate::support::process::Kept(serve().spawn().unwrap());
+    crate::support::process::until("it answers", || {
         ask(&home.feed(), "GET", "/healthz", "").is_ok()
     });
     let gid = |name: &str| std::fs::metadata(home.path(name)).unwrap().gid();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::{Home, Lines, ask, cursor};
+use crate::support::home::{Home, Lines, ask, cursor};
 
 pub struct Schema(Value);
 

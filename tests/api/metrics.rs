@@ -1,6 +1,7 @@
 //! `GET /metrics` over the control socket: both formats, and the numbers of a daemon that has done something.
 
-use crate::support::{Home, exchange, until};
+use crate::support::home::{Home, exchange};
+use crate::support::process::until;
 
 /// Meta and text of the metrics for somebody who accepts this.
 fn metrics(home: &Home, accept: &str) -> (String, String) {

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpListener;
 use std::thread;
 
+use crate::support::daemon::{Daemon, Wish, post};
 use crate::support::senders::SKYVERN_KEY;
-use crate::support::{Daemon, Wish, post};
 
 /// Answers the first question with a redirect to `target`, and gives the question's head.
 fn redirects_to(target: u16, listener: TcpListener) -> thread::JoinHandle<String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::support::Daemon;
+use crate::support::daemon::Daemon;
 use crate::support::wire::Post;
 
 fn vectors(text: &str) -> Value {

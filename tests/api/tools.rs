@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Home, Kept, installed};
+use crate::support::home::Home;
+use crate::support::process::{Kept, installed};
 
 /// Eight runs are told half a second apart; all must be seen.
 fn sees_all(tools: &[&str], script: &str) {

@@ -1,28 +1,21 @@
 //! A daemon of our own: the real binary, on a temporary folder and a free port of loopback.
 
-pub mod disk;
-pub mod ledger;
-pub mod senders;
-pub mod wire;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use wire::{ApiResponse, Post, Wire};
 
-/// How long anything may take that has no limit of its own.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use super::process::{PATIENCE, free_port};
+use super::senders;
+use super::wire::{ApiResponse, Post, Wire};
 
 /// What a test wants of its daemon.
 #[derive(Clone, Debug, Default)]
@@ -45,19 +38,6 @@ pub struct Daemon {
     pub port: u16,
     wish: Wish,
     child: Option<Child>,
-}
-
-/// A port nobody listens on. Below the range from which the system gives ports to clients, and no
-/// two of one process the same.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 6000).unwrap_or_default();
-    loop {
-        let port = 21_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl Daemon {
@@ -362,11 +342,6 @@ impl Drop for Daemon {
 fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-/// Sends a signal to a process of ours.
-pub fn signal(pid: u32, name: &str) {
-    disk::run("kill", &[&format!("-{name}"), &pid.to_string()]);
 }
 
 pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Home, Lines, cursor, runs, subjects};
+use crate::support::home::{Home, Lines, cursor, runs, subjects};
 
-fn ack(home: &Home, name: &str, cursor: &str) -> crate::support::ApiResponse {
+fn ack(home: &Home, name: &str, cursor: &str) -> crate::support::home::ApiResponse {
     home.ask(
         "POST",
         &format!("/v1/consumers/{name}/ack?cursor={cursor}"),

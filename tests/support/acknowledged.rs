@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::check::{self, Acked, Feed, World};
+use super::check::{self, Acked, Feed, World};
 
 /// Every acknowledged delivery, and the runs that these ended.
 #[derive(Clone, Default)]
@@ -72,7 +72,9 @@ pub fn hold(store: &Path, acked: &[Acked], before: &mut Feed) {
 pub fn read(store: &Path) -> Connection {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(store, flags).expect("the database opens");
-    connection.busy_timeout(super::PATIENCE).expect("a number");
+    connection
+        .busy_timeout(super::process::PATIENCE)
+        .expect("a number");
     connection
 }
 

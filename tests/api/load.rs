@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{Home, Lines};
+use crate::support::home::{Home, Lines};
 
 const IDLE: usize = 1_000;
 

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use rusqlite::Connection;
 
-use crate::support::{Home, Kept, example, installed, runs, until};
+use crate::support::home::{Home, example, runs};
+use crate::support::process::{Kept, installed, until};
 
 fn start(home: &Home, program: &str, arguments: &[&str]) -> Kept {
     let out = fs::OpenOptions::new()

@@ -7,32 +7,18 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub const KEY: &str = "a-key-for-tests";
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::process::{PATIENCE, free_port, signal};
 
+pub const KEY: &str = "a-key-for-tests";
 /// A place for a daemon: its database, sockets and port outlive its process.
 pub struct Home {
     folder: TempDir,
     pub port: u16,
-}
-
-/// Ports below the ephemeral range, so that no other socket of the machine is given them; spread by
-/// process, so that two test programs do not meet.
-fn port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let spread = u16::try_from(std::process::id() % 1_900).unwrap() * 10;
-        let port = 11_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl Home {
@@ -44,7 +30,7 @@ impl Home {
     pub fn with(more: &str) -> Home {
         let home = Home {
             folder: tempfile::tempdir().unwrap(),
-            port: port(),
+            port: free_port(),
         };
         home.configure(more);
         home
@@ -236,7 +222,7 @@ impl Daemon<'_> {
 
     /// SIGTERM, and a clean end.
     pub fn stop(mut self) {
-        signal(&self.child, "TERM");
+        signal(self.child.id(), "TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {}", self.home.log());
     }
@@ -279,55 +265,6 @@ pub fn example(name: &str) -> PathBuf {
         "{name} cannot be built"
     );
     profile.join("examples").join(name)
-}
-
-/// Whether a tool is installed. In CI (`CI` is set) all of them must be, so that nothing is skipped
-/// there unseen.
-pub fn installed(tool: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()));
-    assert!(
-        found || std::env::var_os("CI").is_none(),
-        "{tool} must be installed in CI"
-    );
-    if !found {
-        eprintln!("NOT TESTED: {tool} is not installed");
-    }
-    found
-}
-
-/// Waits for something to become true.
-pub fn until(what: &str, true_now: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !true_now() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A child that is killed when dropped; with all of its group, if it has one of its own.
-pub struct Kept(pub Child);
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        let group = i32::try_from(self.0.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        let _ = group
-            .map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Sends a signal to a child of ours.
-pub fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill")
-        .arg(format!("-{name}"))
-        .arg(child.id().to_string())
-        .status()
-        .unwrap();
-    assert!(sent.success());
 }
 
 /// A whole answer.

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Home, signal};
+use crate::support::home::Home;
+use crate::support::process::signal;
 
 struct Consumer(Child);
 
@@ -26,7 +27,7 @@ impl Consumer {
     }
 
     fn stop(mut self) {
-        signal(&self.0, "TERM");
+        signal(self.0.id(), "TERM");
         assert!(self.0.wait().unwrap().success());
     }
 }
@@ -221,9 +222,9 @@ fn a_stop_lets_the_command_finish_and_a_second_one_does_not() {
     home.complete([2]);
     let mut consumer = Consumer::start(&home, &[], "echo >> begun2; sleep 60; echo >> done2");
     until("it has begun", &home, || home.path("begun2").exists());
-    signal(&consumer.0, "TERM");
+    signal(consumer.0.id(), "TERM");
     std::thread::sleep(Duration::from_millis(300));
-    signal(&consumer.0, "TERM");
+    signal(consumer.0.id(), "TERM");
     let began = Instant::now();
     assert!(consumer.0.wait().unwrap().success());
     assert!(began.elapsed() < Duration::from_secs(20));

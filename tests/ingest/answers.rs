@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
+use crate::support::daemon::{Daemon, Wish, post, suffixed};
 use crate::support::senders::{
     PATH_TOKEN, SKYVERN_KEY, browser_use, firecrawl, skyvern, skyvern_body, skyvern_of,
     smartbrowse, unsigned,
 };
 use crate::support::wire::{ApiResponse, Post};
-use crate::support::{Daemon, Wish, post, suffixed};
 
 const SMALL_LIMIT: usize = 64 * 1024;
 

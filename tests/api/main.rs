@@ -1,7 +1,5 @@
 //! The feed, held against the real daemon over its real sockets.
 
-#[path = "../proof/check.rs"]
-mod check;
 mod consume;
 mod consumers;
 mod control;
@@ -12,6 +10,7 @@ mod load;
 mod metrics;
 mod retention;
 mod schema;
+#[path = "../support/mod.rs"]
 mod support;
 mod tools;
 mod versions;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{ApiResponse, Home, ask, runs, signal, until};
+use crate::support::home::{ApiResponse, Home, ask, runs};
+use crate::support::process::{signal, until};
 
 fn get(home: &Home, path: &str) -> ApiResponse {
     ask(&home.path("control.sock"), "GET", path, "").unwrap()
@@ -102,7 +103,7 @@ fn a_configuration_that_was_not_taken_is_in_the_status_until_one_is() {
     assert_eq!(trouble(), Value::Null);
     assert!(!shown().contains("OLD CONFIGURATION"));
     home.configure("rates = 1");
-    signal(&daemon.child, "HUP");
+    signal(daemon.child.id(), "HUP");
     until("it is refused", || trouble().is_string());
     let mistake = format!(
         "OLD CONFIGURATION IN FORCE ({}:",
@@ -115,7 +116,7 @@ fn a_configuration_that_was_not_taken_is_in_the_status_until_one_is() {
     );
     assert!(shown().contains(&mistake), "{}", shown());
     home.configure("deadline = \"1h\"");
-    signal(&daemon.child, "HUP");
+    signal(daemon.child.id(), "HUP");
     until("it is taken", || trouble().is_null());
 }
 

@@ -11,10 +11,10 @@ use rusqlite::Connection;
 use settled::ledger::SCHEMA_VERSION;
 
 use crate::schema::Schema;
-use crate::support::{Home, Lines};
+use crate::support::home::{Home, Lines};
 
 fn folder(file: &str) -> String {
-    format!("{}/tests/feed/versions/{file}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/tests/api/versions/{file}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// An empty ledger of this version.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Home, cursor, subjects, until};
+use crate::support::home::{Home, cursor, subjects};
+use crate::support::process::until;
 
 const SMALL: &str = "[retention]\nfeed_bytes = \"1MiB\"";
 

@@ -6,13 +6,14 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use settled::providers::signature::sign;
 use tempfile::TempDir;
+
+use super::process::free_port;
 
 /// The key of the account, which is what its webhooks are signed with too.
 pub const KEY: &str = "test-key-of-nobody";
@@ -241,20 +242,6 @@ impl Drop for World {
     fn drop(&mut self) {
         self.kill_daemon();
     }
-}
-
-/// A port that nobody uses, and that the system gives to nobody who asks for any: those begin at
-/// 32768, and one of them could be taken before the daemon starts, or starts again.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test programs that run side by side have neighbouring ids; this keeps them apart.
-    let first = u16::try_from(std::process::id().wrapping_mul(97) % 10_000).unwrap();
-    let candidates =
-        std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
-    candidates
-        .take(1_000)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
 }
 
 /// The program in this folder, with nothing of our own environment but the test's key.
