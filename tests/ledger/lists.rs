@@ -606,10 +606,10 @@ fn a_finding_counts_all_its_rows_and_names_the_first_five() {
     assert_eq!(finding.to_string(), told);
     let counted = [
         ("consumers", 0),
+        ("quarantined_reports", 0),
         ("records", 0),
         ("reports", 7),
         ("runs", 7),
-        ("quarantined", 0),
     ];
     assert_eq!(examined.rows.into_iter().collect::<Vec<_>>(), counted);
 }
