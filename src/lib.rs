@@ -54,6 +54,7 @@
 //! read anywhere but in [`daemon`].
 
 pub mod api;
+pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -63,6 +64,7 @@ pub mod ledger;
 pub mod limits;
 pub mod model;
 pub mod polling;
+pub mod process;
 pub mod providers;
 pub mod reconciler;
 pub mod report;

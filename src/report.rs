@@ -1,6 +1,8 @@
 //! Reports: whatever reached us, in the form in which it is stored, and the one way in which each
 //! kind is read into observations.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -147,6 +149,23 @@ impl Meta {
             Meta::Clock { .. } => Via::Clock,
             Meta::Track(_) => Via::Operator,
         }
+    }
+
+    /// Where in a body of `length` bytes the provider's own JSON stands: all of a delivery's body, or
+    /// the first answer that was a success.
+    pub fn payload_range(&self, length: usize) -> Range<usize> {
+        let Meta::Poll(meta) = self else {
+            return 0..length;
+        };
+        let mut from = 0;
+        for answer in &meta.answers {
+            let to = (from + answer.bytes).min(length);
+            if answer.status.is_some_and(|status| status < 300) {
+                return from..to;
+            }
+            from = to;
+        }
+        0..0
     }
 
     /// The delivery, if it is one.
@@ -335,19 +354,8 @@ impl Report {
         }
     }
 
-    /// The provider's own JSON in it: the delivery's body, or the first answer that was a success.
+    /// The provider's own JSON in it; see [`Meta::payload_range`].
     pub fn payload(&self) -> &[u8] {
-        let Meta::Poll(meta) = &self.meta else {
-            return &self.body;
-        };
-        let mut from = 0;
-        for answer in &meta.answers {
-            let to = (from + answer.bytes).min(self.body.len());
-            if answer.status.is_some_and(|status| status < 300) {
-                return &self.body[from..to];
-            }
-            from = to;
-        }
-        &[]
+        &self.body[self.meta.payload_range(self.body.len())]
     }
 }

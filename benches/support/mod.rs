@@ -24,7 +24,7 @@ use settled::ledger::{UnverifiedLimits, Writer};
 use settled::model::{At, Kind, RunId, SourceName};
 use settled::providers::REGISTRY;
 use settled::providers::signature::sign;
-use settled::reconciler::{Reconciler, Sources};
+use settled::reconciler::{self, Reconciler};
 use settled::report::{Meta, Report, TrackMeta};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
@@ -249,7 +249,7 @@ impl Ledger {
         // As in the daemon's configuration below: what is open is not due while it is looked at.
         source.overrides.first_poll = Some(FIRST_POLL);
         source.overrides.max_interval = Some(FIRST_POLL * 2);
-        let sources = Sources::register(
+        let sources = reconciler::register(
             &mut writer,
             &BTreeMap::from([(name, Arc::new(source))]),
             now,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::types::SecretView;
+use crate::config::Source;
 use crate::config::SourceConfig;
 use crate::ledger::SecretUse;
 use crate::model::At;
 use crate::polling::rate_limit::Breaker;
-use crate::reconciler::Source;
 use crate::secret::Key;
 
 /// Clocks that differ by more than this are worth a word: timestamped signatures are held to 300 s.
@@ -90,7 +90,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ledger::SourceRow;
+    use crate::config::SourceRow;
     use crate::model::SourceName;
     use crate::providers::REGISTRY;
     use crate::secret::{Secret, SecretLabel};

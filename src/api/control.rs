@@ -17,6 +17,8 @@ use super::{
     ApiState, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers,
     flag,
 };
+use crate::changes::Processed;
+use crate::config::Source;
 use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
 use crate::model::decide::Effect;
@@ -25,7 +27,6 @@ use crate::model::record::Cursor;
 use crate::model::{Kind, RunId, RunKey, SourceName};
 use crate::polling::client::SourceClient;
 use crate::providers::{Delivery, Headers, RetryResult, Verdict};
-use crate::reconciler::{Processed, Source};
 use crate::report::{Meta, Report, TrackMeta, WebhookMeta};
 use crate::server::{self, Problem};
 

@@ -25,11 +25,13 @@ use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::config::Sources;
+use crate::ledger::commands::Probe;
 use crate::ledger::{FeedBounds, LedgerError, Reader, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::SourceClient;
-use crate::reconciler::{Clock, Handle, Refusal, Sources};
+use crate::reconciler::{Clock, Handle, Refusal};
 use crate::server::{AnyBody, Problem, json};
 
 pub use feed::{ConsumerView, PageCache, Readers};
@@ -145,7 +147,7 @@ fn consumer_routes() -> Router<Arc<ApiState>> {
 
 /// Whether the writer answers: an empty transaction through the whole hand-off.
 async fn health(State(state): Shared) -> HandlerResult {
-    state.ledger.write(|_| Ok(())).await?;
+    state.ledger.execute(Probe).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })))
 }
 

@@ -16,12 +16,12 @@ use serde::Serialize;
 use super::{Context, Failure, exit, show};
 use crate::config::cron::Schedule;
 use crate::config::{Config, SourceConfig, shown};
+use crate::config::{Source, SourceRow};
 use crate::daemon::system_clock;
-use crate::ledger::{self, Examination, LedgerError, SourceRow};
+use crate::ledger::{self, Examination, LedgerError};
 use crate::model::At;
 use crate::polling::client::{HttpClient, SourceClient};
 use crate::providers::{ApiResponse, ResponseClass};
-use crate::reconciler::Source;
 use crate::secret::{Key, Keyring};
 
 /// A clock that is this far off makes signatures look old.

@@ -16,6 +16,7 @@ mod file;
 mod page;
 mod secrets;
 mod source;
+mod sources;
 mod values;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use environment::Env;
 pub use page::{Page, WebOrigin};
 pub use source::{PolicyOverrides, SourceConfig};
+pub use sources::{Source, SourceRow, Sources};
 pub use values::{base_url, duration, shown};
 
 use crate::limits;

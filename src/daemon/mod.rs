@@ -26,16 +26,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::api::{self, ApiState};
+use crate::config::Sources;
 use crate::config::{Config, ConfigError, Hooks};
 use crate::daemon::watchdog::Watchdog;
 use crate::ingest::Receiver;
+use crate::ledger::commands::ClampPolls;
 use crate::ledger::{LedgerError, Reader, UnverifiedLimits, Writer};
 use crate::limits;
 use crate::model::At;
 use crate::model::schedule;
 use crate::polling::client::{HttpClient, SourceClient};
 use crate::polling::{self, Poller};
-use crate::reconciler::{self, Clock, Handle, Reconciler, Refusal, Sources};
+use crate::reconciler::{self, Clock, Handle, Reconciler, Refusal};
 use crate::retention::Upkeep;
 use crate::server::listen::{ListenError, Listeners};
 use crate::server::systemd::{self, Inherited};
@@ -252,12 +254,9 @@ impl Daemon {
             tracing::warn!("{warning}");
         }
         warn_of_fixed(&self.config, &config);
-        let (sources, now) = (config.sources.clone(), (self.pollers.clock)());
-        let sources = self
-            .pollers
-            .ledger
-            .write(move |tx| Sources::register_in(tx, &sources, now))
-            .await?;
+        let registration = reconciler::registration(&config.sources, (self.pollers.clock)());
+        let rows = self.pollers.ledger.execute(registration).await?;
+        let sources = reconciler::registered(&config.sources, &rows);
         let earlier = self.sources.borrow().clone();
         self.pollers
             .ledger
@@ -311,13 +310,11 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 /// Opens the ledger and digests what an earlier process left.
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), LedgerError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
-    writer.transaction(|tx| {
-        tx.clamp_polls(
-            clock(),
-            clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
-        )
+    writer.execute(ClampPolls {
+        now: clock(),
+        latest: clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
     })?;
-    let sources = Sources::register(&mut writer, &config.sources, clock())?;
+    let sources = reconciler::register(&mut writer, &config.sources, clock())?;
     let unverified = unverified(&config.hooks);
     let mut reconciler = Reconciler::new(writer, sources.clone(), unverified);
     let tell = |count: usize| {

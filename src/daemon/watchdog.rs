@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::config::Sources;
+use crate::ledger::commands::Probe;
 use crate::ledger::{LedgerError, Reader, SourceCounts};
 use crate::limits;
 use crate::model::At;
-use crate::reconciler::{Clock, Handle, Refusal, Sources};
+use crate::reconciler::{Clock, Handle, Refusal};
 use crate::server::systemd;
 
 /// What the watchdog takes and tells.
@@ -37,7 +39,7 @@ impl Watchdog {
         let interval =
             systemd::watchdog().map_or(limits::PULSE, |most| (most / 3).min(limits::PULSE));
         loop {
-            match self.ledger.write(|_| Ok(())).await {
+            match self.ledger.execute(Probe).await {
                 Ok(()) => systemd::alive(&self.line().await),
                 Err(Refusal::Stopping) => return,
                 Err(refusal) => {

@@ -20,10 +20,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::config::{Source, Sources};
 use crate::ingest::sender_limit::{SenderLimit, sender};
 use crate::limits;
 use crate::providers::{Delivery, Headers, Verdict};
-use crate::reconciler::{Clock, Handle, Source, Sources};
+use crate::reconciler::{Clock, Handle};
 use crate::report::{Meta, Report, WebhookMeta};
 use crate::secret::TokenDigest;
 use crate::server::{AnyBody, Peer, Problem, json};

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 
+use crate::config::Source;
 use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, RunId};
 use crate::polling::exchange::{Exchange, Next};
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::{ApiRequest, ApiResponse, Method, Response, ResponseClass};
-use crate::reconciler::{Clock, Source};
+use crate::reconciler::Clock;
 use crate::report::Report;
 
 /// The one HTTP client of the process.

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
+use crate::config::Source;
 use crate::limits;
 use crate::model::decide::Run;
 use crate::model::{At, Kind, RunId};
 use crate::providers::{ApiRequest, ApiResponse, RunRef};
-use crate::reconciler::Source;
 use crate::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta};
 
 /// Something that is being asked of a source's provider.

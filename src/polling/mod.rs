@@ -15,11 +15,12 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 
+use crate::config::Sources;
 use crate::ledger::{LedgerError, Reader, View};
 use crate::limits;
 use crate::model::At;
 use crate::polling::client::SourceClient;
-use crate::reconciler::{Clock, Handle, Sources};
+use crate::reconciler::{Clock, Handle};
 use crate::report::{Meta, Report};
 
 pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};

@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::config::Source;
 use crate::ledger::Due;
 use crate::model::At;
 use crate::polling::exchange::Exchange;
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
-use crate::reconciler::Source;
 
 /// One source's scheduler.
 pub struct Scheduler {
@@ -189,8 +189,8 @@ mod tests {
 
     use super::*;
     use crate::config::SourceConfig;
+    use crate::config::SourceRow;
     use crate::config::cron::Schedule;
-    use crate::ledger::SourceRow;
     use crate::model::{RunId, SourceName};
     use crate::providers::{ApiResponse, REGISTRY, ResponseClass};
     use crate::secret::{Key, Secret, SecretLabel};

@@ -11,8 +11,10 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
-use super::{Batch, BatchResult, Clock, Processed, Reconciler, Reverified, Sources, Work, sync};
-use crate::ledger::{LedgerError, Transaction};
+use super::{Batch, BatchResult, Clock, Reconciler, Reverified, sync};
+use crate::changes::Processed;
+use crate::config::Sources;
+use crate::ledger::{AnyCommand, AnyReply, Command, LedgerError};
 use crate::limits;
 use crate::model::At;
 use crate::report::Report;
@@ -48,9 +50,9 @@ pub(super) enum Job {
         report: Report,
         reply: Reply,
     },
-    Write {
-        work: Work,
-        done: oneshot::Sender<Result<(), Refusal>>,
+    Command {
+        command: AnyCommand,
+        reply: oneshot::Sender<Result<AnyReply, Refusal>>,
     },
     Reverify {
         source: i64,
@@ -106,20 +108,14 @@ impl Handle {
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
-    /// Runs `work` in the writer's next transaction. On disk when this returns `Ok`.
-    pub async fn write<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, LedgerError> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let (give, mut take) = oneshot::channel();
-        let (done, committed) = oneshot::channel();
-        let work = Box::new(move |tx: &mut Transaction<'_>| {
-            let _ = give.send(work(tx)?);
-            Ok(())
-        });
-        self.submit(Job::Write { work, done }).await?;
-        committed.await.unwrap_or(Err(Refusal::Stopping))?;
-        take.try_recv().map_err(|_| Refusal::Stopping)
+    /// Executes a command in the writer's next transaction. The change is on disk when this returns
+    /// `Ok`.
+    pub async fn execute<C: Command>(&self, command: C) -> Result<C::Reply, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let command = command.into();
+        self.submit(Job::Command { command, reply }).await?;
+        let reply = answer.await.unwrap_or(Err(Refusal::Stopping))?;
+        C::reply(reply).ok_or(Refusal::Stopping)
     }
 
     /// Verifies the unverified deliveries of a source again, with the secrets it has now, and
@@ -161,7 +157,7 @@ pub(super) trait BatchWriter {
     fn write_batch(
         &mut self,
         reports: Vec<Report>,
-        work: Vec<Work>,
+        commands: Vec<AnyCommand>,
         now: At,
     ) -> Result<Batch, LedgerError>;
     fn pending(&self) -> usize;
@@ -181,10 +177,10 @@ impl BatchWriter for Reconciler {
     fn write_batch(
         &mut self,
         reports: Vec<Report>,
-        work: Vec<Work>,
+        commands: Vec<AnyCommand>,
         now: At,
     ) -> Result<Batch, LedgerError> {
-        self.write_batch(reports, work, now)
+        self.write_batch(reports, commands, now)
     }
 
     fn pending(&self) -> usize {
@@ -319,20 +315,17 @@ impl<L: BatchWriter> WriterLoop<L> {
 
     /// One turn: acknowledges what is stored, tells what was processed.
     fn write(&mut self, batch: impl Iterator<Item = Job>) {
-        let (mut reports, mut replies, mut work, mut done) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut reports, mut waiting) = (Vec::new(), Vec::new());
+        let (mut commands, mut callers) = (Vec::new(), Vec::new());
         for job in batch {
             match job {
                 Job::Report { report, reply } => {
                     reports.push(report);
-                    replies.push(reply);
+                    waiting.push(reply);
                 }
-                Job::Write {
-                    work: one,
-                    done: tell,
-                } => {
-                    work.push(one);
-                    done.push(tell);
+                Job::Command { command, reply } => {
+                    commands.push(command);
+                    callers.push(reply);
                 }
                 Job::Sources { sources, done } => {
                     self.ledger.set_sources(sources);
@@ -343,27 +336,27 @@ impl<L: BatchWriter> WriterLoop<L> {
                 }
             }
         }
-        let batch = match self.ledger.write_batch(reports, work, (self.clock)()) {
+        let batch = match self.ledger.write_batch(reports, commands, (self.clock)()) {
             Ok(batch) => batch,
             Err(error) => {
                 let refusal = failed(&error);
                 self.refuse_waiting(&refusal);
-                for reply in replies {
+                for reply in waiting {
                     reply.refuse(&refusal);
                 }
-                for tell in done {
-                    let _ = tell.send(Err(refusal.clone()));
+                for caller in callers {
+                    let _ = caller.send(Err(refusal.clone()));
                 }
                 return;
             }
         };
         sync::step();
-        for (tell, result) in done.into_iter().zip(batch.work) {
-            let _ = tell.send(result);
+        for (caller, reply) in callers.into_iter().zip(batch.replies) {
+            let _ = caller.send(reply);
             sync::step();
         }
         self.tell_processed(batch.processed);
-        for (reply, id) in replies.into_iter().zip(batch.stored) {
+        for (reply, id) in waiting.into_iter().zip(batch.stored) {
             match reply {
                 Reply::Stored(tell) => drop(tell.send(Ok(id))),
                 Reply::Processed(tell) => self.waiting_for_processing.push((id, tell)),
@@ -460,13 +453,13 @@ mod tests {
         fn write_batch(
             &mut self,
             reports: Vec<Report>,
-            _: Vec<Work>,
+            _: Vec<AnyCommand>,
             _: At,
         ) -> Result<Batch, LedgerError> {
             std::thread::sleep(Duration::from_millis(20));
             Ok(Batch {
                 stored: vec![1; reports.len()],
-                work: Vec::new(),
+                replies: Vec::new(),
                 processed: Ok(BatchResult::default()),
             })
         }

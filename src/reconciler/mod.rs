@@ -1,100 +1,111 @@
-//! The place where everything meets: one thread, one write connection.
+//! The single writer: one thread and one write connection, through which all input goes.
 //!
-//! A [`Reconciler::turn`] is one transaction with two halves. The opinion: the reports promised in the
-//! turn before are read by their providers' dialects, decided upon, and their consequences (the
-//! run's new state, the record, the mark that they are processed) written. The promise: all reports
-//! that wait are stored; when the commit is done they are acknowledged. So under load there is one
-//! commit per group, and a report is always on disk before anybody tries to understand it.
-//! Invariants 1, 3 and 4 are kept here and nowhere else.
+//! A batch is one transaction with two halves. It applies what the reports of the batch before led
+//! to ([`process`](crate::process) has computed that as a value), and it stores the reports that
+//! wait now; after the commit their senders are answered. So there is one fsync per batch, and a
+//! report is on disk before anything tries to understand it. Invariants 1, 3 and 4 are kept here and
+//! nowhere else.
 //!
-//! A body that kills the parser was promised all the same. An opinion that fails undoes only itself;
-//! then what is unprocessed is taken from disk one by one, each attempt counted there before it is
-//! made, and after three it is quarantined: visible, and in nobody's way. What ends the process is
-//! found unprocessed at the next start and goes the same way.
+//! A report that was answered with 200 is stored, even if it kills the parser. If processing a batch
+//! fails, its reports are processed again from disk, one by one. Each attempt is counted on disk
+//! before it is made, and after three the report is quarantined: visible to the operator, and in
+//! nobody's way. A report that ends the process is found unprocessed at the next start and takes the
+//! same path.
 
-mod conclude;
 mod handle;
+mod log;
 mod overload;
 #[cfg(test)]
 mod schedules;
-mod sources;
 mod sync;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::changes::{ChangeSet, Processed, Quarantine};
+use crate::config::{Source, SourceConfig, SourceRow, Sources};
+use crate::ledger::commands::{RegisterSources, TrimUnverified};
 use crate::ledger::{
-    Checkpointer, LedgerError, Reader, Traffic, Transaction, UnverifiedLimits, Writer,
+    AnyCommand, AnyReply, Checkpointer, Commit, LedgerError, Reader, UnverifiedLimits, Writer,
 };
 use crate::limits;
-use crate::model::decide::Effect;
-use crate::model::{At, RunId};
+use crate::model::{At, SourceName};
+use crate::process::{self, Context, StoredState};
 use crate::report::{Meta, Report};
 
 pub use handle::{Handle, Refusal, channel};
-pub use sources::{Source, Sources};
 
 /// Tells the time. The daemon's is the system clock; a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
 
-/// What a report did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Processed {
-    /// The report's id.
-    pub report: i64,
-    /// Each run it changed or confirmed, what it did to it, and the record it caused.
-    pub effects: Vec<(RunId, Effect, Option<i64>)>,
-}
-
-impl Processed {
-    /// Of a report that did nothing.
-    pub fn of(report: i64) -> Processed {
-        Processed {
-            report,
-            effects: Vec::new(),
-        }
-    }
-}
-
 /// What came of verifying a source's unverified deliveries again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Reverified {
-    /// Deliveries looked at.
+    /// How many deliveries were looked at.
     pub examined: u64,
-    /// Of those, how many verify now.
+    /// How many of those verify now.
     pub verified: u64,
-    /// Runs that this changed.
+    /// How many runs that changed.
     pub changed: u64,
 }
 
-/// Something to be done in the writer's next transaction.
-pub type Work = Box<dyn FnOnce(&mut Transaction<'_>) -> Result<(), LedgerError> + Send>;
+/// The command that gives these sources their rows.
+pub fn registration(configs: &BTreeMap<SourceName, Arc<SourceConfig>>, now: At) -> RegisterSources {
+    let named =
+        |config: &Arc<SourceConfig>| (config.name.to_string(), config.provider.name().to_owned());
+    RegisterSources {
+        sources: configs.values().map(named).collect(),
+        now,
+    }
+}
 
-/// The writer and all that is decided with it. Synchronous: the daemon gives it a thread, a
-/// simulation calls it step by step.
+/// The sources with the rows that [`registration`] gave them.
+pub fn registered(
+    configs: &BTreeMap<SourceName, Arc<SourceConfig>>,
+    rows: &BTreeMap<String, SourceRow>,
+) -> Sources {
+    let source = |config: &Arc<SourceConfig>| {
+        let row = rows.get(config.name.as_str())?;
+        Some(Source::new(*row, config.clone()))
+    };
+    Sources::of(configs.values().filter_map(source))
+}
+
+/// Gives every source its row. For a start, before there is a [`Handle`].
+pub fn register(
+    writer: &mut Writer,
+    configs: &BTreeMap<SourceName, Arc<SourceConfig>>,
+    now: At,
+) -> Result<Sources, LedgerError> {
+    let rows = writer.execute(registration(configs, now))?;
+    Ok(registered(configs, &rows))
+}
+
+/// The writer and what it decides with. Synchronous: the daemon gives it a thread, and a simulation
+/// calls it step by step.
 pub struct Reconciler {
     writer: Writer,
     sources: Sources,
     unverified: UnverifiedLimits,
-    /// Unverified rows and bytes added since the unverified of a source was last trimmed.
+    /// By source: rows and bytes of unverified deliveries added since the last trim.
     unverified_added: BTreeMap<i64, (i64, i64)>,
-    /// Stored in the last turn, processed in the next.
+    /// Stored by the last batch, to be processed by the next.
     pending: Vec<(i64, Report)>,
-    /// Something is unprocessed on disk that is not in `pending`. Older reports come first, so
-    /// nothing is processed from memory then.
+    /// Reports are unprocessed on disk that are not in `pending`. They are older, so nothing is
+    /// processed from memory until [`Reconciler::catch_up`] has run.
     behind: bool,
-    /// The report whose attempt is counted already: a sick disk is not held against it.
+    /// The report whose attempt is already counted, so that a failing disk is not held against it.
     attempted: Option<i64>,
 }
 
-/// What one turn did.
+/// What one batch did.
 pub struct Batch {
-    /// The ids of the reports, in their order.
+    /// The ids of the stored reports, in their order.
     pub stored: Vec<i64>,
-    /// How each piece of work went.
-    pub work: Vec<Result<(), Refusal>>,
-    /// What became of the reports of the turn before.
+    /// The reply to each command, in their order.
+    pub replies: Vec<Result<AnyReply, Refusal>>,
+    /// What became of the reports of the batch before.
     pub processed: Result<BatchResult, LedgerError>,
 }
 
@@ -103,22 +114,32 @@ pub struct Batch {
 pub struct BatchResult {
     /// What each report did.
     pub processed: Vec<Processed>,
-    /// Seq of the last record appended.
+    /// The seq of the last record appended.
     pub head: Option<i64>,
-    /// A run wants to be asked about at once.
+    /// A run is to be polled at once.
     pub urgent: bool,
+}
+
+impl BatchResult {
+    /// Of changes that are on disk.
+    fn of(changes: ChangeSet) -> BatchResult {
+        BatchResult {
+            head: changes.records.last().map(|record| record.seq),
+            urgent: changes.urgent,
+            processed: changes.processed,
+        }
+    }
 }
 
 impl Reconciler {
     /// A reconciler over an open ledger.
     pub fn new(writer: Writer, sources: Sources, unverified: UnverifiedLimits) -> Reconciler {
-        let (unverified_added, pending) = (BTreeMap::new(), Vec::new());
         Reconciler {
             writer,
             sources,
             unverified,
-            unverified_added,
-            pending,
+            unverified_added: BTreeMap::new(),
+            pending: Vec::new(),
             behind: true,
             attempted: None,
         }
@@ -134,23 +155,141 @@ impl Reconciler {
         self.writer.checkpointer()
     }
 
-    /// Ends: leaves the ledger in one file.
+    /// Ends, leaving the ledger in one file.
     pub fn close(self) {
         self.writer.checkpoint_on_close();
     }
 
-    /// How many reports are stored in this process and not yet processed.
+    /// How many reports this process has stored and not yet processed.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether [`Reconciler::catch_up`] must run before anything is processed.
+    /// Whether [`Reconciler::catch_up`] must run before anything else is processed.
     pub fn behind(&self) -> bool {
         self.behind
     }
 
-    /// Digests what an earlier process stored and did not get to. Returns how many there were;
-    /// `tell` hears of each.
+    /// Replaces the configuration of the sources.
+    pub fn set_sources(&mut self, sources: Sources) {
+        self.sources = sources;
+    }
+
+    /// One transaction: applies what the reports of the batch before led to, stores `reports`, and
+    /// executes `commands`. A command that fails undoes only itself. If the reports of the batch
+    /// before cannot be processed, the rest is done without them. On an error nothing happened.
+    pub fn write_batch(
+        &mut self,
+        reports: Vec<Report>,
+        commands: Vec<AnyCommand>,
+        now: At,
+    ) -> Result<Batch, LedgerError> {
+        let pending = std::mem::take(&mut self.pending);
+        if reports.is_empty() && commands.is_empty() && pending.is_empty() {
+            return Ok(Batch {
+                stored: Vec::new(),
+                replies: Vec::new(),
+                processed: Ok(BatchResult::default()),
+            });
+        }
+        let changes = self.process(&pending, now);
+        let mut all = self.trims(&reports);
+        let trims = all.len();
+        all.extend(commands);
+        let commit = Commit {
+            changes: changes.as_ref().ok(),
+            reports: &reports,
+            commands: &all,
+        };
+        let committed = match self.writer.commit(&commit) {
+            Ok(committed) => committed,
+            Err(error) => return Err(self.fail(error)),
+        };
+        let mut replies = committed.replies.into_iter();
+        for error in replies.by_ref().take(trims).filter_map(Result::err) {
+            tracing::error!(%error, "unverified deliveries could not be trimmed");
+        }
+        let processed = changes.and_then(|changes| {
+            log::applied(&self.sources, &changes, &committed.applied?);
+            Ok(BatchResult::of(changes))
+        });
+        self.behind |= processed.is_err();
+        if !self.behind {
+            self.pending = committed.stored.iter().copied().zip(reports).collect();
+        }
+        Ok(Batch {
+            stored: committed.stored,
+            replies: replies
+                .map(|reply| reply.map_err(|error| Refusal::from(&error)))
+                .collect(),
+            processed,
+        })
+    }
+
+    /// Computes what reports lead to. Between the pure steps it looks up what they ask for. A panic
+    /// in one of them is an error: one poisoned report must not end the daemon.
+    fn process(&mut self, reports: &[(i64, Report)], now: At) -> Result<ChangeSet, LedgerError> {
+        if reports.is_empty() {
+            return Ok(ChangeSet::default());
+        }
+        let context = Context {
+            sources: &self.sources,
+            now,
+        };
+        let readings = guarded(|| process::read(reports, context))?;
+        let state = StoredState {
+            runs: self.writer.runs(readings.keys())?,
+            next_seq: self.writer.next_seq()?,
+        };
+        let decisions = guarded(|| readings.decide(state))?;
+        let payloads = self.writer.payloads(&decisions.wanted())?;
+        guarded(|| decisions.render(&payloads))
+    }
+
+    /// Which sources' unverified deliveries are to be trimmed once `reports` are stored: each time
+    /// a twentieth of a limit has been added. So a flood costs one sorted scan per five hundred
+    /// deliveries, and exceeds the limits by little more than that twentieth.
+    fn trims(&mut self, reports: &[Report]) -> Vec<AnyCommand> {
+        let limits = self.unverified;
+        let mut full = BTreeSet::new();
+        for report in reports {
+            let webhook = report.meta.webhook();
+            let Some(meta) = webhook.filter(|meta| !meta.verdict.authentic()) else {
+                continue;
+            };
+            let header = |(name, value): &(String, String)| name.len() + value.len();
+            let headers: usize = meta.headers.iter().map(header).sum();
+            let bytes_added = i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);
+            let (rows, bytes) = self.unverified_added.entry(report.source).or_default();
+            *rows += 1;
+            *bytes = bytes.saturating_add(bytes_added);
+            if *rows * 20 >= limits.rows_max || bytes.saturating_mul(20) >= limits.bytes_max {
+                (*rows, *bytes) = (0, 0);
+                full.insert(report.source);
+            }
+        }
+        let trim = |source| TrimUnverified { source, limits }.into();
+        full.into_iter().map(trim).collect()
+    }
+
+    /// Stores and processes reports, as the thread does. For simulations and tests.
+    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, LedgerError> {
+        self.write_batch(reports, Vec::new(), now)?;
+        let batch = self.write_batch(Vec::new(), Vec::new(), now)?;
+        let mut processed = batch
+            .processed
+            .map(|batch| batch.processed)
+            .unwrap_or_default();
+        if self.behind {
+            self.catch_up(now, |batch| processed.extend(batch.processed.clone()))?;
+        }
+        Ok(processed)
+    }
+
+    // ── Reports that are unprocessed on disk ────────────────────────────────────────────────────
+
+    /// Processes what an earlier process has stored and not processed. Returns how many reports
+    /// that were; `tell` gets the number so far after each.
     pub fn recover(&mut self, now: At, tell: impl Fn(usize)) -> Result<usize, LedgerError> {
         let mut count = 0;
         self.catch_up(now, |_| {
@@ -160,9 +299,9 @@ impl Reconciler {
         Ok(count)
     }
 
-    /// Digests what is unprocessed on disk, one by one, each attempt counted there before it is made;
-    /// what fails three times is quarantined. An error means that the disk is sick: nothing is lost,
-    /// try again later.
+    /// Processes what is unprocessed on disk, one by one. Each attempt is counted on disk before it
+    /// is made, and a report that fails three times is quarantined. An error means that the disk
+    /// fails: nothing is lost, try again later.
     pub fn catch_up(
         &mut self,
         now: At,
@@ -180,34 +319,23 @@ impl Reconciler {
         }
     }
 
-    /// Tries the oldest unprocessed report until it is processed or quarantined; `None` when there is none.
+    /// Tries the oldest unprocessed report until it is processed or quarantined. `None` if there is
+    /// no such report.
     fn process_next(&mut self, now: At) -> Result<Option<BatchResult>, LedgerError> {
         let mut why = "processing it ended the process three times".to_owned();
         loop {
-            let Some((id, attempts)) = self.writer.transaction(|tx| tx.first_unprocessed())? else {
+            let Some((id, attempts)) = self.writer.first_unprocessed()? else {
                 return Ok(None);
             };
             let counted = self.attempted == Some(id);
             if attempts >= limits::ATTEMPTS_MAX && !counted {
-                self.quarantine(id, now, &why)?;
-                return Ok(Some(BatchResult {
-                    processed: vec![Processed::of(id)],
-                    ..BatchResult::default()
-                }));
+                return self.quarantine(id, now, why).map(Some);
             }
             if !counted {
-                self.writer.transaction(|tx| tx.count_attempt(id))?;
+                self.writer.count_attempt(id)?;
                 self.attempted = Some(id);
             }
-            let sources = &self.sources;
-            let tried = self.writer.transaction(|tx| {
-                let report = tx.report(id)?.map(|report| (id, report));
-                process(tx, sources, report.as_slice(), now).and_then(|batch| {
-                    tx.mark_processed(id)?;
-                    Ok(batch)
-                })
-            });
-            match tried {
+            match self.process_stored(id, now) {
                 Ok(batch) => return Ok(Some(batch)),
                 Err(error) if error.blames_the_disk() => return Err(error),
                 Err(error) => {
@@ -221,89 +349,42 @@ impl Reconciler {
         }
     }
 
-    /// Quarantines a report, so that it blocks nobody.
-    fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<(), LedgerError> {
+    /// Processes one report from disk.
+    fn process_stored(&mut self, id: i64, now: At) -> Result<BatchResult, LedgerError> {
+        let report = self.writer.report(id)?.map(|report| (id, report));
+        let mut changes = self.process(report.as_slice(), now)?;
+        // A report that has been removed meanwhile is done with.
+        changes.processed_upto = Some(id);
+        let missing = self.writer.apply(&changes)?;
+        log::applied(&self.sources, &changes, &missing);
+        Ok(BatchResult::of(changes))
+    }
+
+    /// Quarantines a report, so that those after it are processed.
+    fn quarantine(&mut self, id: i64, at: At, why: String) -> Result<BatchResult, LedgerError> {
         tracing::error!(
             report = id,
             why,
             "a report that cannot be processed is quarantined"
         );
-        self.writer.transaction(|tx| {
-            tx.quarantine(id, now, why)?;
-            tx.mark_processed(id)
-        })
-    }
-
-    /// One transaction: processed the reports of the turn before, stores `reports`, runs `work`. Work
-    /// that fails undoes only itself. An opinion that fails undoes the transaction, in which nothing
-    /// else was done yet, and the rest goes into another: a savepoint for it would copy every page
-    /// that it writes, for the rare case. On an error nothing happened.
-    pub fn write_batch(
-        &mut self,
-        reports: Vec<Report>,
-        mut work: Vec<Work>,
-        now: At,
-    ) -> Result<Batch, LedgerError> {
-        let pending = std::mem::take(&mut self.pending);
-        if reports.is_empty() && work.is_empty() && pending.is_empty() {
-            return Ok(Batch {
-                stored: Vec::new(),
-                work: Vec::new(),
-                processed: Ok(BatchResult::default()),
-            });
-        }
-        let (unverified, unverified_added, sources) =
-            (self.unverified, &mut self.unverified_added, &self.sources);
-        let mut rest = |tx: &mut Transaction<'_>, processed| {
-            let stored = store(tx, &reports, unverified, unverified_added)?;
-            let work = work
-                .drain(..)
-                .map(|work| tx.apart(work).map_err(|error| Refusal::from(&error)))
-                .collect();
-            Ok(Batch {
-                stored,
-                work,
-                processed,
-            })
+        let changes = ChangeSet {
+            processed_upto: Some(id),
+            processed: vec![Processed::of(id)],
+            quarantined: vec![Quarantine {
+                report: id,
+                at,
+                why,
+            }],
+            ..ChangeSet::default()
         };
-        let mut undone = false;
-        let whole = self
-            .writer
-            .transaction(|tx| match process(tx, sources, &pending, now) {
-                Ok(batch) => rest(tx, Ok(batch)),
-                Err(error) => {
-                    undone = true;
-                    Err(error)
-                }
-            });
-        let result = match whole {
-            Err(error) if undone => self.writer.transaction(|tx| rest(tx, Err(error))),
-            whole => whole,
-        };
-        let batch = result.map_err(|error| self.fail(error))?;
-        self.behind |= batch.processed.is_err();
-        if !self.behind {
-            self.pending = batch.stored.iter().copied().zip(reports).collect();
-        }
-        Ok(batch)
+        self.writer.apply(&changes)?;
+        Ok(BatchResult::of(changes))
     }
 
-    /// Stores and processed reports, as the thread does. For simulations and tests.
-    pub fn step(&mut self, reports: Vec<Report>, now: At) -> Result<Vec<Processed>, LedgerError> {
-        self.write_batch(reports, Vec::new(), now)?;
-        let batch = self.write_batch(Vec::new(), Vec::new(), now)?;
-        let mut processed = batch
-            .processed
-            .map(|batch| batch.processed)
-            .unwrap_or_default();
-        if self.behind {
-            self.catch_up(now, |batch| processed.extend(batch.processed.clone()))?;
-        }
-        Ok(processed)
-    }
+    // ── Deliveries that verify after all ────────────────────────────────────────────────────────
 
-    /// Verifies the unverified deliveries of a source again and processed those that verify, in
-    /// transactions of a page each, so that intake waits for one page.
+    /// Verifies the unverified deliveries of a source again and processes those that verify, in
+    /// transactions of a page each, so that intake waits for one page at most.
     pub fn reverify(
         &mut self,
         source: i64,
@@ -312,8 +393,11 @@ impl Reconciler {
     ) -> Result<Reverified, LedgerError> {
         let (mut total, mut after) = (Reverified::default(), 0);
         loop {
-            let page = self.reverify_page(source, after, now, &mut total);
-            let (last, batch) = page.map_err(|error| self.fail(error))?;
+            let page = self.reverify_page(source, after, now);
+            let (last, batch, page) = page.map_err(|error| self.fail(error))?;
+            total.examined += page.examined;
+            total.verified += page.verified;
+            total.changed += page.changed;
             tell(&batch);
             match last {
                 Some(last) => after = last,
@@ -322,52 +406,42 @@ impl Reconciler {
         }
     }
 
+    /// One page after the report `after`: the last report looked at, if any, and what came of it.
     fn reverify_page(
         &mut self,
         source: i64,
         after: i64,
         now: At,
-        total: &mut Reverified,
-    ) -> Result<(Option<i64>, BatchResult), LedgerError> {
-        let sources = &self.sources;
-        let Some(member) = sources.member(source) else {
-            return Ok((None, BatchResult::default()));
+    ) -> Result<(Option<i64>, BatchResult, Reverified), LedgerError> {
+        let Some(configured) = self.sources.by_id(source).cloned() else {
+            return Ok((None, BatchResult::default(), Reverified::default()));
         };
-        self.writer.transaction(|tx| {
-            let mut batch = BatchResult::default();
-            let waiting = tx.unverified(
-                source,
-                after,
-                u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX),
-            )?;
-            let last = waiting.last().map(|(id, _)| *id);
-            for (id, mut report) in waiting {
-                total.examined += 1;
-                if !conclude::verifies_now(member, &mut report) {
-                    continue;
-                }
-                total.verified += 1;
-                if let Meta::Webhook(meta) = &report.meta {
-                    tx.promote(id, meta)?;
-                }
-                conclude::process(tx, sources, id, &report, now, &mut batch)?;
+        let page = u32::try_from(limits::PAGE_ROWS).unwrap_or(u32::MAX);
+        let waiting = self.writer.unverified(source, after, page)?;
+        let (examined, last) = (waiting.len() as u64, waiting.last().map(|(id, _)| *id));
+        let verified = guarded(|| process::reverify(&configured, waiting))?;
+        let mut changes = self.process(&verified, now)?;
+        // These came long ago: they neither move the watermark nor count as traffic of today.
+        changes.processed_upto = None;
+        changes.traffic.clear();
+        for (id, report) in &verified {
+            if let Meta::Webhook(meta) = &report.meta {
+                changes.promoted.push((*id, meta.clone()));
             }
-            total.changed += batch
-                .processed
-                .iter()
-                .map(|process| process.effects.len() as u64)
-                .sum::<u64>();
-            Ok((last, batch))
-        })
+        }
+        let missing = self.writer.apply(&changes)?;
+        log::applied(&self.sources, &changes, &missing);
+        let effects = |processed: &Processed| processed.effects.len() as u64;
+        let came_of_it = Reverified {
+            examined,
+            verified: verified.len() as u64,
+            changed: changes.processed.iter().map(effects).sum(),
+        };
+        Ok((last, BatchResult::of(changes), came_of_it))
     }
 
-    /// Replaces the configuration of the sources.
-    pub fn set_sources(&mut self, sources: Sources) {
-        self.sources = sources;
-    }
-
-    /// After a failed write nothing the connection believes is to be trusted: it is replaced, and
-    /// what may be stored without being processed is looked for on disk.
+    /// After a failed write nothing that the connection believes about the file can be relied on. The
+    /// connection is replaced, and reports that are stored and unprocessed are found on disk.
     fn fail(&mut self, error: LedgerError) -> LedgerError {
         self.behind = true;
         self.pending.clear();
@@ -378,91 +452,7 @@ impl Reconciler {
     }
 }
 
-/// Stores reports and gives their ids.
-fn store(
-    tx: &mut Transaction<'_>,
-    reports: &[Report],
-    unverified: UnverifiedLimits,
-    unverified_added: &mut BTreeMap<i64, (i64, i64)>,
-) -> Result<Vec<i64>, LedgerError> {
-    let mut stored = Vec::with_capacity(reports.len());
-    for report in reports {
-        stored.push(tx.add_report(report)?);
-        trim_if_full(tx, unverified_added, unverified, report)?;
-    }
-    Ok(stored)
-}
-
-/// Reads, decides and appends, notes when the sources were heard from, and marks the reports as
-/// processed. A panic on the way is an error: one poisoned report must not end the daemon.
-fn process(
-    tx: &mut Transaction<'_>,
-    sources: &Sources,
-    reports: &[(i64, Report)],
-    now: At,
-) -> Result<BatchResult, LedgerError> {
-    let process_all = AssertUnwindSafe(|| {
-        let mut batch = BatchResult::default();
-        let mut traffic: BTreeMap<i64, Traffic> = BTreeMap::new();
-        for (id, report) in reports {
-            conclude::process(tx, sources, *id, report, now, &mut batch)?;
-            note_traffic(&mut traffic, report);
-        }
-        // Not with the promise, for which senders wait: it would have two more pages to write.
-        for (source, traffic) in &traffic {
-            tx.note_traffic(*source, traffic)?;
-        }
-        if let Some((last, _)) = reports.last() {
-            tx.mark_processed(*last)?;
-        }
-        Ok(batch)
-    });
-    catch_unwind(process_all).unwrap_or(Err(LedgerError::Panicked))
-}
-
-fn note_traffic(traffic: &mut BTreeMap<i64, Traffic>, report: &Report) {
-    let traffic = traffic.entry(report.source).or_default();
-    match &report.meta {
-        Meta::Webhook(meta) if meta.verdict.authentic() => {
-            traffic.webhook_at = Some(report.at);
-            if let Some(label) = &meta.secret {
-                *traffic.secrets.entry(label.0.clone()).or_default() += 1;
-            }
-        }
-        Meta::Webhook(_) => traffic.unverified_at = Some(report.at),
-        Meta::Poll(meta) if meta.answers.iter().any(|answer| answer.status.is_some()) => {
-            traffic.answer_at = Some(report.at);
-        }
-        _ => {}
-    }
-}
-
-/// Trims a source's unverified each time a twentieth of its limit has been added, so that a flood costs
-/// one sorted scan per five hundred deliveries and overshoots by at most that twentieth.
-fn trim_if_full(
-    tx: &mut Transaction<'_>,
-    added: &mut BTreeMap<i64, (i64, i64)>,
-    limits: UnverifiedLimits,
-    report: &Report,
-) -> Result<(), LedgerError> {
-    let Some(head) = report
-        .meta
-        .webhook()
-        .filter(|meta| !meta.verdict.authentic())
-    else {
-        return Ok(());
-    };
-    let headers: usize = head
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    let (rows, bytes) = added.entry(report.source).or_default();
-    *rows += 1;
-    *bytes += i64::try_from(headers + report.body.len()).unwrap_or(i64::MAX);
-    if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {
-        tx.trim_unverified(report.source, limits)?;
-        (*rows, *bytes) = (0, 0);
-    }
-    Ok(())
+/// Runs a pure step, turning a panic into an error.
+fn guarded<T>(step: impl FnOnce() -> T) -> Result<T, LedgerError> {
+    catch_unwind(AssertUnwindSafe(step)).map_err(|_| LedgerError::Panicked)
 }

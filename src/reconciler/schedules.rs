@@ -23,8 +23,11 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use tokio::sync::oneshot;
 
 use super::handle::{BatchWriter, Job, Sizes, channel_of};
-use super::{Batch, BatchResult, Handle, Processed, Refusal, Reverified, Sources, Work};
-use crate::ledger::LedgerError;
+use super::{Batch, BatchResult, Handle, Refusal, Reverified};
+use crate::changes::Processed;
+use crate::config::Sources;
+use crate::ledger::commands::Probe;
+use crate::ledger::{AnyCommand, AnyReply, LedgerError};
 use crate::model::{At, RunId};
 use crate::report::{Meta, Report};
 
@@ -82,7 +85,7 @@ const PATIENCE: usize = 12;
 struct Disk {
     /// Which mouth's report is stored under which id, and whether it is processed.
     reports: BTreeMap<i64, (i64, bool)>,
-    work: usize,
+    commands: usize,
     head: i64,
     /// Failures still to come.
     failures: u32,
@@ -181,7 +184,7 @@ impl BatchWriter for Stand {
     fn write_batch(
         &mut self,
         reports: Vec<Report>,
-        work: Vec<Work>,
+        commands: Vec<AnyCommand>,
         _: At,
     ) -> Result<Batch, LedgerError> {
         let pending = std::mem::take(&mut self.pending);
@@ -210,7 +213,7 @@ impl BatchWriter for Stand {
             .disk()
             .reports
             .extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
-        self.shared.disk().work += work.len();
+        self.shared.disk().commands += commands.len();
         let processed = if poisoned {
             self.behind = true;
             Err(LedgerError::Panicked)
@@ -225,7 +228,7 @@ impl BatchWriter for Stand {
         let stored = promised.into_iter().map(|(id, _)| id).collect();
         Ok(Batch {
             stored,
-            work: work.iter().map(|_| Ok(())).collect(),
+            replies: commands.iter().map(|_| Ok(AnyReply::Probe(()))).collect(),
             processed,
         })
     }
@@ -322,21 +325,19 @@ async fn process(ledger: Handle, shared: Shared, mouth: i64) {
 
 /// A consumer's acknowledgement.
 async fn write(ledger: Handle, shared: Shared, _: i64) {
-    let (done, told) = oneshot::channel();
+    let (reply, answer) = oneshot::channel();
+    let command = Probe.into();
     if ledger
-        .submit(Job::Write {
-            work: Box::new(|_| Ok(())),
-            done,
-        })
+        .submit(Job::Command { command, reply })
         .await
         .is_err()
     {
         return;
     }
-    match told.await {
-        Ok(Ok(())) => assert_eq!(shared.disk().work, 1, "acknowledged and not done"),
-        Ok(Err(Refusal::Store(_))) => assert_eq!(shared.disk().work, 0, "refused and done"),
-        told => assert!(shared.disk().broken, "{told:?}"),
+    match answer.await {
+        Ok(Ok(_)) => assert_eq!(shared.disk().commands, 1, "acknowledged and not done"),
+        Ok(Err(Refusal::Store(_))) => assert_eq!(shared.disk().commands, 0, "refused and done"),
+        answer => assert!(shared.disk().broken, "{answer:?}"),
     }
 }
 
@@ -389,9 +390,7 @@ fn a_life(mistake: Mistake) {
     };
     let (ledger, serve) = channel_of(Sizes { queue: 2, batch: 2 }, stand, Arc::new(|| At(0)), 0);
     let writer = shuttle::thread::spawn(|| {
-        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(
-            serve,
-        )));
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve));
     });
     let follower = {
         let (head, shared) = (ledger.head(), shared.clone());

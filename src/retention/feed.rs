@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tokio::sync::watch;
 
 use crate::config::Retention;
-use crate::ledger::{TrimLimits, Trimmed};
+use crate::ledger::commands::{TrimRecords, Trimmed};
 use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
@@ -39,13 +39,13 @@ async fn trim(
     let span = i64::try_from(retention.feed.as_millis()).unwrap_or(i64::MAX);
     let bytes_max = i64::try_from(retention.feed_bytes).unwrap_or(i64::MAX);
     let before = At(clock().0.saturating_sub(span));
-    let limits = TrimLimits {
+    let trim = TrimRecords {
         before,
         bytes_max,
         rows_max: limits::TRIM_ROWS,
     };
     loop {
-        let trimmed = ledger.write(move |tx| tx.trim_records(&limits)).await?;
+        let trimmed = ledger.execute(trim).await?;
         tell(&trimmed, told);
         if !trimmed.more {
             return Ok(());

@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::Retention;
-use crate::ledger::{LedgerError, Reader, Removable, Transaction, View};
+use crate::ledger::commands::{DropBodies, ForgetSettlements, RemoveReports, Shrink};
+use crate::ledger::{LedgerError, Reader, Removable, View};
 use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
@@ -86,9 +87,7 @@ impl Upkeep {
                 "deliveries removed by age, and emptied or removed by size"
             );
         }
-        self.ledger
-            .write(move |tx| tx.forget_settlements(now))
-            .await?;
+        self.ledger.execute(ForgetSettlements { now }).await?;
         self.shrink().await
     }
 
@@ -129,11 +128,10 @@ impl Upkeep {
             position = upto;
             taken += ids.len();
             if !ids.is_empty() {
-                let remove = move |tx: &mut Transaction<'_>| match take {
-                    Take::Bodies => tx.drop_bodies(&ids),
-                    Take::Rows => tx.remove_reports(&ids),
+                match take {
+                    Take::Bodies => self.ledger.execute(DropBodies { ids }).await?,
+                    Take::Rows => self.ledger.execute(RemoveReports { ids }).await?,
                 };
-                self.ledger.write(remove).await?;
                 tokio::time::sleep(limits::UPKEEP_PAUSE).await;
             }
             if end {
@@ -150,9 +148,8 @@ impl Upkeep {
             if free < limits::SHRINK_BYTES_MIN || free < used / 4 {
                 return Ok(());
             }
-            self.ledger
-                .write(|tx| tx.shrink(limits::SHRINK_PAGES))
-                .await?;
+            let pages = limits::SHRINK_PAGES;
+            self.ledger.execute(Shrink { pages }).await?;
             let (_, left) = self.look(sizes).await?;
             if left >= free {
                 return Ok(()); // a file from before pages could be given back
@@ -187,9 +184,11 @@ fn millis(span: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Sources;
+    use crate::ledger::commands::RegisterSources;
     use crate::ledger::{UnverifiedLimits, Writer};
     use crate::model::RunId;
-    use crate::reconciler::{Reconciler, Sources, channel};
+    use crate::reconciler::{Reconciler, channel};
     use crate::report::{Meta, Report};
 
     fn quarantined(view: &View<'_>) -> Result<i64, LedgerError> {
@@ -199,8 +198,12 @@ mod tests {
     /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
     async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
         let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
+        let sources = vec![("a".to_owned(), "skyvern".to_owned())];
         writer
-            .transaction(|tx| tx.sources([("a", "skyvern")].into_iter(), At(0)))
+            .execute(RegisterSources {
+                sources,
+                now: At(0),
+            })
             .unwrap();
         let reader = writer.reader();
         let unverified = UnverifiedLimits {

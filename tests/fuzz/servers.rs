@@ -14,11 +14,12 @@ use hyper_util::service::TowerToHyperService;
 use settled::api::{self, ApiState};
 use settled::config::SourceConfig;
 use settled::ingest::Receiver;
+use settled::ledger::commands::Probe;
 use settled::ledger::{Reader, UnverifiedLimits, Writer};
 use settled::limits;
 use settled::model::{At, SourceName};
 use settled::providers::{REGISTRY, signature};
-use settled::reconciler::{self, Clock, Handle, Reconciler, Sources};
+use settled::reconciler::{self, Clock, Handle, Reconciler};
 use settled::server::{self, Allowance, Function, Listener, Peer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -86,8 +87,9 @@ impl Place {
             source.keyring = keyring();
             (source.name.clone(), Arc::new(source))
         };
-        let sources = Sources::register(&mut writer, &REGISTRY.iter().map(account).collect(), NOW)
-            .expect("rows");
+        let sources =
+            reconciler::register(&mut writer, &REGISTRY.iter().map(account).collect(), NOW)
+                .expect("rows");
         let ring = UnverifiedLimits {
             rows_max: 100,
             bytes_max: 1 << 20,
@@ -176,15 +178,13 @@ impl Place {
     /// Nothing that was taken in defeated its reader.
     fn check(&self) {
         let runtime = self.runtime.as_ref().expect("it runs");
-        let unprocessed = runtime.block_on(async {
-            self.ledger.write(|_| Ok(())).await?;
-            self.ledger.write(|tx| tx.first_unprocessed()).await
-        });
-        assert_eq!(
-            unprocessed.expect("the writer lives"),
-            None,
-            "it is not processed"
-        );
+        // The first batch stores what waits, the second processes it.
+        for _ in 0..2 {
+            let probed = runtime.block_on(self.ledger.execute(Probe));
+            probed.expect("the writer lives");
+        }
+        let unprocessed = self.reader.read(|view| view.unprocessed_count());
+        assert_eq!(unprocessed.expect("it reads"), 0, "it is not processed");
         #[expect(
             clippy::redundant_closure_for_method_calls,
             reason = "the method alone is not general enough"

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use settled::ledger::SourceRow;
+use settled::config::SourceRow;
+use settled::config::{Source, Sources};
 use settled::model::At;
 use settled::providers::signature::sign;
 use settled::providers::skyvern::Skyvern;
-use settled::reconciler::{Reverified, Source, Sources};
+use settled::reconciler::Reverified;
 use settled::report::{Meta, Report};
 use settled::secret::{Key, Secret, SecretLabel};
 

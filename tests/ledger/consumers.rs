@@ -1,6 +1,10 @@
 //! Named readers: where each has come to, who may move it, and what it has parked.
 
-use settled::ledger::{Consumer, Filter, Moved, ParkedRow, Parking};
+use settled::ledger::commands::{
+    Ack, CreateConsumer, Created, DeleteConsumer, Deleted, DropParked, Moved, OpenConsumer, Park,
+    RetryParked, Seek,
+};
+use settled::ledger::{Command, Consumer, Filter, ParkedRow};
 use settled::model::At;
 use settled::model::record::RecordType;
 
@@ -18,19 +22,28 @@ impl Feed {
         Feed(ledger.bare())
     }
 
+    fn execute<C: Command>(&mut self, command: C) -> C::Reply {
+        self.0.writer.execute(command).unwrap()
+    }
+
     fn create(&mut self, name: &str, acked: i64) -> Consumer {
-        self.0
-            .writer
-            .transaction(|tx| tx.create_consumer(name, acked, &Filter::default(), 0, At(1)))
-            .unwrap()
-            .0
+        self.execute(CreateConsumer {
+            name: name.to_owned(),
+            acked,
+            filter: Filter::default(),
+            window: 0,
+            now: At(1),
+        })
+        .consumer
     }
 
     fn ack(&mut self, name: &str, seq: i64, generation: Option<i64>, now: At) -> Moved {
-        self.0
-            .writer
-            .transaction(|tx| tx.ack(name, seq, generation, now))
-            .unwrap()
+        self.execute(Ack {
+            name: name.to_owned(),
+            seq,
+            generation,
+            now,
+        })
     }
 
     fn park(&mut self, seq: i64, attempts: u32, max: i64) -> Moved {
@@ -46,17 +59,15 @@ impl Feed {
         max: i64,
     ) -> Moved {
         let error = format!("attempt {attempts}");
-        let parking = Parking {
+        self.execute(Park {
             name: name.to_owned(),
             seq,
             generation,
             attempts,
             error,
-        };
-        self.0
-            .writer
-            .transaction(|tx| tx.park(&parking, max, At(i64::from(attempts))))
-            .unwrap()
+            parked_max: max,
+            now: At(i64::from(attempts)),
+        })
     }
 
     fn consumer(&self, name: &str) -> Option<Consumer> {
@@ -86,27 +97,35 @@ fn a_consumer_is_made_once() {
         types: vec![RecordType::Amendment],
         ..Filter::default()
     };
-    let made = feed
-        .0
-        .writer
-        .transaction(|tx| tx.create_consumer("a", 1, &filter, 7, At(10)))
-        .unwrap();
+    let made = feed.execute(CreateConsumer {
+        name: "a".to_owned(),
+        acked: 1,
+        filter: filter.clone(),
+        window: 7,
+        now: At(10),
+    });
     let a = Consumer {
         name: "a".to_owned(),
         acked: 1,
         filter,
         window: 7,
-        generation: made.0.generation,
+        generation: made.consumer.generation,
         created_at: At(10),
         seen_at: At(10),
     };
-    assert_eq!(made, (a.clone(), true));
-    let again = feed
-        .0
-        .writer
-        .transaction(|tx| tx.create_consumer("a", 3, &Filter::default(), 0, At(20)))
-        .unwrap();
-    assert_eq!(again, (a.clone(), false));
+    let created = |new| Created {
+        consumer: a.clone(),
+        new,
+    };
+    assert_eq!(made, created(true));
+    let again = feed.execute(CreateConsumer {
+        name: "a".to_owned(),
+        acked: 3,
+        filter: Filter::default(),
+        window: 0,
+        now: At(20),
+    });
+    assert_eq!(again, created(false));
     let b = feed.create("b", 0);
     #[expect(
         clippy::redundant_closure_for_method_calls,
@@ -126,41 +145,28 @@ fn whoever_opens_or_moves_a_consumer_supersedes_all_before() {
         assert!(generation > last, "{generation} after {last}");
         last = generation;
     }
-    let opened = feed
-        .0
-        .writer
-        .transaction(|tx| tx.open_consumer("a", At(20)))
-        .unwrap()
-        .unwrap();
+    let open = |name: &str| OpenConsumer {
+        name: name.to_owned(),
+        now: At(20),
+    };
+    let opened = feed.execute(open("a")).unwrap();
     assert!(opened.generation > last);
     assert_eq!(
         (opened.acked, opened.seen_at, opened.created_at),
         (1, At(20), At(1))
     );
     assert_eq!(feed.consumer("a").as_ref(), Some(&opened));
-    let moved = feed
-        .0
-        .writer
-        .transaction(|tx| tx.seek("a", 3, At(30)))
-        .unwrap()
-        .unwrap();
+    let seek = |name: &str, seq| Seek {
+        name: name.to_owned(),
+        seq,
+        now: At(30),
+    };
+    let moved = feed.execute(seek("a", 3)).unwrap();
     assert!(moved.generation > opened.generation);
     assert_eq!((moved.acked, moved.seen_at), (3, At(30)));
     assert_eq!(feed.consumer("a").as_ref(), Some(&moved));
-    assert_eq!(
-        feed.0
-            .writer
-            .transaction(|tx| tx.open_consumer("d", At(20)))
-            .unwrap(),
-        None
-    );
-    assert_eq!(
-        feed.0
-            .writer
-            .transaction(|tx| tx.seek("d", 0, At(20)))
-            .unwrap(),
-        None
-    );
+    assert_eq!(feed.execute(open("d")), None);
+    assert_eq!(feed.execute(seek("d", 0)), None);
 }
 
 #[test]
@@ -201,22 +207,17 @@ fn a_consumer_goes_with_what_it_has_parked() {
     feed.park(1, 1, 10);
     feed.park(2, 1, 10);
     assert_eq!(feed.parked_count(), 2);
-    let (parked, after) = feed
-        .0
-        .writer
-        .transaction(|tx| tx.delete_consumer("a"))
-        .unwrap()
-        .unwrap();
+    let delete = DeleteConsumer {
+        name: "a".to_owned(),
+    };
+    let Deleted {
+        parked,
+        generation: after,
+    } = feed.execute(delete.clone()).unwrap();
     assert_eq!(parked, 2);
     assert!(after > generation, "its readers are superseded");
     assert_eq!((feed.consumer("a"), feed.parked_count()), (None, 0));
-    assert_eq!(
-        feed.0
-            .writer
-            .transaction(|tx| tx.delete_consumer("a"))
-            .unwrap(),
-        None
-    );
+    assert_eq!(feed.execute(delete), None);
 }
 
 #[test]
@@ -287,23 +288,16 @@ fn parked_events_are_tried_again_or_forgotten_one_by_one_or_all_together() {
         feed.park(seq, 1, 10);
     }
     assert_eq!(feed.parked_seqs(true), [0; 0], "nobody asked yet");
-    let mut retry = |seq| {
-        feed.0
-            .writer
-            .transaction(|tx| tx.retry_parked("a", seq))
-            .unwrap()
+    let retry = |seq| RetryParked {
+        name: "a".to_owned(),
+        seq,
     };
-    assert_eq!((retry(Some(9)), retry(Some(2))), (0, 1));
+    let retried = [Some(9), Some(2)].map(|seq| feed.execute(retry(seq)));
+    assert_eq!(retried, [0, 1]);
     assert_eq!(feed.parked_seqs(true), [2]);
     feed.park(2, 2, 10);
     assert_eq!(feed.parked_seqs(true), [0; 0], "that was the attempt");
-    assert_eq!(
-        feed.0
-            .writer
-            .transaction(|tx| tx.retry_parked("a", None))
-            .unwrap(),
-        3
-    );
+    assert_eq!(feed.execute(retry(None)), 3);
     assert_eq!(feed.parked_seqs(true), [1, 2, 3]);
     let page: Vec<_> = feed
         .parked(true, 1, 1)
@@ -311,12 +305,12 @@ fn parked_events_are_tried_again_or_forgotten_one_by_one_or_all_together() {
         .map(|row| (row.seq, row.retry))
         .collect();
     assert_eq!(page, [(2, true)]);
-    let mut forget = |seq| {
-        feed.0
-            .writer
-            .transaction(|tx| tx.drop_parked("a", seq))
-            .unwrap()
-    };
-    assert_eq!((forget(Some(2)), forget(Some(2)), forget(None)), (1, 0, 2));
+    let forgotten = [Some(2), Some(2), None].map(|seq| {
+        feed.execute(DropParked {
+            name: "a".to_owned(),
+            seq,
+        })
+    });
+    assert_eq!(forgotten, [1, 0, 2]);
     assert_eq!(feed.parked_count(), 0);
 }

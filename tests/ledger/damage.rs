@@ -1,6 +1,7 @@
 //! A ledger in which something was damaged: what can be answered is answered, and the rest is named.
 
 use rusqlite::Connection;
+use settled::ledger::commands::{ClampPolls, CreateConsumer};
 use settled::ledger::{DamagedRow, Filter, LedgerError, RunPage, RunQuery, Writer, examine};
 use settled::model::{At, RunId, RunKey, SourceName};
 
@@ -133,7 +134,10 @@ fn a_clock_that_was_set_back_does_not_stop_the_start_over_a_damaged_run() {
     let mut bare = damaged().bare();
     assert_eq!(
         bare.writer
-            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
+            .execute(ClampPolls {
+                now: At(7),
+                latest: At(1_000)
+            })
             .unwrap(),
         3
     );
@@ -200,9 +204,14 @@ fn a_damaged_consumer_leaves_the_others_their_list() {
     let path = folder.path().join("settled.db");
     let mut writer = Writer::open(&path, At(0)).unwrap();
     for name in ["a", "b"] {
-        writer
-            .transaction(|tx| tx.create_consumer(name, 0, &Filter::default(), 0, At(0)))
-            .unwrap();
+        let create = CreateConsumer {
+            name: name.to_owned(),
+            acked: 0,
+            filter: Filter::default(),
+            window: 0,
+            now: At(0),
+        };
+        writer.execute(create).unwrap();
     }
     Connection::open(&path)
         .unwrap()

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rusqlite::ffi;
+use settled::changes::{ChangeSet, RunsCounted, Traffic};
+use settled::config::SourceRow;
+use settled::ledger::commands::{ClampPolls, RegisterSources};
 use settled::ledger::{
     DeliveryQuery, Filter, LOSS_SPANS, LedgerError, Loss, RunQuery, RunRow, SecretUse,
-    SourceCounts, SourceRow, StoredRecord, Traffic, check, examine,
+    SourceCounts, StoredRecord, check, examine,
 };
 use settled::model::At;
 use settled::providers::Verdict;
@@ -112,10 +115,12 @@ fn every_source_is_listed_with_its_numbers() {
 fn a_source_keeps_its_row_and_what_was_noted_of_it() {
     let mut bare = Ledger::new().bare();
     let named = [("new", "skyvern"), ("sky", "firecrawl")];
-    let rows = bare
-        .writer
-        .transaction(|tx| tx.sources(named.into_iter(), at(9)))
-        .unwrap();
+    let named = named.map(|(name, provider)| (name.to_owned(), provider.to_owned()));
+    let register = RegisterSources {
+        sources: named.to_vec(),
+        now: at(9),
+    };
+    let rows = bare.writer.execute(register).unwrap();
     let sky = SourceRow {
         id: 1,
         since: START,
@@ -123,9 +128,11 @@ fn a_source_keeps_its_row_and_what_was_noted_of_it() {
     assert_eq!(rows["sky"], sky, "whatever its provider is now");
     assert_eq!((rows.len(), rows["new"].since), (2, at(9)));
     let mut note = |traffic: Traffic| {
-        bare.writer
-            .transaction(|tx| tx.note_traffic(1, &traffic))
-            .unwrap();
+        let changes = ChangeSet {
+            traffic: BTreeMap::from([(1, traffic)]),
+            ..ChangeSet::default()
+        };
+        bare.writer.apply(&changes).unwrap();
     };
     note(Traffic {
         webhook_at: Some(at(1)),
@@ -158,9 +165,17 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
     }
     let mut bare = ledger.bare();
     let count = |bare: &mut Bare, counted| {
-        bare.writer
-            .transaction(|tx| tx.count_runs(1, counted))
-            .unwrap()
+        let counted = RunsCounted {
+            source: 1,
+            counted,
+            newly_known: 0,
+        };
+        let changes = ChangeSet {
+            counted: vec![counted],
+            ..ChangeSet::default()
+        };
+        let missing = bare.writer.apply(&changes).unwrap();
+        missing.iter().map(|(_, missing)| missing).sum::<i64>()
     };
     assert_eq!(count(&mut bare, 10), 0, "nothing to compare it with");
     assert_eq!(count(&mut bare, 13), 3);
@@ -172,6 +187,12 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
     assert_eq!(count(&mut bare, 21), 1);
     assert_eq!(bare.count("SELECT unaccounted FROM sources"), 17);
 }
+
+/// Moves polls that are planned for later than a second after the beginning of time.
+const CLAMP: ClampPolls = ClampPolls {
+    now: At(7),
+    latest: At(1_000),
+};
 
 #[test]
 fn a_clock_that_was_set_back_freezes_no_request() {
@@ -187,20 +208,10 @@ fn a_clock_that_was_set_back_freezes_no_request() {
         )
         .unwrap();
     let mut bare = ledger.bare();
-    assert_eq!(
-        bare.writer
-            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
-            .unwrap(),
-        2
-    );
+    assert_eq!(bare.writer.execute(CLAMP).unwrap(), 2);
     assert_eq!(bare.count("SELECT count(*) FROM runs WHERE poll_at = 7"), 2);
     assert_eq!(bare.count("SELECT poll_at FROM runs WHERE id = 1"), 1_000);
-    assert_eq!(
-        bare.writer
-            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
-            .unwrap(),
-        0
-    );
+    assert_eq!(bare.writer.execute(CLAMP).unwrap(), 0);
 }
 
 #[test]
@@ -208,12 +219,7 @@ fn a_question_that_was_put_forward_is_so_in_the_run_too() {
     let mut ledger = Ledger::new();
     ledger.hears(track("wr_1"));
     let mut bare = ledger.bare();
-    assert_eq!(
-        bare.writer
-            .transaction(|tx| tx.clamp_polls(At(7), At(1_000)))
-            .unwrap(),
-        1
-    );
+    assert_eq!(bare.writer.execute(CLAMP).unwrap(), 1);
     assert_eq!(bare.reader.read(check).unwrap(), []);
     let due = bare
         .reader

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use settled::ledger::{LedgerError, Loss, Writer};
+use settled::ledger::commands::{ForgetSettlements, RemoveReports};
+use settled::ledger::{Loss, Writer};
 use settled::model::At;
 
 use crate::support::reconciler::{Ledger, START, answer, signed, state, track};
@@ -69,44 +70,24 @@ fn losses_are_counted_as_runs_settle_and_as_webhooks_come_too_late() {
     let month = At(ledger.now.0 + 31 * 86_400_000);
     assert_eq!(ledger.count("SELECT count(*) > 0 FROM settlements"), 1);
     let mut bare = ledger.bare();
-    assert!(
-        bare.writer
-            .transaction(|tx| tx.forget_settlements(month))
-            .unwrap()
-            > 0
-    );
+    let forget = ForgetSettlements { now: month };
+    assert!(bare.writer.execute(forget).unwrap() > 0);
     assert_eq!(bare.count("SELECT count(*) FROM settlements"), 0);
 }
 
 #[test]
-fn numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never() {
+fn numbers_that_are_on_disk_are_never_given_again() {
     let ledger = Ledger::new();
     let path = ledger.path();
     drop(ledger.reconciler);
     let mut writer = Writer::open(&path, START).unwrap();
-    let last = writer
-        .transaction(|tx| {
-            let first = tx.add_report(&signed("wr_1", "failed"))?;
-            let failed = tx.apart(|tx| {
-                tx.add_report(&signed("wr_2", "failed"))?;
-                tx.mark_processed(99)?;
-                Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
-            });
-            assert!(failed.is_err());
-            assert_eq!(tx.first_unprocessed()?, Some((first, 0)));
-            tx.add_report(&signed("wr_3", "failed"))
-        })
-        .unwrap();
-    assert_eq!(last, 2);
-    writer.transaction(|tx| tx.remove_reports(&[1, 2])).unwrap();
+    let reports = [signed("wr_1", "failed"), signed("wr_2", "failed")];
+    assert_eq!(writer.store(&reports).unwrap(), [1, 2]);
+    let remove = RemoveReports { ids: vec![1, 2] };
+    writer.execute(remove).unwrap();
     drop(writer);
     let mut writer = Writer::open(&path, START).unwrap();
-    assert_eq!(
-        writer
-            .transaction(|tx| tx.add_report(&signed("wr_4", "failed")))
-            .unwrap(),
-        3
-    );
+    assert_eq!(writer.store(&[signed("wr_3", "failed")]).unwrap(), [3]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! From the promise to the opinion: nothing promised is lost, and nothing that cannot be read
 //! stands in anybody's way.
 
-use settled::ledger::{Filter, LedgerError, UnverifiedLimits, Writer};
+use settled::ledger::commands::{CreateConsumer, OpenConsumer};
+use settled::ledger::{AnyCommand, Filter, UnverifiedLimits, Writer};
 use settled::model::decide::Effect;
 use settled::model::observation::Observation;
 use settled::model::schedule::Policy;
@@ -12,7 +13,7 @@ use settled::providers::{
     ApiRequest, ApiResponse, Delivery, Environment, Listing, Proof, Provider, Reading, Response,
     RunRef, Settings, Verdict, Webhook,
 };
-use settled::reconciler::{Reconciler, Work};
+use settled::reconciler::Reconciler;
 use settled::report::{Meta, Report, ResponseMeta, SweepMeta};
 use settled::secret::Keyring;
 
@@ -89,9 +90,7 @@ fn promised(reports: &[Report]) -> Ledger {
     drop(reconciler);
     let path = folder.path().join("settled.db");
     let mut writer = Writer::open(&path, START).unwrap();
-    for report in reports {
-        writer.transaction(|tx| tx.add_report(report)).unwrap();
-    }
+    writer.store(reports).unwrap();
     let sources = register(&mut writer, [source("sky", &Skyvern)]);
     Ledger {
         folder,
@@ -196,6 +195,17 @@ fn a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody() {
     );
 }
 
+fn create(name: &str) -> AnyCommand {
+    let create = CreateConsumer {
+        name: name.to_owned(),
+        acked: 0,
+        filter: Filter::default(),
+        window: 0,
+        now: START,
+    };
+    create.into()
+}
+
 #[test]
 fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
     let mut ledger = Ledger::of([source("sky", &Nervous)], ROOMY);
@@ -204,15 +214,11 @@ fn an_opinion_that_fails_takes_neither_promise_nor_work_with_it() {
         .reconciler
         .write_batch(vec![signed("wr_1", "failed"), poison], Vec::new(), START)
         .unwrap();
-    let work: Work = Box::new(|tx| {
-        tx.create_consumer("a", 0, &Filter::default(), 0, START)
-            .map(drop)
-    });
     let turn = ledger
         .reconciler
-        .write_batch(vec![signed("wr_2", "failed")], vec![work], START)
+        .write_batch(vec![signed("wr_2", "failed")], vec![create("a")], START)
         .unwrap();
-    assert!(turn.processed.is_err() && turn.work[0].is_ok());
+    assert!(turn.processed.is_err() && turn.replies[0].is_ok());
     assert_eq!((turn.stored, ledger.feed().len()), (vec![3], 0));
     assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 1);
     ledger.reconciler.catch_up(START, |_| ()).unwrap();
@@ -396,31 +402,33 @@ fn a_forged_flood_grows_neither_the_runs_nor_the_timeline() {
 // ── One transaction ─────────────────────────────────────────────────────────────────────────────
 
 #[test]
-fn work_that_fails_undoes_only_itself() {
-    let ledger = Ledger::new();
-    let path = ledger.path();
-    drop(ledger.reconciler);
-    let mut writer = Writer::open(&path, START).unwrap();
-    writer
-        .transaction(|tx| {
-            tx.add_report(&signed("wr_1", "failed"))?;
-            let failed = tx.apart(|tx| {
-                tx.add_report(&signed("wr_2", "failed"))?;
-                Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
-            });
-            assert!(failed.is_err());
-            tx.add_report(&signed("wr_3", "failed"))
-        })
+fn a_command_that_fails_undoes_only_itself() {
+    let mut ledger = Ledger::new();
+    ledger
+        .sql()
+        .execute(
+            "INSERT INTO consumers VALUES ('damaged', 0, '{', 0, 0, 5, 6)",
+            [],
+        )
         .unwrap();
-    let waiting = writer.transaction(|tx| tx.unprocessed(10)).unwrap();
-    let bodies: Vec<_> = waiting
-        .into_iter()
-        .map(|(_, report, _)| report.body)
-        .collect();
+    let open = OpenConsumer {
+        name: "damaged".to_owned(),
+        now: START,
+    };
+    let commands = vec![create("a"), open.into(), create("b")];
+    let batch = ledger
+        .reconciler
+        .write_batch(Vec::new(), commands, START)
+        .unwrap();
+    let executed: Vec<bool> = batch.replies.iter().map(Result::is_ok).collect();
+    assert_eq!(executed, [true, false, true]);
+    assert_eq!(ledger.count("SELECT count(*) FROM consumers"), 3);
     assert_eq!(
-        bodies,
-        [state("wr_1", "failed"), state("wr_3", "failed")].map(String::into_bytes)
+        ledger.count("SELECT seen_at FROM consumers WHERE name = 'damaged'"),
+        6,
+        "the command that failed had changed its row"
     );
+    assert_eq!(ledger.count("SELECT generation FROM meta"), 2);
 }
 
 #[test]
@@ -429,18 +437,14 @@ fn a_transaction_that_fails_leaves_nothing() {
     let path = ledger.path();
     drop(ledger.reconciler);
     let mut writer = Writer::open(&path, START).unwrap();
-    let failed = writer.transaction(|tx| {
-        tx.add_report(&signed("wr_1", "failed"))?;
-        Err::<(), _>(LedgerError::Unreadable("on purpose".to_owned()))
-    });
+    let of_no_source = Report {
+        source: 99,
+        ..signed("wr_2", "failed")
+    };
+    let failed = writer.store(&[signed("wr_1", "failed"), of_no_source]);
     assert!(failed.is_err());
     writer.reopen().unwrap();
-    assert!(
-        writer
-            .transaction(|tx| tx.unprocessed(10))
-            .unwrap()
-            .is_empty()
-    );
+    assert_eq!(writer.first_unprocessed().unwrap(), None);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What may go from the ledger, and that what is left is still a sound one.
 
-use settled::ledger::{Filter, Removable, TrimLimits, Trimmed, check};
+use settled::ledger::commands::{
+    Ack, CreateConsumer, DropBodies, RemoveReports, Shrink, TrimRecords, Trimmed,
+};
+use settled::ledger::{Filter, Removable, check};
 use settled::limits::{UPKEEP_BYTES, UPKEEP_ROWS};
 use settled::model::At;
 use settled::providers::Verdict;
@@ -20,24 +23,24 @@ impl Kept {
     }
 
     fn consumer(&mut self, name: &str, acked: i64) {
-        self.0
-            .writer
-            .transaction(|tx| tx.create_consumer(name, acked, &Filter::default(), 0, START))
-            .unwrap();
+        let create = CreateConsumer {
+            name: name.to_owned(),
+            acked,
+            filter: Filter::default(),
+            window: 0,
+            now: START,
+        };
+        self.0.writer.execute(create).unwrap();
     }
 
     /// Trims, and looks at what is left.
     fn trim(&mut self, before: At, bytes_max: i64, rows_max: u32) -> Trimmed {
-        let limits = TrimLimits {
+        let trim = TrimRecords {
             before,
             bytes_max,
             rows_max,
         };
-        let trimmed = self
-            .0
-            .writer
-            .transaction(|tx| tx.trim_records(&limits))
-            .unwrap();
+        let trimmed = self.0.writer.execute(trim).unwrap();
         assert_eq!(self.0.reader.read(check).unwrap(), []);
         trimmed
     }
@@ -99,10 +102,13 @@ fn age_waits_for_the_slowest_who_is_named() {
         "it has acknowledged the first"
     );
     assert_eq!(kept.trim(at(4), i64::MAX, 10), held(0, &["slower"]));
-    kept.0
-        .writer
-        .transaction(|tx| tx.ack("slower", 2, None, START))
-        .unwrap();
+    let ack = Ack {
+        name: "slower".to_owned(),
+        seq: 2,
+        generation: None,
+        now: START,
+    };
+    kept.0.writer.execute(ack).unwrap();
     assert_eq!(kept.trim(at(4), i64::MAX, 10), held(1, &["slow", "slower"]));
     assert_eq!(
         kept.trim(at(3), i64::MAX, 10),
@@ -228,25 +234,19 @@ fn what_is_removed_is_counted_and_its_pages_can_be_given_back() {
     let (full, none) = sizes(&kept);
     assert_eq!((full, none), stored(&kept));
     assert!(full > 1_200_000, "{full}");
-    assert_eq!(
-        kept.0
-            .writer
-            .transaction(|tx| tx.drop_bodies(&[4, 5, 99]))
-            .unwrap(),
-        2
-    );
+    let drop = DropBodies {
+        ids: vec![4, 5, 99],
+    };
+    assert_eq!(kept.0.writer.execute(drop).unwrap(), 2);
     assert_eq!(
         kept.0
             .count("SELECT count(*) FROM reports WHERE length(body) = 0"),
         2
     );
-    assert_eq!(
-        kept.0
-            .writer
-            .transaction(|tx| tx.remove_reports(&[1, 2, 3, 99]))
-            .unwrap(),
-        3
-    );
+    let remove = RemoveReports {
+        ids: vec![1, 2, 3, 99],
+    };
+    assert_eq!(kept.0.writer.execute(remove).unwrap(), 3);
     assert_eq!(kept.0.count("SELECT count(*) FROM reports"), 3);
     let (used, free) = sizes(&kept);
     assert_eq!((used, free), stored(&kept));
@@ -254,6 +254,6 @@ fn what_is_removed_is_counted_and_its_pages_can_be_given_back() {
         free > 800_000 && used < full - 800_000,
         "{used} used, {free} free"
     );
-    kept.0.writer.transaction(|tx| tx.shrink(100)).unwrap();
+    kept.0.writer.execute(Shrink { pages: 100 }).unwrap();
     assert_eq!(sizes(&kept), (used, free - 100 * 4096));
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use settled::ledger::Filter;
+use settled::ledger::commands::CreateConsumer;
 use settled::reconciler::{Handle, Refusal, channel};
 
 use crate::support::reconciler::{Ledger, START, signed};
@@ -16,9 +17,14 @@ const NO_COMMIT: &str = "
 const COMMIT_AGAIN: &str = "DROP TRIGGER no_report; DROP TRIGGER no_consumer; DROP TABLE nowhere;";
 
 async fn make_consumer(handle: &Handle) -> Result<bool, Refusal> {
-    handle
-        .write(|tx| Ok(tx.create_consumer("c", 0, &Filter::default(), 1, START)?.1))
-        .await
+    let create = CreateConsumer {
+        name: "c".to_owned(),
+        acked: 0,
+        filter: Filter::default(),
+        window: 1,
+        now: START,
+    };
+    Ok(handle.execute(create).await?.new)
 }
 
 #[test]

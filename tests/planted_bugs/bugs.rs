@@ -22,35 +22,50 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "acknowledge before the commit",
         file: "src/reconciler/handle.rs",
-        old: "        let turn = match self.ledger.write_batch(reports, work, (self.clock)()) {",
-        new: "        for reply in &mut replies {
+        old: "        let batch = match self.ledger.write_batch(reports, commands, (self.clock)()) {",
+        new: "        for reply in &mut waiting {
             let early = match reply {
                 Reply::Stored(tell) => std::mem::replace(tell, oneshot::channel().0),
                 Reply::Processed(_) => continue,
             };
             let _ = early.send(Ok(0));
         }
-        let turn = match self.ledger.write_batch(reports, work, (self.clock)()) {",
+        let batch = match self.ledger.write_batch(reports, commands, (self.clock)()) {",
         target: "ledger",
         test: "storing::a_commit_that_fails_is_acknowledged_to_nobody",
     },
     Bug {
-        name: "answer a write when it has run, before it is committed",
+        name: "reply to a command before it is committed",
         file: "src/reconciler/handle.rs",
-        old: "        committed.await.unwrap_or(Err(Refusal::Stopping))?;
-        take.try_recv().map_err(|_| Refusal::Stopping)",
-        new: "        drop(committed);
-        take.await.map_err(|_| Refusal::Stopping)",
+        old: "        let batch = match self.ledger.write_batch(reports, commands, (self.clock)()) {",
+        new: "        for caller in &mut callers {
+            let early = std::mem::replace(caller, oneshot::channel().0);
+            let consumer = crate::ledger::Consumer {
+                name: \"c\".to_owned(),
+                acked: 0,
+                filter: crate::ledger::Filter::default(),
+                window: 1,
+                generation: 1,
+                created_at: At(0),
+                seen_at: At(0),
+            };
+            let created = crate::ledger::commands::Created {
+                consumer,
+                new: true,
+            };
+            let _ = early.send(Ok(AnyReply::CreateConsumer(created)));
+        }
+        let batch = match self.ledger.write_batch(reports, commands, (self.clock)()) {",
         target: "ledger",
         test: "storing::a_commit_that_fails_is_acknowledged_to_nobody",
     },
     Bug {
         name: "synchronous NORMAL instead of FULL",
-        file: "src/ledger/mod.rs",
+        file: "src/ledger/sqlite/file.rs",
         old: "PRAGMA synchronous = FULL;",
         new: "PRAGMA synchronous = NORMAL;",
         target: "lib",
-        test: "store::tests::the_writer_writes_through_to_the_disk_and_so_does_its_successor",
+        test: "ledger::sqlite::file::tests::the_writer_writes_through_to_the_disk_and_so_does_its_successor",
     },
     Bug {
         name: "a delivery that could not be stored is answered 200",
@@ -62,16 +77,16 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "use a connection again after its fsync failed",
-        file: "src/ledger/mod.rs",
+        file: "src/ledger/sqlite/mod.rs",
         old: "        self.suspect = true;
         let tx",
         new: "        let tx",
         target: "lib",
-        test: "store::tests::a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced",
+        test: "ledger::sqlite::tests::a_connection_that_failed_is_not_used_again_even_if_it_cannot_be_replaced",
     },
     Bug {
         name: "the 2xx of a delivery says nothing of its bytes",
-        file: "src/ledger/reports.rs",
+        file: "src/ledger/sqlite/reports.rs",
         old: "                report.body,
             ])",
         new: "                String::from_utf8_lossy(&report.body).trim().as_bytes(),
@@ -83,53 +98,54 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a report whose processing failed is left behind",
         file: "src/reconciler/mod.rs",
-        old: "        self.behind |= turn.processed.is_err();",
+        old: "        self.behind |= processed.is_err();
+",
         new: "",
         target: "ledger",
         test: "processing::a_report_that_panics_its_reader_is_set_aside_and_blocks_nobody",
     },
     Bug {
         name: "the mark of what is processed runs ahead",
-        file: "src/reconciler/mod.rs",
-        old: "            tx.mark_processed(*last)?;",
-        new: "            tx.mark_processed(*last + 1)?;",
+        file: "src/process.rs",
+        old: "decisions.reports.last().map(|(id, _)| *id);",
+        new: "decisions.reports.last().map(|(id, _)| *id + 1);",
         target: "proof",
         test: "model::the_ledger_is_what_follows_from_what_was_reported",
     },
     Bug {
         name: "what an earlier process stored is not looked at",
-        file: "src/ledger/reports.rs",
-        old: "SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1",
-        new: "SELECT id, attempts FROM reports WHERE id > max(?1, (SELECT max(id) FROM reports)) ORDER BY id LIMIT 1",
+        file: "src/ledger/sqlite/reports.rs",
+        old: "SELECT id, attempts FROM reports WHERE id > (SELECT processed FROM meta) ORDER BY id LIMIT 1",
+        new: "SELECT id, attempts FROM reports WHERE id > (SELECT reported FROM meta) ORDER BY id LIMIT 1",
         target: "ledger",
         test: "processing::what_was_promised_and_not_digested_is_digested_at_the_next_start",
     },
     Bug {
         name: "an attempt is counted after it was made",
         file: "src/reconciler/mod.rs",
-        old: "                self.writer.transaction(|tx| tx.count_attempt(id))?;
+        old: "                self.writer.count_attempt(id)?;
 ",
         new: "",
         target: "ledger",
         test: "processing::an_attempt_is_counted_on_disk_before_it_is_made",
     },
     Bug {
-        name: "work that fails leaves half of what it did",
-        file: "src/ledger/mod.rs",
+        name: "a command that fails leaves half of what it did",
+        file: "src/ledger/sqlite/mod.rs",
         old: "\"ROLLBACK TO apart; RELEASE apart\"",
         new: "\"RELEASE apart\"",
         target: "ledger",
-        test: "processing::work_that_fails_undoes_only_itself",
+        test: "processing::a_command_that_fails_undoes_only_itself",
     },
     Bug {
         name: "what a failure took back is counted all the same",
-        file: "src/ledger/mod.rs",
+        file: "src/ledger/sqlite/mod.rs",
         old: "            self.totals = before;
 ",
         new: "            drop(before);
 ",
-        target: "ledger",
-        test: "numbers::numbers_that_a_failure_took_back_are_given_again_and_those_on_disk_never",
+        target: "lib",
+        test: "ledger::sqlite::tests::numbers_that_a_failure_took_back_are_given_again",
     },
     // ── One completion, and the right one ───────────────────────────────────────────────────────────
     Bug {
@@ -326,7 +342,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the acknowledgement of a reader that was superseded counts",
-        file: "src/ledger/consumers.rs",
+        file: "src/ledger/sqlite/consumers.rs",
         old: "        if generation.is_some_and(|generation| generation != consumer.generation) {",
         new: "        if generation.is_some_and(|generation| generation > consumer.generation) {",
         target: "api",
@@ -334,33 +350,34 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         name: "an acknowledgement moves the position back",
-        file: "src/ledger/consumers.rs",
-        old: "        let acked = seq.max(consumer.acked);",
-        new: "        let acked = seq;",
+        file: "src/ledger/sqlite/consumers.rs",
+        old: "        let acked = consumer.acked.max(*seq);",
+        new: "        let acked = *seq;",
         target: "api",
         test: "consumers::an_ack_moves_forward_is_on_disk_and_never_moves_back",
     },
     Bug {
         name: "a restored copy goes on with the old epoch",
-        file: "src/ledger/mod.rs",
-        old: "        .execute(\"UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1\", [&here])?;",
-        new: "        .execute(\"UPDATE meta SET identity = ?1 WHERE identity <> ?1\", [&here])?;",
+        file: "src/ledger/sqlite/file.rs",
+        old: "UPDATE meta SET epoch = lower(hex(randomblob(4))), identity = ?1 WHERE identity <> ?1",
+        new: "UPDATE meta SET identity = ?1 WHERE identity <> ?1",
         target: "ledger",
         test: "files::a_copy_is_another_feed_with_the_same_runs",
     },
     Bug {
         name: "retention takes what a consumer has not read",
-        file: "src/ledger/trimming.rs",
-        old: "slowest.is_none_or(|slowest| seq <= slowest));",
-        new: "slowest.is_none_or(|slowest| seq <= slowest.saturating_add(1_000)));",
+        file: "src/ledger/sqlite/trimming.rs",
+        old: "slowest.is_none_or(|slowest| seq <= slowest),",
+        new: "slowest.is_none_or(|slowest| seq <= slowest.saturating_add(1_000)),",
         target: "api",
         test: "retention::age_waits_for_consumers",
     },
     Bug {
         name: "retention forgets that a run has settled",
-        file: "src/ledger/trimming.rs",
-        old: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;",
-        new: "        self.tx.prepare_cached(\"DELETE FROM records WHERE seq <= ?1\")?.execute([last])?;
+        file: "src/ledger/sqlite/trimming.rs",
+        old: "        let overrun = self.overrun(trimmed, last)?;",
+        new: "        let overrun = self.overrun(trimmed, last)?;
+        self.tx.execute(\"DELETE FROM records WHERE seq <= ?1\", [last])?;
         self.tx.execute(\"DELETE FROM timeline WHERE run IN (SELECT id FROM runs WHERE completion <= ?1)\", [last])?;
         self.tx.execute(\"DELETE FROM runs WHERE completion <= ?1 AND id NOT IN (SELECT run FROM records)\", [last])?;",
         target: "api",
@@ -370,16 +387,16 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "what is not authentic is kept without bound",
         file: "src/reconciler/mod.rs",
-        old: "    if *rows * 20 >= limits.rows_max || *bytes * 20 >= limits.bytes_max {",
-        new: "    if *rows == i64::MAX || *bytes == limits.bytes_max * 1_000 {",
+        old: "            if *rows * 20 >= limits.rows_max || bytes.saturating_mul(20) >= limits.bytes_max {",
+        new: "            if *rows == i64::MAX || *bytes == i64::MAX {",
         target: "ledger",
         test: "processing::the_ring_is_bounded_in_rows",
     },
     Bug {
         name: "a secret that a payload quotes reaches the feed",
-        file: "src/reconciler/conclude.rs",
-        old: "    if let Some(data) = member.redactor().redacted(&record.data) {",
-        new: "    if let Some(data) = member.redactor().redacted(\"\") {",
+        file: "src/process.rs",
+        old: "        if let Some(data) = redactor.redacted(&record.data) {",
+        new: "        if let Some(data) = redactor.redacted(\"\") {",
         target: "ledger",
         test: "feed::a_secret_that_is_echoed_does_not_reach_the_feed",
     },

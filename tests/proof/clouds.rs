@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use settled::config::Source;
 use settled::config::SourceConfig;
 use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
 use settled::demo::plan;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
-use settled::reconciler::Source;
 use settled::report::{Meta, Report, WebhookMeta};
 use settled::secret::{Key, RequiredHeader, Secret, SecretLabel, TokenDigest};
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use settled::config::Source;
 use settled::demo::clouds::{Item, World};
 use settled::demo::dice::Dice;
 use settled::demo::plan::{self, Answers, Forgery, Form, Life, Mail, Plan, Poison, State};
 use settled::demo::stories;
 use settled::model::{At, RunId};
 use settled::providers::{ApiResponse, Delivery, Response, RunRef};
-use settled::reconciler::Source;
 use settled::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta, TrackMeta};
 
 use crate::clouds::{self, BEGIN};

@@ -13,24 +13,24 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rusqlite::{Connection, OpenFlags};
+use settled::config::Source;
 use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
-use settled::ledger::{
-    Filter, LedgerError, Reader, RunQuery, Transaction, TrimLimits, UnverifiedLimits, Writer,
-};
+use settled::ledger::commands::{DropBodies, RemoveReports, TrimRecords};
+use settled::ledger::{AnyCommand, Filter, Reader, RunQuery, UnverifiedLimits, Writer};
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
 use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
 use settled::providers::Reading;
-use settled::reconciler::{Reconciler, Source, Sources, Work};
+use settled::reconciler::{self, Reconciler};
 use settled::report::{Meta, Report};
 use tempfile::TempDir;
 
 use crate::clouds;
 use crate::files::{Remains, folder};
 use crate::history::{Op, RUNS_EACH, SEED, Said, Scribe, op, verifies};
-use crate::readers::{Published, Readers};
+use crate::readers::{Commands, Published, Readers};
 use crate::support::check::{self, Acked, Feed};
 
 const RING: UnverifiedLimits = UnverifiedLimits {
@@ -258,7 +258,7 @@ impl Pair {
         let mut writer = Writer::open(&self.store, self.scribe.now).unwrap();
         writer.epoch().clone_into(&mut self.epoch);
         self.reader = Some(writer.reader());
-        let sources = Sources::register(&mut writer, &self.accounts, self.scribe.now).unwrap();
+        let sources = reconciler::register(&mut writer, &self.accounts, self.scribe.now).unwrap();
         self.scribe.members = sources.members().cloned().collect();
         let mut reconciler = Reconciler::new(writer, sources, RING);
         assert_eq!(
@@ -299,15 +299,15 @@ impl Pair {
             }
             Op::Consume(deed) => {
                 let (deed, now) = (deed.clone(), self.scribe.now);
-                self.write(move |readers, tx| readers.act(&deed, tx, now));
+                self.write(|readers, ledger| readers.act(&deed, ledger, now));
             }
             Op::Trim(age, bytes_max, rows_max) => {
-                let limits = TrimLimits {
+                let limits = TrimRecords {
                     before: self.ago(*age),
                     bytes_max: *bytes_max,
                     rows_max: *rows_max,
                 };
-                self.write(move |readers, tx| readers.trim(&limits, tx));
+                self.write(|readers, ledger| readers.trim(&limits, ledger));
             }
             Op::Forget { age, bodies } => self.forget(self.ago(*age), *bodies),
         }
@@ -317,28 +317,14 @@ impl Pair {
         At(self.scribe.now.0 - seconds * 1000)
     }
 
-    /// Does something in the writer's next transaction, and with the readers of the reference.
-    fn write(
-        &mut self,
-        work: impl FnOnce(&mut Readers, &mut Transaction<'_>) -> Result<(), LedgerError>
-        + Send
-        + 'static,
-    ) {
-        let (give, take) = std::sync::mpsc::channel();
-        let mut readers = std::mem::take(&mut self.reference.readers);
-        let work: Work = Box::new(move |tx: &mut Transaction<'_>| {
-            work(&mut readers, tx)?;
-            give.send(readers).unwrap();
-            Ok(())
-        });
-        let turn = self
-            .reconciler
-            .as_mut()
-            .unwrap()
-            .write_batch(Vec::new(), vec![work], self.scribe.now)
-            .unwrap();
-        assert!(turn.work[0].is_ok(), "{:?}", turn.work);
-        self.reference.readers = take.recv().unwrap();
+    /// Sends commands, each in a batch of the writer, while the readers of the reference look on.
+    fn write(&mut self, work: impl FnOnce(&mut Readers, &mut Commands<'_>)) {
+        let (reconciler, now) = (self.reconciler.as_mut().unwrap(), self.scribe.now);
+        let mut execute = |command: AnyCommand| {
+            let batch = reconciler.write_batch(Vec::new(), vec![command], now);
+            batch.unwrap().replies.remove(0).unwrap()
+        };
+        work(&mut self.reference.readers, &mut Commands(&mut execute));
     }
 
     /// What is taken is old, and nobody needs it: no open run, and no record that refers to it.
@@ -361,13 +347,12 @@ impl Pair {
             );
         }
         self.reference.forget(&ids, bodies);
-        self.write(move |_, tx| {
+        self.write(|_, ledger| {
             if bodies {
-                tx.drop_bodies(&ids)
+                ledger.execute(DropBodies { ids });
             } else {
-                tx.remove_reports(&ids)
+                ledger.execute(RemoveReports { ids });
             }
-            .map(drop)
         });
     }
 
@@ -391,9 +376,7 @@ impl Pair {
         (self.reconciler, self.reader) = (None, None);
         remains.lay_out();
         let mut writer = Writer::open(&self.store, self.scribe.now).unwrap();
-        for report in &reports {
-            writer.transaction(|tx| tx.add_report(report)).unwrap();
-        }
+        writer.store(&reports).unwrap();
         let remains = Remains::of(&self.store);
         drop(writer);
         remains.lay_out();

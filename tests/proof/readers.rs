@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use settled::ledger::{
-    Consumer, Filter, Moved, ParkedRow, Parking, Reader, Transaction, TrimLimits, Trimmed,
+use settled::ledger::commands::{
+    Ack, CreateConsumer, DeleteConsumer, Deleted, DropParked, Moved, OpenConsumer, Park,
+    RetryParked, Seek, TrimRecords, Trimmed,
 };
+use settled::ledger::{AnyCommand, AnyReply, Command, Consumer, Filter, ParkedRow, Reader};
 use settled::model::At;
 use settled::model::record::line;
 
@@ -45,13 +47,23 @@ enum Whom {
     FormerReader,
 }
 
+/// Executes commands in the ledger that is compared with the reference.
+pub struct Commands<'a>(pub &'a mut dyn FnMut(AnyCommand) -> AnyReply);
+
+impl Commands<'_> {
+    /// Executes one command, which must not fail.
+    pub fn execute<C: Command>(&mut self, command: C) -> C::Reply {
+        C::reply((self.0)(command.into())).expect("a reply to another command")
+    }
+}
+
 /// What one of them was told.
 #[derive(Debug, PartialEq, Eq)]
 enum Told {
     Is(Option<Consumer>),
     Moved(Moved),
     Count(usize),
-    Gone(Option<(i64, i64)>),
+    Gone(Option<Deleted>),
 }
 
 /// Anything a consumer may do.
@@ -123,13 +135,9 @@ impl Readers {
     // ── What they do, there and here ────────────────────────────────────────────────────────────
 
     /// Does it in the ledger and here, and compares what they were told.
-    pub fn act(
-        &mut self,
-        deed: &Deed,
-        tx: &mut Transaction<'_>,
-        now: At,
-    ) -> settled::ledger::Result<()> {
+    pub fn act(&mut self, deed: &Deed, ledger: &mut Commands<'_>, now: At) {
         let Deed { name, what, .. } = deed;
+        let named = (*name).to_owned();
         // One too many, so that nobody acknowledges what is not there.
         let seq = i64::try_from(deed.seq.index(self.feed.len() + 2)).unwrap();
         let known = self
@@ -142,33 +150,56 @@ impl Readers {
             Whom::FormerReader => Some(known.unwrap_or_default() - 1),
         };
         let error = format!("{seq} failed at {}", now.0);
-        let parking = Parking {
-            name: (*name).to_owned(),
+        let park = Park {
+            name: named.clone(),
             seq,
             generation,
             attempts: 3,
             error,
+            parked_max: PARKED_MAX,
+            now,
         };
         let one = (seq % 2 == 0).then_some(seq);
         let position = seq.min(self.head());
         let told = match what {
-            What::Create => Told::Is(Some(
-                tx.create_consumer(name, position, &Filter::default(), 5, now)?
-                    .0,
-            )),
-            What::Open => Told::Is(tx.open_consumer(name, now)?),
-            What::Ack => Told::Moved(tx.ack(name, seq, generation, now)?),
-            What::Park => Told::Moved(tx.park(&parking, PARKED_MAX, now)?),
-            What::Retry => Told::Count(tx.retry_parked(name, one)?),
-            What::Drop => Told::Count(tx.drop_parked(name, one)?),
-            What::Seek => Told::Is(tx.seek(name, position, now)?),
-            What::Delete => Told::Gone(tx.delete_consumer(name)?),
+            What::Create => {
+                let create = CreateConsumer {
+                    name: named,
+                    acked: position,
+                    filter: Filter::default(),
+                    window: 5,
+                    now,
+                };
+                Told::Is(Some(ledger.execute(create).consumer))
+            }
+            What::Open => Told::Is(ledger.execute(OpenConsumer { name: named, now })),
+            What::Ack => Told::Moved(ledger.execute(Ack {
+                name: named,
+                seq,
+                generation,
+                now,
+            })),
+            What::Park => Told::Moved(ledger.execute(park.clone())),
+            What::Retry => Told::Count(ledger.execute(RetryParked {
+                name: named,
+                seq: one,
+            })),
+            What::Drop => Told::Count(ledger.execute(DropParked {
+                name: named,
+                seq: one,
+            })),
+            What::Seek => Told::Is(ledger.execute(Seek {
+                name: named,
+                seq: position,
+                now,
+            })),
+            What::Delete => Told::Gone(ledger.execute(DeleteConsumer { name: named })),
         };
         let expected = match what {
             What::Create => Told::Is(Some(self.create(name, position, now))),
             What::Open => Told::Is(self.seized(name, None, now)),
             What::Ack => Told::Moved(self.ack(name, seq, generation, now)),
-            What::Park => Told::Moved(self.park(&parking, now)),
+            What::Park => Told::Moved(self.park(&park)),
             What::Retry => Told::Count(
                 self.parked(name, one)
                     .map(|parked| parked.retry = true)
@@ -179,7 +210,6 @@ impl Readers {
             What::Delete => Told::Gone(self.delete(name)),
         };
         assert_eq!(told, expected, "{deed:?} of record {seq}");
-        Ok(())
     }
 
     fn create(&mut self, name: &str, acked: i64, now: At) -> Consumer {
@@ -228,15 +258,18 @@ impl Readers {
         }
     }
 
-    fn park(&mut self, parking: &Parking, now: At) -> Moved {
-        let Parking {
+    fn park(&mut self, park: &Park) -> Moved {
+        let Park {
             name,
             seq,
             generation,
             attempts,
             error,
-        } = parking;
-        let moved = self.ack(name, 0, *generation, now);
+            now,
+            ..
+        } = park;
+        let (now, generation) = (*now, *generation);
+        let moved = self.ack(name, 0, generation, now);
         if !matches!(moved, Moved::Done { .. }) {
             return moved;
         }
@@ -265,7 +298,7 @@ impl Readers {
         if known {
             moved
         } else {
-            self.ack(name, seq, *generation, now)
+            self.ack(name, seq, generation, now)
         }
     }
 
@@ -287,20 +320,19 @@ impl Readers {
         before - parked.len()
     }
 
-    fn delete(&mut self, name: &str) -> Option<(i64, i64)> {
+    fn delete(&mut self, name: &str) -> Option<Deleted> {
         let (_, parked) = self.consumers.remove(name)?;
-        Some((i64::try_from(parked.len()).unwrap(), self.next_generation()))
+        Some(Deleted {
+            parked: i64::try_from(parked.len()).unwrap(),
+            generation: self.next_generation(),
+        })
     }
 
     // ── What retention takes ────────────────────────────────────────────────────────────────────
 
     /// Trims the feed there and here, and compares what went.
-    pub fn trim(
-        &mut self,
-        limits: &TrimLimits,
-        tx: &mut Transaction<'_>,
-    ) -> settled::ledger::Result<()> {
-        let trimmed = tx.trim_records(limits)?;
+    pub fn trim(&mut self, limits: &TrimRecords, ledger: &mut Commands<'_>) {
+        let trimmed = ledger.execute(*limits);
         let begin = self.trimmed;
         let acked = |consumer: &Consumer| consumer.acked;
         let slowest = self
@@ -338,7 +370,6 @@ impl Readers {
             holding: named(&|acked| held && acked <= self.trimmed),
         };
         assert_eq!(trimmed, expected, "{limits:?}");
-        Ok(())
     }
 
     // ── Looking ─────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use settled::changes::Processed;
 use settled::config::SourceConfig;
+use settled::config::Sources;
 use settled::ledger::{
     FeedBounds, Filter, Reader, RunRow, StoredRecord, TimelineRow, UnverifiedLimits, Writer,
 };
@@ -14,7 +16,7 @@ use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
 use settled::providers::skyvern::Skyvern;
 use settled::providers::{ApiResponse, Provider, Response, Verdict};
-use settled::reconciler::{Processed, Reconciler, Sources};
+use settled::reconciler::{self, Reconciler};
 use settled::report::{Meta, PollMeta, Report, ResponseMeta, TrackMeta, WebhookMeta};
 use settled::secret::{Key, Secret, SecretLabel};
 use tempfile::TempDir;
@@ -66,7 +68,7 @@ pub fn register(writer: &mut Writer, sources: impl IntoIterator<Item = SourceCon
     let sources = sources
         .into_iter()
         .map(|source| (source.name.clone(), Arc::new(source)));
-    Sources::register(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
+    reconciler::register(writer, &sources.collect::<BTreeMap<_, _>>(), START).unwrap()
 }
 
 impl Ledger {

@@ -22,7 +22,11 @@ use super::super::{
 };
 use super::events::{self, EventQuery, cursor_expired, epoch_mismatch, position};
 use super::stream::{ReadOptions, ReaderLease, Stream};
-use crate::ledger::{Consumer, FeedBounds, Filter, LedgerError, Moved, ParkedRow, Parking, View};
+use crate::ledger::commands::{
+    Ack, CreateConsumer, Created, DeleteConsumer, Deleted, DropParked, Moved, OpenConsumer, Park,
+    RetryParked, Seek,
+};
+use crate::ledger::{Consumer, FeedBounds, Filter, LedgerError, ParkedRow, View};
 use crate::limits;
 use crate::model::is_name;
 use crate::model::record::Cursor;
@@ -144,11 +148,14 @@ pub async fn create(
         // A start that cannot be had any more does not matter to a consumer that is there already.
         Err(problem) => state.consumer(&name).await.map_err(|_| problem)?.acked,
     };
-    let (now, wanted, label) = ((state.clock)(), filter.clone(), name.clone());
-    let made = state
-        .ledger
-        .write(move |tx| tx.create_consumer(&label, start, &wanted, window, now));
-    let (consumer, new) = made.await?;
+    let create = CreateConsumer {
+        name: name.clone(),
+        acked: start,
+        filter: filter.clone(),
+        window,
+        now: (state.clock)(),
+    };
+    let Created { consumer, new } = state.ledger.execute(create).await?;
     if consumer.filter != filter || consumer.window != window {
         let message = format!(
             "the consumer {name} exists with another filter or window, which are fixed: records it has passed cannot \
@@ -205,12 +212,9 @@ pub async fn delete(
     Segments(name): Segments<String>,
     peer: Option<Extension<Arc<Peer>>>,
 ) -> HandlerResult {
-    let label = name.clone();
-    let gone = state
-        .ledger
-        .write(move |tx| tx.delete_consumer(&label))
-        .await?;
-    let (parked, generation) = gone.ok_or_else(|| unknown(&name))?;
+    let delete = DeleteConsumer { name: name.clone() };
+    let deleted = state.ledger.execute(delete).await?;
+    let Deleted { parked, generation } = deleted.ok_or_else(|| unknown(&name))?;
     state.consumers.supersede(&name, generation, Cause::Deleted);
     let (uid, pid) = who(peer.as_ref());
     tracing::info!(consumer = name, parked, uid, pid, "consumer deleted");
@@ -303,11 +307,13 @@ pub async fn ack(
     Params(mark): Params<Mark>,
 ) -> HandlerResult {
     let seq = state.seq("cursor", mark.cursor.as_deref()).await?;
-    let (now, label) = ((state.clock)(), name.clone());
-    let moved = state
-        .ledger
-        .write(move |tx| tx.ack(&label, seq, mark.r#gen, now))
-        .await?;
+    let ack = Ack {
+        name: name.clone(),
+        seq,
+        generation: mark.r#gen,
+        now: (state.clock)(),
+    };
+    let moved = state.ledger.execute(ack).await?;
     state.moved(&name, moved)
 }
 
@@ -330,11 +336,12 @@ pub async fn seek(
         .ok_or_else(|| bad_request("say where: to=earliest, to=latest or to=CURSOR"))?;
     let bounds = state.bounds().await?;
     let seq = position("to", Some(&to), state.reader.epoch(), bounds)?;
-    let (now, label) = ((state.clock)(), name.clone());
-    let moved = state
-        .ledger
-        .write(move |tx| tx.seek(&label, seq, now))
-        .await?;
+    let seek = Seek {
+        name: name.clone(),
+        seq,
+        now: (state.clock)(),
+    };
+    let moved = state.ledger.execute(seek).await?;
     let consumer = moved.ok_or_else(|| unknown(&name))?;
     state
         .consumers
@@ -373,18 +380,16 @@ pub async fn park(
         .find(|at| error.is_char_boundary(*at))
         .unwrap_or(0);
     error.truncate(kept);
-    let parking = Parking {
+    let park = Park {
         name: name.clone(),
         seq,
         generation: mark.r#gen,
         attempts,
         error,
+        parked_max: limits::PARKED_MAX,
+        now: (state.clock)(),
     };
-    let now = (state.clock)();
-    let moved = state
-        .ledger
-        .write(move |tx| tx.park(&parking, limits::PARKED_MAX, now))
-        .await?;
+    let moved = state.ledger.execute(park).await?;
     if matches!(moved, Moved::Done { .. }) {
         tracing::warn!(consumer = name, seq, attempts, "an event is parked");
     }
@@ -453,11 +458,11 @@ pub async fn retry_parked(
     Params(which): Params<Which>,
 ) -> HandlerResult {
     let seq = state.which(&name, &which).await?;
-    let label = name.clone();
-    let count = state
-        .ledger
-        .write(move |tx| tx.retry_parked(&label, seq))
-        .await?;
+    let retry = RetryParked {
+        name: name.clone(),
+        seq,
+    };
+    let count = state.ledger.execute(retry).await?;
     some(count, &name)?;
     Ok(server::json(StatusCode::OK, &json!({ "to_retry": count })))
 }
@@ -469,11 +474,11 @@ pub async fn drop_parked(
     Params(which): Params<Which>,
 ) -> HandlerResult {
     let seq = state.which(&name, &which).await?;
-    let label = name.clone();
-    let count = state
-        .ledger
-        .write(move |tx| tx.drop_parked(&label, seq))
-        .await?;
+    let drop = DropParked {
+        name: name.clone(),
+        seq,
+    };
+    let count = state.ledger.execute(drop).await?;
     some(count, &name)?;
     Ok(server::json(StatusCode::OK, &json!({ "dropped": count })))
 }
@@ -550,11 +555,11 @@ impl ApiState {
         name: &str,
         peer: Option<&Extension<Arc<Peer>>>,
     ) -> Result<Consumer, Problem> {
-        let (now, label) = ((self.clock)(), name.to_owned());
-        let opened = self
-            .ledger
-            .write(move |tx| tx.open_consumer(&label, now))
-            .await?;
+        let open = OpenConsumer {
+            name: name.to_owned(),
+            now: (self.clock)(),
+        };
+        let opened = self.ledger.execute(open).await?;
         let consumer = opened.ok_or_else(|| unknown(name))?;
         self.consumers
             .supersede(name, consumer.generation, Cause::Reader);

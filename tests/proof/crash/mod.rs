@@ -16,9 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use settled::demo::clouds::Keys;
 use settled::demo::dice::Dice;
-use settled::ledger::{LedgerError, Writer};
-use settled::model::At;
-use settled::reconciler::{Reconciler, Sources};
+use settled::ledger::Writer;
+use settled::ledger::commands::Probe;
+use settled::model::{At, RunId};
+use settled::reconciler::{self, Reconciler};
+use settled::report::{Meta, Report};
 
 use crate::clouds;
 use crate::files::{Remains, folder};
@@ -33,7 +35,7 @@ fn survives(folder: &Path, said: &Said) -> Result<(), String> {
     let now = At(clouds::BEGIN.0 + 10 * 86_400_000);
     let open = || {
         let mut writer = Writer::open(&store(folder), now)?;
-        let sources = Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
+        let sources = reconciler::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
         let mut reconciler = Reconciler::new(writer, sources, RING);
         reconciler.recover(now, |_| ())?;
         reconciler.recover(now, |_| ())
@@ -70,7 +72,7 @@ fn what_was_not_synced_may_be_lost_kept_mixed_or_torn() {
     let (path, mut scribe) = (store(from.path()), Scribe::new());
     let mut writer = Writer::open(&path, scribe.now).unwrap();
     let sources =
-        Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
+        reconciler::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), scribe.now).unwrap();
     scribe.members = sources.members().cloned().collect();
     let mut reconciler = Reconciler::new(writer, sources, RING);
     let (mut dice, mut said, mut points) = (Dice::new(1, 0), Said::default(), 0);
@@ -268,12 +270,15 @@ fn after_a_failure_nothing_is_written_until_the_file_could_be_opened_again() {
     let place = folder();
     let (here, away) = (place.path().join("here"), place.path().join("away"));
     let mut writer = Writer::open(&store(&here), clouds::BEGIN).unwrap();
-    let write = |writer: &mut Writer| writer.transaction(|tx| tx.mark_processed(0));
-    assert!(
-        writer
-            .transaction(|_| Err::<(), _>(LedgerError::Unreadable("a failure".to_owned())))
-            .is_err()
-    );
+    let write = |writer: &mut Writer| writer.execute(Probe);
+    let run_id = RunId::new("r").unwrap();
+    let of_no_source = Report {
+        source: 99,
+        at: clouds::BEGIN,
+        meta: Meta::Clock { run_id },
+        body: Vec::new(),
+    };
+    assert!(writer.store(&[of_no_source]).is_err());
     std::fs::rename(&here, &away).unwrap();
     assert!(
         write(&mut writer).is_err(),

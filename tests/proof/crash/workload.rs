@@ -14,9 +14,10 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rusqlite::{Connection, OpenFlags};
 use settled::demo::clouds::Keys;
-use settled::ledger::{TrimLimits, UnverifiedLimits, Writer};
+use settled::ledger::commands::TrimRecords;
+use settled::ledger::{UnverifiedLimits, Writer};
 use settled::model::At;
-use settled::reconciler::{Clock, Handle, Reconciler, Sources, channel};
+use settled::reconciler::{self, Clock, Handle, Reconciler, channel};
 use settled::report::{Meta, Report};
 
 use super::trace::LOG;
@@ -127,12 +128,12 @@ pub fn work(folder: &Path, ops: &[Op]) {
             }
             Op::Trim(age, bytes_max, rows_max) => {
                 let before = At(workload.scribe.now.0 - age * 1000);
-                let limits = TrimLimits {
+                let trim = TrimRecords {
                     before,
                     bytes_max: *bytes_max,
                     rows_max: *rows_max,
                 };
-                let _ = runtime.block_on(middle.ledger.write(move |tx| tx.trim_records(&limits)));
+                let _ = runtime.block_on(middle.ledger.execute(trim));
             }
             // What was told is compared with what is there, so all of it has to stay.
             Op::Forget { .. } | Op::Rotate { .. } | Op::Consume(_) => {}
@@ -152,7 +153,8 @@ impl Workload {
         let now = self.scribe.now;
         let open = || {
             let mut writer = Writer::open(&self.store, now)?;
-            let sources = Sources::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
+            let sources =
+                reconciler::register(&mut writer, &clouds::accounts(&Keys::new(SEED)), now)?;
             let mut reconciler = Reconciler::new(writer, sources.clone(), RING);
             reconciler.recover(now, |_| ())?;
             Ok::<_, settled::ledger::LedgerError>((reconciler, sources))

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use settled::config::Source;
 use settled::demo::clouds::Keys;
 use settled::demo::plan::{Cloud, DemoSource};
+use settled::ledger::commands::ClampPolls;
 use settled::ledger::{Reader, UnverifiedLimits, View, Writer};
 use settled::limits;
 use settled::model::At;
@@ -14,7 +16,7 @@ use settled::model::schedule;
 use settled::polling::rate_limit::RateLimiter;
 use settled::polling::{Scheduler, Started, Task};
 use settled::providers::{ApiResponse, ResponseClass};
-use settled::reconciler::{Reconciler, Source, Sources};
+use settled::reconciler::{self, Reconciler};
 use settled::report::{Meta, Report};
 
 use crate::clouds;
@@ -47,10 +49,8 @@ impl Daemon {
     pub fn start(store: &Path, keys: &Keys, now: At) -> Daemon {
         let mut writer = Writer::open(store, now).unwrap();
         let latest = now.plus(schedule::CHECKS[1] + Duration::from_secs(3600));
-        writer
-            .transaction(|tx| tx.clamp_polls(now, latest))
-            .unwrap();
-        let sources = Sources::register(&mut writer, &clouds::accounts(keys), now).unwrap();
+        writer.execute(ClampPolls { now, latest }).unwrap();
+        let sources = reconciler::register(&mut writer, &clouds::accounts(keys), now).unwrap();
         let reader = writer.reader();
         let desks = sources
             .members()

@@ -1015,7 +1015,7 @@ fn same_words(life: &Life, one: usize, other: usize) -> bool {
 }
 
 impl Daemon {
-    fn reader_of(&self, source: DemoSource) -> Option<std::sync::Arc<settled::reconciler::Source>> {
+    fn reader_of(&self, source: DemoSource) -> Option<std::sync::Arc<settled::config::Source>> {
         self.desks
             .iter()
             .find(|desk| desk.member.config.name.as_str() == source.word())

@@ -1,36 +1,11 @@
-//! Retention of the feed. Records go from the oldest on, never from the middle, so that what is
-//! left is always the whole of what comes after one position.
+//! Retention of the feed. Records go from the oldest on, never from the middle: what is left is
+//! always everything after one position.
 
 use super::{Result, Transaction};
-use crate::model::At;
-
-/// What may go.
-#[derive(Clone, Copy, Debug)]
-pub struct TrimLimits {
-    /// Records appended before this may go once every consumer has acknowledged them.
-    pub before: At,
-    /// When all records together have more bytes than this, the oldest go, whoever wants them.
-    pub bytes_max: i64,
-    /// Records looked at in one transaction: others want to write too.
-    pub rows_max: u32,
-}
-
-/// What went.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trimmed {
-    /// How many records.
-    pub rows: usize,
-    /// There may be more to remove.
-    pub more: bool,
-    /// Consumers that lost records they had not acknowledged.
-    pub overrun: Vec<String>,
-    /// Consumers that alone keep records from going whose time has come.
-    pub holding: Vec<String>,
-}
+use crate::ledger::commands::{TrimRecords, Trimmed};
 
 impl Transaction<'_> {
-    /// Removes the oldest records as far as `limits` says.
-    pub fn trim_records(&mut self, limits: &TrimLimits) -> Result<Trimmed> {
+    pub(super) fn trim_records(&mut self, limits: &TrimRecords) -> Result<Trimmed> {
         let mut bytes = self.marks()?.fed_bytes;
         let trimmed: i64 = self
             .tx

@@ -1,25 +1,18 @@
 //! Reports in the ledger: written before they are understood, read back in order, listed.
 
 use rusqlite::{OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
 
-use super::{Result, Transaction, View, from_json, stored, to_json};
+use super::{Result, Transaction, View, Writer, from_json, stored, to_json};
+use crate::changes::TimelineRow;
+use crate::ledger::commands::TrimUnverified;
+use crate::ledger::rows::{DeliveryQuery, DeliveryRow};
 use crate::model::{At, Via};
 use crate::providers::Verdict;
 use crate::report::{Meta, Report, WebhookMeta};
 
-/// How much of what could not be verified is kept, per source.
-#[derive(Clone, Copy, Debug)]
-pub struct UnverifiedLimits {
-    /// So many deliveries.
-    pub rows_max: i64,
-    /// And so many bytes of headers and body.
-    pub bytes_max: i64,
-}
-
 impl Transaction<'_> {
     /// Stores a report and gives its id. Ids grow and are never used again.
-    pub fn add_report(&mut self, report: &Report) -> Result<i64> {
+    pub(super) fn add_report(&mut self, report: &Report) -> Result<i64> {
         let webhook = report.meta.webhook();
         let unverified = webhook.filter(|meta| !meta.verdict.authentic()).map(|_| 1);
         let id = self.marks()?.reported + 1;
@@ -45,8 +38,8 @@ impl Transaction<'_> {
         Ok(id)
     }
 
-    /// Drops the oldest unverified deliveries of a source until it is within its limits.
-    pub fn trim_unverified(&mut self, source: i64, limits: UnverifiedLimits) -> Result<usize> {
+    pub(super) fn trim_unverified(&mut self, command: &TrimUnverified) -> Result<usize> {
+        let TrimUnverified { source, limits } = *command;
         let mut oldest_kept = self.tx.prepare_cached(
             "SELECT min(id) FROM (SELECT id, count(*) OVER newest AS rows, sum(octet_length(meta) + octet_length(body)) OVER newest AS bytes
                 FROM reports WHERE source = ?1 AND unverified = 1 WINDOW newest AS (ORDER BY id DESC))
@@ -62,19 +55,8 @@ impl Transaction<'_> {
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
     }
 
-    /// Unverified deliveries of `source` after `after`, oldest first.
-    pub fn unverified(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
-        let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, meta, body FROM reports WHERE source = ?1 AND unverified = 1 AND id > ?2 ORDER BY id LIMIT ?3",
-        )?;
-        let rows = select.query_and_then((source, after, max), |row| {
-            Ok((row.get("id")?, report(row)?))
-        })?;
-        rows.collect()
-    }
-
     /// Takes a delivery that verifies after all out of the unverified, with what verification now says.
-    pub fn promote(&mut self, id: i64, meta: &WebhookMeta) -> Result<()> {
+    pub(super) fn promote(&mut self, id: i64, meta: &WebhookMeta) -> Result<()> {
         let secret = meta.secret.as_ref().map(|label| label.0.as_str());
         self.tx
             .prepare_cached(
@@ -83,171 +65,57 @@ impl Transaction<'_> {
             .execute(params![id, meta.verdict.word(), secret, to_json(&Meta::Webhook(meta.clone()))])?;
         Ok(())
     }
-
-    /// Up to `max` reports that have not been processed, in order, with the attempts made on each.
-    pub fn unprocessed(&mut self, max: u32) -> Result<Vec<(i64, Report, u32)>> {
-        let processed = self.marks()?.processed;
-        let mut select = self.tx.prepare_cached(
-            "SELECT id, source, at, meta, body, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT ?2",
-        )?;
-        let rows = select.query_and_then((processed, max), |row| {
-            Ok((row.get("id")?, report(row)?, row.get("attempts")?))
-        })?;
-        rows.collect()
-    }
-
-    /// The first report that has not been processed, and the attempts made on it.
-    pub fn first_unprocessed(&mut self) -> Result<Option<(i64, u32)>> {
-        let processed = self.marks()?.processed;
-        let mut select = self
-            .tx
-            .prepare_cached("SELECT id, attempts FROM reports WHERE id > ?1 ORDER BY id LIMIT 1")?;
-        Ok(select
-            .query_row([processed], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?)
-    }
-
-    /// One stored report.
-    pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
-        let mut select = self
-            .tx
-            .prepare_cached("SELECT source, at, meta, body FROM reports WHERE id = ?1")?;
-        let mut rows = select.query_and_then([id], report)?;
-        rows.next().transpose()
-    }
-
-    /// Every report up to `id` is processed.
-    pub fn mark_processed(&mut self, id: i64) -> Result<()> {
-        let marks = self.marks()?;
-        marks.processed = marks.processed.max(id);
-        Ok(())
-    }
-
-    /// Counts an attempt to process a report before it is made.
-    pub fn count_attempt(&mut self, id: i64) -> Result<()> {
-        self.tx
-            .prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?
-            .execute([id])?;
-        Ok(())
-    }
-
-    /// Quarantines a report: it will not be tried again by itself. One that the unverified has already
-    /// dropped is as far aside as can be.
-    pub fn quarantine(&mut self, id: i64, now: At, why: &str) -> Result<()> {
-        self.tx
-            .prepare_cached(
-                "INSERT INTO quarantined_reports (report, at, why) SELECT id, ?2, ?3 FROM reports WHERE id = ?1
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute((id, now.0, why))?;
-        Ok(())
-    }
-
-    /// Writes down why a report could not be read.
-    pub fn note(&mut self, id: i64, note: &str) -> Result<()> {
-        self.tx
-            .prepare_cached("UPDATE reports SET note = ?2 WHERE id = ?1")?
-            .execute((id, note))?;
-        Ok(())
-    }
-
-    /// Drops the bytes of a report that said nothing new; that it came stays on record.
-    pub fn drop_body(&mut self, id: i64) -> Result<()> {
-        self.tx
-            .prepare_cached("UPDATE reports SET body = x'' WHERE id = ?1")?
-            .execute([id])?;
-        Ok(())
-    }
-
-    /// Writes a line of a run's timeline: one per report, the last, unless an earlier one names the
-    /// record that it caused.
-    pub fn add_timeline_row(&mut self, run: i64, report: i64, line: &TimelineRow) -> Result<()> {
-        self.tx
-            .prepare_cached(
-                "INSERT INTO timeline (run, report, at, via, trust, claim, status, effect, seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-                 ON CONFLICT DO UPDATE SET at = excluded.at, via = excluded.via, trust = excluded.trust,
-                    claim = excluded.claim, status = excluded.status, effect = excluded.effect, seq = excluded.seq
-                 WHERE seq IS NULL",
-            )?
-            .execute(params![
-                run,
-                report,
-                line.at.0,
-                line.via,
-                line.trust,
-                line.claim,
-                line.status,
-                line.effect,
-                line.seq
-            ])?;
-        Ok(())
-    }
-}
-
-/// A line of a run's timeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TimelineRow {
-    /// The report that spoke.
-    pub report: i64,
-    /// When it reached us.
-    pub at: At,
-    /// By which mouth.
-    pub via: String,
-    /// How far it may be believed.
-    pub trust: String,
-    /// What it claimed, in one word.
-    pub claim: String,
-    /// The provider's status word.
-    pub status: Option<String>,
-    /// What it did.
-    pub effect: String,
-    /// The record it caused.
-    pub seq: Option<i64>,
-}
-
-/// A delivery as it is listed. No header values: they hold secrets.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct DeliveryRow {
-    /// Report id.
-    pub id: i64,
-    /// Source name.
-    pub source: String,
-    /// Always `webhook` or `replay`.
-    pub via: String,
-    /// When it came, RFC 3339.
-    pub at: String,
-    /// What verification found.
-    pub verdict: Option<String>,
-    /// Which secret matched.
-    pub secret: Option<String>,
-    /// Bytes of body kept.
-    pub bytes: i64,
-    /// Why it could not be read.
-    pub note: Option<String>,
-    /// Digestion was given up, and why.
-    pub quarantined: Option<String>,
-    /// Runs it spoke of.
-    pub runs: Vec<String>,
-}
-
-/// Which deliveries to list, newest first.
-#[derive(Clone, Debug, Default)]
-pub struct DeliveryQuery {
-    /// Of this source.
-    pub source: Option<String>,
-    /// With this verdict.
-    pub verdict: Option<Verdict>,
-    /// About this run.
-    pub run_id: Option<String>,
-    /// Older than this id.
-    pub before: Option<i64>,
-    /// At most so many.
-    pub limit: u32,
 }
 
 const DELIVERY_COLUMNS: &str = "SELECT r.id, s.name AS source, r.via, r.at, r.verdict, r.secret, length(r.body) AS bytes, r.note, a.why AS quarantined
      FROM reports r JOIN sources s ON s.id = r.source LEFT JOIN quarantined_reports a ON a.report = r.id";
+
+impl Writer {
+    /// Unverified deliveries of `source` after `after`, oldest first.
+    pub fn unverified(&mut self, source: i64, after: i64, max: u32) -> Result<Vec<(i64, Report)>> {
+        self.look(|connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT id, source, at, meta, body FROM reports
+                 WHERE source = ?1 AND unverified = 1 AND id > ?2 ORDER BY id LIMIT ?3",
+            )?;
+            let rows = select.query_and_then((source, after, max), |row| {
+                Ok((row.get("id")?, report(row)?))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The first report that has not been processed, and the attempts made on it.
+    pub fn first_unprocessed(&mut self) -> Result<Option<(i64, u32)>> {
+        self.look(|connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT id, attempts FROM reports WHERE id > (SELECT processed FROM meta) ORDER BY id LIMIT 1",
+            )?;
+            let row = select.query_row([], |row| Ok((row.get(0)?, row.get(1)?)));
+            Ok(row.optional()?)
+        })
+    }
+
+    /// One stored report.
+    pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
+        self.look(|connection| {
+            let mut select = connection
+                .prepare_cached("SELECT source, at, meta, body FROM reports WHERE id = ?1")?;
+            let mut rows = select.query_and_then([id], report)?;
+            rows.next().transpose()
+        })
+    }
+
+    /// Counts an attempt to process a report, before the attempt is made.
+    pub fn count_attempt(&mut self, id: i64) -> Result<()> {
+        self.transaction(|tx| {
+            tx.tx
+                .prepare_cached("UPDATE reports SET attempts = attempts + 1 WHERE id = ?1")?
+                .execute([id])?;
+            Ok(())
+        })
+    }
+}
 
 impl View<'_> {
     /// What came in, newest first.
@@ -302,6 +170,14 @@ impl View<'_> {
             .prepare_cached("SELECT source, at, meta, body FROM reports WHERE id = ?1")?;
         let report = select.query_and_then([id], report)?.next().transpose()?;
         Ok(report.map(|report| report.payload().to_vec()))
+    }
+
+    /// How many reports are stored and not processed yet.
+    pub fn unprocessed_count(&self) -> Result<i64> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT count(*) FROM reports WHERE id > (SELECT processed FROM meta)",
+        )?;
+        Ok(select.query_row([], |row| row.get(0))?)
     }
 
     /// How many reports are quarantined.

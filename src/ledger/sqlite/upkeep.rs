@@ -11,6 +11,8 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::{LedgerError, Reader, Result, Transaction, View, to_json};
+use crate::ledger::commands::{DropBodies, RemoveReports, Shrink};
+use crate::ledger::rows::Removable;
 use crate::limits;
 use crate::model::At;
 
@@ -21,17 +23,6 @@ const NEEDED: &str = "EXISTS (SELECT 1 FROM timeline h JOIN runs u ON u.id = h.r
     OR EXISTS (SELECT 1 FROM timeline h JOIN timeline o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
         WHERE h.report = r.id AND (instr(c.data, '\"payload_ref\":\"/v1/deliveries/' || r.id || '/body\"') > 0
             OR (o.report = r.id AND instr(c.data, '\"payload_ref\":\"') > 0)))";
-
-/// Reports that retention may take, few enough for one transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removable {
-    /// Their ids.
-    pub ids: Vec<i64>,
-    /// Everything up to this id has been looked at.
-    pub position: i64,
-    /// There is nothing more to look at.
-    pub end: bool,
-}
 
 impl View<'_> {
     /// Processed reports after `position` that came before `before` and that nobody needs any more;
@@ -86,9 +77,8 @@ impl View<'_> {
 }
 
 impl Transaction<'_> {
-    /// Removes reports and their lines in timelines.
-    pub fn remove_reports(&mut self, ids: &[i64]) -> Result<usize> {
-        let ids = to_json(&ids);
+    pub(super) fn remove_reports(&mut self, command: &RemoveReports) -> Result<usize> {
+        let ids = to_json(&command.ids);
         self.tx
             .prepare_cached(
                 "DELETE FROM timeline WHERE report IN (SELECT value FROM json_each(?1))",
@@ -100,20 +90,18 @@ impl Transaction<'_> {
         Ok(remove.execute([&ids])?)
     }
 
-    /// Drops the bytes of reports; that they came stays on record.
-    pub fn drop_bodies(&mut self, ids: &[i64]) -> Result<usize> {
+    pub(super) fn drop_bodies(&mut self, command: &DropBodies) -> Result<usize> {
         let mut update = self.tx.prepare_cached(
             "UPDATE reports SET body = x'' WHERE id IN (SELECT value FROM json_each(?1))",
         )?;
-        Ok(update.execute([to_json(&ids)])?)
+        Ok(update.execute([to_json(&command.ids)])?)
     }
 
-    /// Gives free pages at the end of the file back to the file system.
-    pub fn shrink(&mut self, pages: u32) -> Result<()> {
-        // One page a step: it has to be read to its end, though it has no rows.
+    pub(super) fn shrink(&mut self, command: Shrink) -> Result<()> {
+        // Each step of the statement frees one page, so it has to be read to its end.
         let mut vacuum = self
             .tx
-            .prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+            .prepare(&format!("PRAGMA incremental_vacuum({})", command.pages))?;
         let mut steps = vacuum.query([])?;
         while steps.next()?.is_some() {}
         Ok(())
@@ -222,7 +210,7 @@ mod tests {
                 end: true
             }
         );
-        writer.transaction(|tx| tx.remove_reports(&[1, 4])).unwrap();
+        writer.execute(RemoveReports { ids: vec![1, 4] }).unwrap();
         let left = |sql: &str| {
             reader.read(|view| {
                 Ok(view

@@ -1,125 +1,19 @@
 //! Records in the ledger: appended in the transaction of the decision that caused them, read in
 //! order, never changed.
 
-use rusqlite::{Row, params, params_from_iter, types::Value};
-use serde::{Deserialize, Serialize};
+use rusqlite::{Row, params_from_iter, types::Value};
 
 use super::{Result, Transaction, View, stored};
+use crate::ledger::rows::{FeedBounds, Filter, StoredRecord};
 use crate::limits;
-use crate::model::decide::{Phase, Run};
-use crate::model::record::{self, Cursor, Draft, RecordType};
-use crate::model::{At, Origin, Outcome};
+use crate::model::At;
+use crate::model::record::{self, Cursor, RecordType};
 
 impl Transaction<'_> {
-    /// The seq that the next record appended will have.
-    pub fn next_seq(&mut self) -> Result<i64> {
-        Ok(self.marks()?.recorded + 1)
-    }
-
-    /// Appends a record and gives its seq.
-    pub fn append(
-        &mut self,
-        run_row: i64,
-        source: i64,
-        run: &Run,
-        draft: &Draft,
-        now: At,
-    ) -> Result<i64> {
-        let (outcome, origin) = match &run.phase {
-            Phase::Settled(settled) => (
-                Some(settled.belief.ending.outcome.word()),
-                Some(settled.origin.word()),
-            ),
-            Phase::Open(_) => (None, None),
-        };
-        let seq = self.next_seq()?;
-        let mut insert = self.tx.prepare_cached(
-            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, envelope, data)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        )?;
-        insert.execute(params![
-            seq,
-            run_row,
-            draft.record_type.word(),
-            now.0,
-            source,
-            run.detail.group_id,
-            outcome,
-            origin,
-            draft.envelope,
-            draft.data,
-        ])?;
-        drop(insert);
-        let marks = self.marks()?;
-        marks.recorded = seq;
-        marks.fed_bytes +=
-            i64::try_from(draft.envelope.len() + draft.data.len()).unwrap_or(i64::MAX);
-        Ok(seq)
-    }
-
     /// Seq of the last record there is or ever was.
-    pub fn head(&mut self) -> Result<i64> {
+    pub(super) fn head(&mut self) -> Result<i64> {
         Ok(self.marks()?.recorded)
     }
-}
-
-/// Which records a reader wants. Empty lists mean "any"; different fields must all match.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Filter {
-    /// Record types.
-    pub types: Vec<RecordType>,
-    /// Source names.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub source: Vec<String>,
-    /// Provider names.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub provider: Vec<String>,
-    /// Outcomes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub outcome: Vec<Outcome>,
-    /// Origins.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub origin: Vec<Origin>,
-    /// Group ids.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub group: Vec<String>,
-}
-
-impl Default for Filter {
-    /// Completions, of everything.
-    fn default() -> Filter {
-        Filter {
-            types: vec![RecordType::Completion],
-            source: Vec::new(),
-            provider: Vec::new(),
-            outcome: Vec::new(),
-            origin: Vec::new(),
-            group: Vec::new(),
-        }
-    }
-}
-
-/// A record as it is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRecord {
-    /// Its position.
-    pub seq: i64,
-    /// Its type.
-    pub record_type: RecordType,
-    /// When it was appended.
-    pub at: At,
-    /// The whole line, cursor and all, without a newline.
-    pub line: String,
-}
-
-/// Where the feed begins and ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FeedBounds {
-    /// Records up to this seq were removed by retention: the earliest position to read after.
-    pub trimmed: i64,
-    /// Seq of the last record there is or ever was.
-    pub head: i64,
 }
 
 impl View<'_> {

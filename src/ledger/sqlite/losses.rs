@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Result, Transaction, View};
+use super::{Result, Totals, Transaction, View};
+use crate::ledger::commands::ForgetSettlements;
+use crate::ledger::rows::{LOSS_SPANS, Loss, Losses};
 use crate::model::decide::{Phase, Run};
 use crate::model::{At, Origin};
 
@@ -20,30 +20,7 @@ pub(super) struct Settlements {
     late: i64,
 }
 
-/// How many completions had to do without their webhook, in one span of time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Loss {
-    /// Runs that settled.
-    pub completions: i64,
-    /// … without a webhook: by our own question, a replay, or a limit.
-    pub synthesized: i64,
-    /// … of which the webhook came after all, too late.
-    pub late: i64,
-    /// Synthesized by completions.
-    pub rate: f64,
-}
-
-/// The spans of time over which losses are counted, with their names. Exact to the minute.
-pub const LOSS_SPANS: [(&str, Duration); 3] = [
-    ("1h", Duration::from_secs(3_600)),
-    ("24h", Duration::from_secs(86_400)),
-    ("30d", Duration::from_secs(30 * 86_400)),
-];
-
-/// Losses by the names of [`LOSS_SPANS`].
-pub type Losses = BTreeMap<String, Loss>;
-
-impl Transaction<'_> {
+impl Totals {
     /// Counts what a change of a run means for its source's losses.
     pub(super) fn note_settlement(&mut self, source: i64, before: Option<&Run>, after: &Run) {
         let Phase::Settled(settled) = &after.phase else {
@@ -57,7 +34,6 @@ impl Transaction<'_> {
             return;
         }
         let counts = self
-            .totals
             .settlements
             .entry((source, minute(settled.at)))
             .or_default();
@@ -67,7 +43,9 @@ impl Transaction<'_> {
         }
         counts.late += i64::from(late);
     }
+}
 
+impl Transaction<'_> {
     pub(super) fn write_settlements(&mut self) -> Result<()> {
         for ((source, minute), counts) in std::mem::take(&mut self.totals.settlements) {
             // A minute that is forgotten stays forgotten, whatever comes late.
@@ -91,9 +69,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Forgets counts that no span reaches back to any more.
-    pub fn forget_settlements(&mut self, now: At) -> Result<usize> {
-        let before = since(now, LOSS_SPANS[2].1);
+    pub(super) fn forget_settlements(&mut self, command: ForgetSettlements) -> Result<usize> {
+        let before = since(command.now, LOSS_SPANS[2].1);
         Ok(self
             .tx
             .prepare_cached("DELETE FROM settlements WHERE minute < ?1")?

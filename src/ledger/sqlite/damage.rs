@@ -6,24 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Row, Rows};
-use serde::{Deserialize, Serialize};
 
 use super::{LedgerError, Result};
+use crate::ledger::rows::DamagedRow;
 
 /// How many are remembered; `settled check` finds all of them.
 const REMEMBERED_MAX: usize = 1_000;
-
-/// A row that says what this program never writes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct DamagedRow {
-    /// Of which table.
-    pub table: String,
-    /// Its source, if it is a run and that much can be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// Its name: a run id, a consumer's name.
-    pub name: String,
-}
 
 /// The damaged rows that were come upon since the start, with what is wrong with each.
 #[derive(Default)]

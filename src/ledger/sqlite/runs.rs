@@ -2,99 +2,26 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{DamagedRow, Result, Transaction, View, from_json, stored, to_json};
+use super::{DamagedRow, Result, Totals, Transaction, View, from_json, stored, to_json};
+use crate::ledger::commands::ClampPolls;
+use crate::ledger::rows::{Due, DueTimers, RunPage, RunQuery, RunRow, SecretUse, SourceCounts};
 use crate::model::decide::{Phase, Run};
 use crate::model::{At, RunId, RunKey, SourceName};
 
-impl Transaction<'_> {
-    /// The row id and state of a run.
-    pub fn run(&mut self, source: i64, run_id: &RunId) -> Result<Option<(i64, Run)>> {
-        let mut select = self
-            .tx
-            .prepare_cached("SELECT id, state FROM runs WHERE source = ?1 AND run_id = ?2")?;
-        let row = select
-            .query_row((source, run_id.as_str()), |row| {
-                Ok((row.get(0)?, row.get::<_, String>(1)?))
-            })
-            .optional()?;
-        row.map(|(id, state)| Ok((id, from_json(&state, "a run's state")?)))
-            .transpose()
-    }
-
-    /// Writes a run's state and gives its row. `known` is its row and state until now; without
-    /// it, the run is new. `completion` is the seq that its completion record is about to get, if
-    /// this very decision publishes it.
-    pub fn save_run(
-        &mut self,
-        key: (i64, &RunId),
-        known: Option<(i64, &Run)>,
-        run: &Run,
-        completion: Option<i64>,
-    ) -> Result<i64> {
-        let (source, run_id) = key;
-        let before = known.map(|(_, before)| before);
-        if let Some((row, _)) = known.filter(|_| before == Some(run)) {
-            return Ok(row);
-        }
-        self.note_settlement(source, before, run);
-        self.note_run(source, before, run);
-        let (phase, outcome, origin, settled_at) = match &run.phase {
-            Phase::Open(_) => ("open", None, None, None),
-            Phase::Settled(settled) => (
-                "settled",
-                Some(settled.belief.ending.outcome.word()),
-                Some(settled.origin.word()),
-                Some(settled.at.0),
-            ),
-        };
-        let (poll_urgent_at, poll_at) = match run.poll {
-            Some(plan) if plan.urgent => (Some(plan.at.0), None),
-            Some(plan) => (None, Some(plan.at.0)),
-            None => (None, None),
-        };
-        let mut save = self.tx.prepare_cached(match known {
-            None => {
-                "INSERT INTO runs (id, phase, overdue, outcome, origin, settled_at, first_webhook_at, poll_at, poll_urgent_at,
-                    wake_at, completion, state, opened_at, source, run_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
-            }
-            Some(_) => {
-                "UPDATE runs SET phase = ?2, overdue = ?3, outcome = ?4, origin = ?5, settled_at = ?6,
-                    first_webhook_at = ?7, poll_at = ?8, poll_urgent_at = ?9, wake_at = ?10,
-                    completion = coalesce(completion, ?11), state = ?12, opened_at = ?13
-                 WHERE id = ?1 AND source = ?14 AND run_id = ?15"
-            }
-        })?;
-        save.execute(params![
-            known.map(|(row, _)| row),
-            phase,
-            run.overdue,
-            outcome,
-            origin,
-            settled_at,
-            run.webhooks.first.map(|at| at.0),
-            poll_at,
-            poll_urgent_at,
-            run.wake_at.map(|at| at.0),
-            completion,
-            to_json(run),
-            run.opened_at().0,
-            source,
-            run_id.as_str(),
-        ])?;
-        Ok(known.map_or_else(|| self.tx.last_insert_rowid(), |(row, _)| row))
-    }
-
-    fn note_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
+impl Totals {
+    /// Counts what a change of a run means for the numbers of its source.
+    pub(super) fn note_run(&mut self, source: i64, before: Option<&Run>, after: &Run) {
         let (was, is) = (RunCounts::of(before), RunCounts::of(Some(after)));
         if was != is {
-            let change = self.totals.runs.entry(source).or_default();
+            let change = self.runs.entry(source).or_default();
             change.known += is.known - was.known;
             change.open += is.open - was.open;
             change.overdue += is.overdue - was.overdue;
         }
     }
+}
 
+impl Transaction<'_> {
     pub(super) fn write_run_counts(&mut self) -> Result<()> {
         for (source, change) in std::mem::take(&mut self.totals.runs) {
             let sql = "UPDATE sources SET known = known + ?2, open = open + ?3, overdue = overdue + ?4 WHERE id = ?1";
@@ -108,35 +35,12 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Compares a provider's counter of runs with the runs known of `source`. Gives by how many more
-    /// the counter has risen since it was last looked at than runs became known. A counter over a
-    /// sliding window also falls, so only a rise means anything.
-    pub fn count_runs(&mut self, source: i64, counted: i64) -> Result<i64> {
-        // What this transaction has added counts too.
-        self.write_run_counts()?;
-        let mut select = self.tx.prepare_cached(
-            "SELECT counted - counted_known, ?2 - known FROM sources WHERE id = ?1",
-        )?;
-        let (before, unknown) = select.query_row((source, counted), |row| {
-            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?))
-        })?;
-        let missing = before.map_or(0, |before| (unknown - before).max(0));
-        self.tx
-            .prepare_cached(
-                "UPDATE sources SET counted = ?2, counted_known = known, unaccounted = unaccounted + ?3 WHERE id = ?1",
-            )?
-            .execute((source, counted, missing))?;
-        Ok(missing)
-    }
-
-    /// Moves every question that lies further ahead than any rule could have put it back to `now`:
-    /// the clock was stepped back, and must not freeze polling.
-    pub fn clamp_polls(&mut self, now: At, latest: At) -> Result<usize> {
+    pub(super) fn clamp_polls(&mut self, command: &ClampPolls) -> Result<usize> {
         Ok(self.tx.execute(
             "UPDATE runs SET poll_at = ?1,
                     state = CASE WHEN json_valid(state) THEN json_set(state, '$.poll.at', ?1) ELSE state END
                  WHERE poll_at IS NOT NULL AND poll_at > ?2",
-            (now.0, latest.0),
+            (command.now.0, command.latest.0),
         )?)
     }
 }
@@ -162,101 +66,6 @@ impl RunCounts {
             overdue: i64::from(open && run.overdue),
         }
     }
-}
-
-/// A run that is to be asked about.
-#[derive(Clone, Debug)]
-pub struct Due {
-    /// Its row id.
-    pub row: i64,
-    /// The provider's id of it.
-    pub run_id: RunId,
-    /// What is known of it.
-    pub run: Run,
-}
-
-/// Runs one of whose limits has passed, by source row, and when the next one's will.
-pub type DueTimers = (Vec<(i64, RunId)>, Option<At>);
-
-/// A run as it is listed.
-#[derive(Clone, Debug)]
-pub struct RunRow {
-    /// Its row id: the position in the list.
-    pub row: i64,
-    /// Its key.
-    pub key: RunKey,
-    /// The provider's name.
-    pub provider: String,
-    /// Everything known of it.
-    pub run: Run,
-    /// Seq of its completion.
-    pub completion: Option<i64>,
-}
-
-/// Which runs to list, in the order in which they became known or in the reverse of it.
-#[derive(Clone, Debug, Default)]
-pub struct RunQuery {
-    /// `open` or `settled`.
-    pub phase: Option<&'static str>,
-    /// Of this source.
-    pub source: Option<String>,
-    /// Only overdue ones.
-    pub overdue: bool,
-    /// The newest first.
-    pub newest: bool,
-    /// Known after this row.
-    pub after: i64,
-    /// Known before this row.
-    pub before: Option<i64>,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// A page of runs.
-#[derive(Clone, Debug, Default)]
-pub struct RunPage {
-    /// Those that can be read.
-    pub runs: Vec<RunRow>,
-    /// Those that cannot.
-    pub damaged: Vec<DamagedRow>,
-    /// The row after which the list goes on, if it may.
-    pub next: Option<i64>,
-}
-
-/// Numbers about one source's runs and traffic.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SourceCounts {
-    /// Row id of the source.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-    /// Its provider.
-    pub provider: String,
-    /// Open runs.
-    pub open: i64,
-    /// Open runs past their deadline.
-    pub overdue: i64,
-    /// Last authentic delivery.
-    pub webhook_at: Option<At>,
-    /// Last delivery that could not be verified.
-    pub unverified_at: Option<At>,
-    /// Last answer to a question of ours.
-    pub answer_at: Option<At>,
-    /// Runs that the provider counted and nobody told us of.
-    pub unaccounted: i64,
-}
-
-/// When a secret last verified a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SecretUse {
-    /// Row id of the source.
-    pub source: i64,
-    /// The secret's label.
-    pub label: String,
-    /// When.
-    pub last_at: At,
-    /// How often in all.
-    pub uses: i64,
 }
 
 /// Among how many of those due for longest the order is by age. Sorting all of them would cost more

@@ -5,83 +5,32 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{DamagedRow, Filter, Result, Transaction, View, from_json, stored, to_json};
+use super::{DamagedRow, Result, Transaction, View, from_json, stored, to_json};
+use crate::ledger::commands::{
+    Ack, CreateConsumer, Created, DeleteConsumer, Deleted, DropParked, Moved, OpenConsumer, Park,
+    RetryParked, Seek,
+};
+use crate::ledger::rows::{Consumer, ParkedRow};
 use crate::model::At;
 use crate::model::record::{self, RecordType};
-
-/// A named reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Consumer {
-    /// Its name.
-    pub name: String,
-    /// Everything up to this seq is done.
-    pub acked: i64,
-    /// What it wants; fixed for life.
-    pub filter: Filter,
-    /// Records that may be out unacknowledged; 0: any number.
-    pub window: u32,
-    /// Of the last reader, seek or creation.
-    pub generation: i64,
-    /// When it was made.
-    pub created_at: At,
-    /// When it was last opened, acknowledged or moved.
-    pub seen_at: At,
-}
-
-/// What became of an acknowledgement, or of another change a reader asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
-    /// There is no consumer of this name.
-    Unknown,
-    /// The reader that asked has been superseded; this is the generation now.
-    Stale(i64),
-    /// No record has this number yet; this is the last that has.
-    Beyond(i64),
-    /// There is no such record, or retention removed it.
-    Absent,
-    /// As many are parked as may be.
-    Full,
-    /// Done.
-    Done {
-        /// The position now.
-        acked: i64,
-        /// Seq of the last record.
-        head: i64,
-    },
-}
-
-/// An event a consumer has parked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParkedRow {
-    /// Its position.
-    pub seq: i64,
-    /// The whole line.
-    pub line: String,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// How the last attempt failed.
-    pub error: String,
-    /// When that was.
-    pub at: At,
-    /// Somebody asked for another attempt.
-    pub retry: bool,
-}
 
 const COLUMNS: &str =
     "SELECT name, acked, filter, window, generation, created_at, seen_at FROM consumers";
 
 impl Transaction<'_> {
-    /// Makes a consumer at a position, or gives the one of this name; true: it is new.
-    pub fn create_consumer(
-        &mut self,
-        name: &str,
-        acked: i64,
-        filter: &Filter,
-        window: u32,
-        now: At,
-    ) -> Result<(Consumer, bool)> {
+    pub(super) fn create_consumer(&mut self, command: &CreateConsumer) -> Result<Created> {
+        let CreateConsumer {
+            name,
+            acked,
+            filter,
+            window,
+            now,
+        } = command;
         if let Some(consumer) = consumer(&self.tx, name)? {
-            return Ok((consumer, false));
+            return Ok(Created {
+                consumer,
+                new: false,
+            });
         }
         let generation = self.next_generation()?;
         self.tx
@@ -90,21 +39,28 @@ impl Transaction<'_> {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
             )?
             .execute(params![name, acked, to_json(filter), window, generation, now.0])?;
-        let consumer = stored(consumer(&self.tx, name)?, "a consumer just made")?;
-        Ok((consumer, true))
+        let consumer = stored(consumer(&self.tx, name)?, "a consumer just created")?;
+        Ok(Created {
+            consumer,
+            new: true,
+        })
     }
 
-    /// Gives a consumer to a new reader, which supersedes the one before.
-    pub fn open_consumer(&mut self, name: &str, now: At) -> Result<Option<Consumer>> {
+    pub(super) fn open_consumer(&mut self, command: &OpenConsumer) -> Result<Option<Consumer>> {
         let generation = self.next_generation()?;
         self.tx
             .prepare_cached("UPDATE consumers SET generation = ?2, seen_at = ?3 WHERE name = ?1")?
-            .execute((name, generation, now.0))?;
-        consumer(&self.tx, name)
+            .execute((&command.name, generation, command.now.0))?;
+        consumer(&self.tx, &command.name)
     }
 
-    /// Moves a position forward, never back. Invariant 9: the answer waits for the commit.
-    pub fn ack(&mut self, name: &str, seq: i64, generation: Option<i64>, now: At) -> Result<Moved> {
+    pub(super) fn ack(&mut self, command: &Ack) -> Result<Moved> {
+        let Ack {
+            name,
+            seq,
+            generation,
+            now,
+        } = command;
         let Some(consumer) = consumer(&self.tx, name)? else {
             return Ok(Moved::Unknown);
         };
@@ -112,78 +68,57 @@ impl Transaction<'_> {
         if generation.is_some_and(|generation| generation != consumer.generation) {
             return Ok(Moved::Stale(consumer.generation));
         }
-        if seq > head {
+        if *seq > head {
             return Ok(Moved::Beyond(head));
         }
-        let acked = seq.max(consumer.acked);
+        let acked = consumer.acked.max(*seq);
         self.tx
             .prepare_cached("UPDATE consumers SET acked = ?2, seen_at = ?3 WHERE name = ?1")?
             .execute((name, acked, now.0))?;
         Ok(Moved::Done { acked, head })
     }
 
-    /// Puts a position somewhere else, which fences the readers there are.
-    pub fn seek(&mut self, name: &str, seq: i64, now: At) -> Result<Option<Consumer>> {
+    pub(super) fn seek(&mut self, command: &Seek) -> Result<Option<Consumer>> {
         let generation = self.next_generation()?;
         self.tx
             .prepare_cached(
                 "UPDATE consumers SET acked = ?2, generation = ?3, seen_at = ?4 WHERE name = ?1",
             )?
-            .execute((name, seq, generation, now.0))?;
-        consumer(&self.tx, name)
+            .execute((&command.name, command.seq, generation, command.now.0))?;
+        consumer(&self.tx, &command.name)
     }
 
-    /// Removes a consumer with what it has parked. Gives the number of those, and a generation
-    /// that supersedes its readers.
-    pub fn delete_consumer(&mut self, name: &str) -> Result<Option<(i64, i64)>> {
-        let parked = parked_count(&self.tx, name)?;
+    pub(super) fn delete_consumer(&mut self, command: &DeleteConsumer) -> Result<Option<Deleted>> {
+        let parked = parked_count(&self.tx, &command.name)?;
         let gone = self
             .tx
             .prepare_cached("DELETE FROM consumers WHERE name = ?1")?
-            .execute([name])?;
+            .execute([&command.name])?;
         if gone == 0 {
-            Ok(None)
-        } else {
-            Ok(Some((parked, self.next_generation()?)))
+            return Ok(None);
         }
+        let generation = self.next_generation()?;
+        Ok(Some(Deleted { parked, generation }))
     }
 
-    fn next_generation(&mut self) -> Result<i64> {
-        let mut next = self
-            .tx
-            .prepare_cached("UPDATE meta SET generation = generation + 1 RETURNING generation")?;
-        Ok(next.query_row([], |row| row.get(0))?)
-    }
-}
-
-/// One failure of an event, as its consumer reports it.
-#[derive(Clone, Debug)]
-pub struct Parking {
-    /// Whose event.
-    pub name: String,
-    /// Which.
-    pub seq: i64,
-    /// The reader that says so.
-    pub generation: Option<i64>,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// How the last attempt failed.
-    pub error: String,
-}
-
-impl Transaction<'_> {
-    /// Parks an event and moves the position past it, or notes that a parked one failed again. At
-    /// most `parked_max` of a consumer are kept.
-    pub fn park(&mut self, parking: &Parking, parked_max: i64, now: At) -> Result<Moved> {
-        let Parking {
+    pub(super) fn park(&mut self, command: &Park) -> Result<Moved> {
+        let Park {
             name,
             seq,
             generation,
             attempts,
             error,
-        } = parking;
-        // Foremost as an ack: who may not move the position may not park either.
-        let moved = self.ack(name, 0, *generation, now)?;
+            parked_max,
+            now,
+        } = command;
+        let ack = |seq| Ack {
+            name: name.clone(),
+            seq,
+            generation: *generation,
+            now: *now,
+        };
+        // An ack of nothing first: a reader that may not move the position may not park either.
+        let moved = self.ack(&ack(0))?;
         if !matches!(moved, Moved::Done { .. }) {
             return Ok(moved);
         }
@@ -196,7 +131,7 @@ impl Transaction<'_> {
         if again > 0 {
             return Ok(moved);
         }
-        if parked_count(&self.tx, name)? >= parked_max {
+        if parked_count(&self.tx, name)? >= *parked_max {
             return Ok(Moved::Full);
         }
         let added = self
@@ -209,24 +144,29 @@ impl Transaction<'_> {
         if added == 0 {
             Ok(Moved::Absent)
         } else {
-            self.ack(name, *seq, *generation, now)
+            self.ack(&ack(*seq))
         }
     }
 
-    /// Asks for another attempt at one parked event, or all of them; how many.
-    pub fn retry_parked(&mut self, name: &str, seq: Option<i64>) -> Result<usize> {
+    pub(super) fn retry_parked(&mut self, command: &RetryParked) -> Result<usize> {
         let mut retry = self.tx.prepare_cached(
             "UPDATE parked SET retry = 1 WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)",
         )?;
-        Ok(retry.execute((name, seq))?)
+        Ok(retry.execute((&command.name, command.seq))?)
     }
 
-    /// Forgets one parked event, or all of them; how many.
-    pub fn drop_parked(&mut self, name: &str, seq: Option<i64>) -> Result<usize> {
+    pub(super) fn drop_parked(&mut self, command: &DropParked) -> Result<usize> {
         let mut drop = self.tx.prepare_cached(
             "DELETE FROM parked WHERE consumer = ?1 AND (?2 IS NULL OR seq = ?2)",
         )?;
-        Ok(drop.execute((name, seq))?)
+        Ok(drop.execute((&command.name, command.seq))?)
+    }
+
+    fn next_generation(&mut self) -> Result<i64> {
+        let mut next = self
+            .tx
+            .prepare_cached("UPDATE meta SET generation = generation + 1 RETURNING generation")?;
+        Ok(next.query_row([], |row| row.get(0))?)
     }
 }
 

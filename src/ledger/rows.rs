@@ -1,0 +1,287 @@
+//! What queries of the ledger take and give. No SQL and no connection: any ledger answers in these.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::decide::Run;
+use crate::model::record::RecordType;
+use crate::model::{At, Origin, Outcome, RunId, RunKey};
+use crate::providers::Verdict;
+
+/// Which records a reader wants. Empty lists mean "any"; different fields must all match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Filter {
+    /// Record types.
+    pub types: Vec<RecordType>,
+    /// Source names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<String>,
+    /// Provider names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub provider: Vec<String>,
+    /// Outcomes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outcome: Vec<Outcome>,
+    /// Origins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub origin: Vec<Origin>,
+    /// Group ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<String>,
+}
+
+impl Default for Filter {
+    /// Completions, of everything.
+    fn default() -> Filter {
+        Filter {
+            types: vec![RecordType::Completion],
+            source: Vec::new(),
+            provider: Vec::new(),
+            outcome: Vec::new(),
+            origin: Vec::new(),
+            group: Vec::new(),
+        }
+    }
+}
+
+/// A record as it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Its position.
+    pub seq: i64,
+    /// Its type.
+    pub record_type: RecordType,
+    /// When it was appended.
+    pub at: At,
+    /// The whole line, cursor and all, without a newline.
+    pub line: String,
+}
+
+/// Where the feed begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedBounds {
+    /// Records up to this seq were removed by retention: the earliest position to read after.
+    pub trimmed: i64,
+    /// Seq of the last record there is or ever was.
+    pub head: i64,
+}
+
+/// A run that is to be asked about.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// Its row id.
+    pub row: i64,
+    /// The provider's id of it.
+    pub run_id: RunId,
+    /// What is known of it.
+    pub run: Run,
+}
+
+/// Runs one of whose limits has passed, by source row, and when the next one's will.
+pub type DueTimers = (Vec<(i64, RunId)>, Option<At>);
+
+/// A run as it is listed.
+#[derive(Clone, Debug)]
+pub struct RunRow {
+    /// Its row id: the position in the list.
+    pub row: i64,
+    /// Its key.
+    pub key: RunKey,
+    /// The provider's name.
+    pub provider: String,
+    /// Everything known of it.
+    pub run: Run,
+    /// Seq of its completion.
+    pub completion: Option<i64>,
+}
+
+/// Which runs to list, in the order in which they became known or in the reverse of it.
+#[derive(Clone, Debug, Default)]
+pub struct RunQuery {
+    /// `open` or `settled`.
+    pub phase: Option<&'static str>,
+    /// Of this source.
+    pub source: Option<String>,
+    /// Only overdue ones.
+    pub overdue: bool,
+    /// The newest first.
+    pub newest: bool,
+    /// Known after this row.
+    pub after: i64,
+    /// Known before this row.
+    pub before: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A page of runs.
+#[derive(Clone, Debug, Default)]
+pub struct RunPage {
+    /// Those that can be read.
+    pub runs: Vec<RunRow>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedRow>,
+    /// The row after which the list goes on, if it may.
+    pub next: Option<i64>,
+}
+
+/// Numbers about one source's runs and traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// Row id of the source.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Its provider.
+    pub provider: String,
+    /// Open runs.
+    pub open: i64,
+    /// Open runs past their deadline.
+    pub overdue: i64,
+    /// Last authentic delivery.
+    pub webhook_at: Option<At>,
+    /// Last delivery that could not be verified.
+    pub unverified_at: Option<At>,
+    /// Last answer to a question of ours.
+    pub answer_at: Option<At>,
+    /// Runs that the provider counted and nobody told us of.
+    pub unaccounted: i64,
+}
+
+/// When a secret last verified a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// Row id of the source.
+    pub source: i64,
+    /// The secret's label.
+    pub label: String,
+    /// When.
+    pub last_at: At,
+    /// How often in all.
+    pub uses: i64,
+}
+
+/// A delivery as it is listed. No header values: they hold secrets.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DeliveryRow {
+    /// Report id.
+    pub id: i64,
+    /// Source name.
+    pub source: String,
+    /// Always `webhook` or `replay`.
+    pub via: String,
+    /// When it came, RFC 3339.
+    pub at: String,
+    /// What verification found.
+    pub verdict: Option<String>,
+    /// Which secret matched.
+    pub secret: Option<String>,
+    /// Bytes of body kept.
+    pub bytes: i64,
+    /// Why it could not be read.
+    pub note: Option<String>,
+    /// Digestion was given up, and why.
+    pub quarantined: Option<String>,
+    /// Runs it spoke of.
+    pub runs: Vec<String>,
+}
+
+/// Which deliveries to list, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryQuery {
+    /// Of this source.
+    pub source: Option<String>,
+    /// With this verdict.
+    pub verdict: Option<Verdict>,
+    /// About this run.
+    pub run_id: Option<String>,
+    /// Older than this id.
+    pub before: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A named reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// Everything up to this seq is done.
+    pub acked: i64,
+    /// What it wants; fixed for life.
+    pub filter: Filter,
+    /// Records that may be out unacknowledged; 0: any number.
+    pub window: u32,
+    /// Of the last reader, seek or creation.
+    pub generation: i64,
+    /// When it was made.
+    pub created_at: At,
+    /// When it was last opened, acknowledged or moved.
+    pub seen_at: At,
+}
+
+/// An event a consumer has parked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedRow {
+    /// Its position.
+    pub seq: i64,
+    /// The whole line.
+    pub line: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// How the last attempt failed.
+    pub error: String,
+    /// When that was.
+    pub at: At,
+    /// Somebody asked for another attempt.
+    pub retry: bool,
+}
+
+/// How many completions had to do without their webhook, in one span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Runs that settled.
+    pub completions: i64,
+    /// … without a webhook: by our own question, a replay, or a limit.
+    pub synthesized: i64,
+    /// … of which the webhook came after all, too late.
+    pub late: i64,
+    /// Synthesized by completions.
+    pub rate: f64,
+}
+
+/// The spans of time over which losses are counted, with their names. Exact to the minute.
+pub const LOSS_SPANS: [(&str, Duration); 3] = [
+    ("1h", Duration::from_secs(3_600)),
+    ("24h", Duration::from_secs(86_400)),
+    ("30d", Duration::from_secs(30 * 86_400)),
+];
+
+/// Losses by the names of [`LOSS_SPANS`].
+pub type Losses = BTreeMap<String, Loss>;
+
+/// Reports that retention may take, few enough for one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removable {
+    /// Their ids.
+    pub ids: Vec<i64>,
+    /// Everything up to this id has been looked at.
+    pub position: i64,
+    /// There is nothing more to look at.
+    pub end: bool,
+}
+
+/// A row that says what this program never writes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DamagedRow {
+    /// Of which table.
+    pub table: String,
+    /// Its source, if it is a run and that much can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Its name: a run id, a consumer's name.
+    pub name: String,
+}
