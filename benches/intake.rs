@@ -1,22 +1,26 @@
 //! Durable intake beside servers that do less: the same load, in turns, in one run.
 //!
 //! Every request is a signed Skyvern webhook of a new run, made before the clock starts. All servers
-//! answer the same bytes. The answer of settled means that the delivery is on disk, and every run is
-//! settled and in the feed a moment later; that of `bare SQLite` means that the delivery's bytes are
-//! in a table of their own, one row each, a commit for all that wait, and nothing else ever happens;
-//! that of `the rows alone` that the rows which settled would write, as long and with the same indexes,
-//! are written, ready-made: nobody has read the delivery, looked for its run or decided anything;
-//! that of `do-nothing` means nothing. Prints requests a second and latencies as medians over the
-//! rounds, the ratio, and what the disk needs in the same minutes to sync one page, and about as much
-//! as the log grows by when settled stores and digests 64 webhooks at once.
+//! answer the same bytes; an answer means:
+//!
+//! * settled: the delivery is on disk; the run is settled and in the feed a moment later;
+//! * `bare SQLite`: the delivery's bytes are on disk, one row each, one commit for all that wait;
+//! * `the rows alone`: rows of the lengths that settled would write, in the same tables with the same
+//!   indexes, are on disk; the server reads no delivery, looks for no run and decides nothing;
+//! * `do-nothing`: nothing.
+//!
+//! Prints requests a second and latencies as medians over the rounds, and the ratios. Beside them it
+//! prints how long the disk takes in the same minutes to sync one page, and to sync as many bytes as
+//! the log grows by when settled stores and processes a batch of 64 webhooks.
 //!
 //! `cargo bench --bench intake -- [--rounds 5] [--seconds 3] [--connections 64] [--rate N] [--beside NAME=ADDRESS]…`
 //!
 //! Without `--rate` each connection sends as soon as it is answered. With it a request is due every
-//! 1/N s, whether or not the one before was answered; latency counts from when it was due if every
-//! connection was busy then, and else from when it was sent.
-//! `--beside` puts another server, which is running already and accepts the same signed deliveries
-//! under `/hooks/sky`, into the same rounds; `benches/compare` starts some and does so.
+//! 1/N s, whether or not the one before was answered. Latency counts from when the request was due if
+//! every connection was busy then, and otherwise from when it was sent.
+//!
+//! `--beside` adds another server to the same rounds. It must run already and accept the same signed
+//! deliveries under `/hooks/sky`; `benches/compare` starts some and adds them.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -50,7 +54,7 @@ struct Options {
     rounds: usize,
     seconds: f64,
     connections: usize,
-    /// Requests a second; 0: as fast as they are answered.
+    /// Requests a second; 0 sends as fast as the server answers.
     rate: f64,
 }
 
@@ -91,7 +95,7 @@ async fn run(options: Options) {
     let (mut syncs, mut serial) = ([Vec::new(), Vec::new()], 0);
     for _ in 0..options.rounds {
         for (rounds, (_, address)) in rounds.iter_mut().zip(&servers) {
-            // Beside every run: a disk that others use too has slow minutes.
+            // Measured beside every run, because a shared disk has slow minutes.
             for (syncs, bytes) in syncs.iter_mut().zip([PAGE_BYTES, GROUP_BYTES]) {
                 syncs.extend(fdatasyncs(folder.path(), bytes, 100, Duration::ZERO));
             }
@@ -132,7 +136,7 @@ async fn run(options: Options) {
     }
 }
 
-/// About what 64 webhooks add to the log, as the benchmark of the ledger shows.
+/// About the bytes that 64 webhooks add to the log, from `benches/ledger.rs`.
 const GROUP_BYTES: usize = 80 * PAGE_BYTES;
 
 fn figures(mut syncs: Vec<f64>) -> String {
@@ -146,7 +150,7 @@ fn figures(mut syncs: Vec<f64>) -> String {
 
 type Store = mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>;
 
-/// A server that reads the request and answers what settled would; with a store, when it is there.
+/// A server that reads the request and answers as settled would; with a store, after the commit.
 async fn beside(store: Option<Store>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -187,7 +191,7 @@ async fn beside(store: Option<Store>) -> SocketAddr {
     address
 }
 
-/// One thread that inserts what waits and commits it, synced as settled's commits are.
+/// A thread that inserts all waiting bodies and commits them, synced as settled's commits are.
 fn writer(
     (connection, insert): (Connection, impl Fn(&Connection, &[u8]) + Send + 'static),
 ) -> Store {
@@ -208,7 +212,7 @@ fn writer(
     store
 }
 
-/// The least that durable intake into SQLite can be.
+/// The least work of a durable intake into SQLite: one insert per body.
 fn bare(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
     let insert = |connection: &Connection, body: &[u8]| {
         let mut insert = connection
@@ -219,7 +223,7 @@ fn bare(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
     (database(path, BODIES), insert)
 }
 
-/// The least that writing what settled writes can be: rows of the lengths that one webhook leaves.
+/// The least work of writing settled's rows: ready-made rows of the lengths that one webhook leaves.
 fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
     let connection = database(path, include_str!("../schema.sql"));
     connection
@@ -262,7 +266,7 @@ fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
     (connection, insert)
 }
 
-/// One server under load once.
+/// Runs one server under load for one round.
 #[derive(Clone, Copy)]
 struct Round {
     per_second: f64,
@@ -299,10 +303,10 @@ impl std::fmt::Display for Round {
     }
 }
 
-/// Sends requests over so many connections, each waiting for its answer, for so long.
+/// Sends requests over `connections`, each waiting for its answer, until the time is over.
 async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> Round {
     let (requests, next) = (Arc::new(requests), Arc::new(AtomicUsize::new(0)));
-    // Time for everybody to connect.
+    // Time for every connection to open.
     let begin = Instant::now() + Duration::from_millis(200);
     let beat =
         (options.rate > 0.0).then(|| Arc::new(Beat::start(begin, options.rate, requests.len())));
@@ -335,7 +339,7 @@ async fn load(address: SocketAddr, requests: Vec<Vec<u8>>, options: Options) -> 
     }
 }
 
-/// One connection: the milliseconds of what was stored, and how many were answered 503.
+/// One connection. Returns the milliseconds of each stored request, and the number of 503 answers.
 async fn worker(
     address: SocketAddr,
     requests: Arc<Vec<Vec<u8>>>,

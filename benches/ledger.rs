@@ -1,16 +1,16 @@
-//! What one webhook costs the writer: no HTTP, no network, one thread.
+//! The cost of one webhook for the writer: no HTTP, no network, one thread.
 //!
-//! Every report is a delivery of a run of its own that settles at once, in groups as large as those
+//! Every report is a delivery of a new run that settles at once. The batches are as large as those
 //! that form under load. Prints webhooks a second, the time of one, and the bytes that it leaves in
-//! the write-ahead log and in the file. Counted in instructions the same run repeats exactly:
+//! the write-ahead log and in the file. Counts of instructions repeat exactly from run to run:
 //!
 //! `cargo bench --bench ledger -- [--webhooks 100000] [--group 64] [--stored 0] [--ids random|ordered]`
 //! `valgrind --tool=callgrind target/release/deps/ledger-* --webhooks 6400`
 //!
-//! `--stored` runs are there already: copies, made by SQL, of the rows that one webhook left, with
-//! the deliveries and records of the last million of them. Beside it, what the least table does that knows
-//! its runs by their ids: one row each, id and body, the id unique, as durable, in the same groups, onto
-//! as many. By so much any index of such ids grows slower.
+//! `--stored` runs are in the ledger before: copies, made by SQL, of the rows that one webhook left,
+//! with the deliveries and records of the last million of them. Beside it the benchmark measures the
+//! least table that knows its runs by their ids: one row each, id and body, the id unique, as
+//! durable, in the same batches, onto as many rows. Any index of such ids slows down by as much.
 
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
@@ -70,7 +70,7 @@ fn main() {
     );
 }
 
-/// The time that the least table takes, which a thread of its own keeps moving out of the log.
+/// Measures the least table. A thread of its own moves its log into the file, as settled's does.
 fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Duration {
     let table = "CREATE TABLE events (id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT;";
     let mut sql = database(path, table);
@@ -83,7 +83,7 @@ fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Dur
             .expect("a statement");
         for serial in serials {
             let id = run_id(ids, serial);
-            // What is there already is small, so that only its index is large.
+            // The rows before the measurement are small, so that only the index is large.
             let body = if serial < stored {
                 String::new()
             } else {
@@ -118,7 +118,7 @@ fn bare(path: &Path, ids: &str, stored: u64, webhooks: u64, group: usize) -> Dur
     })
 }
 
-/// Ordered, as Skyvern gives them, or as good as random, as those of the others are.
+/// Run ids: ordered as Skyvern's, or as good as random as those of the other providers.
 fn run_id(ids: &str, serial: u64) -> String {
     match ids {
         "ordered" => format!("wr_{serial:020}"),
@@ -127,7 +127,7 @@ fn run_id(ids: &str, serial: u64) -> String {
     }
 }
 
-/// As many runs as there would be after so many webhooks.
+/// Fills the ledger with the rows that `stored` webhooks would leave.
 fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
     let mut sql = Connection::open(ledger.path()).expect("the same file");
     sql.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -2097152;")
@@ -178,7 +178,7 @@ fn clone_runs(ledger: &Ledger, ids: &str, count: u64) {
     tx.commit().expect("committed");
     sql.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")
         .expect("moved");
-    // Else the system would still be writing all this while we look at the clock.
+    // Otherwise the system would still write these rows during the measurement.
     File::open(ledger.path())
         .and_then(|file| file.sync_all())
         .expect("on the disk");

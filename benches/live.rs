@@ -1,17 +1,17 @@
 //! From a webhook to the consumer: the time from the last byte of a request to the line of its
-//! completion at a follower of the feed, at fixed rates, and what a thousand followers cost.
+//! completion at a follower of the feed, at fixed rates; and the cost of a thousand followers.
 //!
 //! `cargo bench --bench live -- [--rates 1,100,2000] [--seconds 10] [--followers 1000] [--lines 2000]`
 //!
-//! A webhook is due every 1/rate s on one of 64 connections, and every one is of a new run. Its way
-//! has two commits: what was sent is on disk before anybody reads it, and what it leads to is on disk
-//! before anybody sees it. What two of them take in SQLite, of one row with the body and nothing else, on
-//! the same disk at the same pace, stands beside it.
+//! A webhook is due every 1/rate s on one of 64 connections, and each is of a new run. Two commits lie
+//! between: the delivery is on disk before it is processed, and its completion is on disk before a
+//! reader sees it. Beside it stands the time of two SQLite commits of one row with the body, on the
+//! same disk at the same rate.
 //!
-//! Followers are compared with the bytes alone: what the same lines cost somebody who has them in
-//! memory and writes them at the same pace, one by one, to as many sockets whose readers sleep until
-//! a line comes, as followers of a live feed do. And with what they cost a process that has them in
-//! memory as well, and sends them as settled does, with tokio and hyper, a task for each follower.
+//! Followers are compared with two minimal senders. One thread has the lines in memory and writes
+//! them at the same rate, one by one, to as many sockets, whose readers sleep until a line comes as
+//! followers do. One process has them in memory too, and sends them as settled does: with tokio and
+//! hyper, a task for each follower.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -41,10 +41,10 @@ use tokio::sync::watch;
 
 const CONNECTIONS: usize = 64;
 
-/// About as long as a line is.
+/// About the length of a line of the feed.
 const LINE_BYTES: usize = 1_400;
 
-/// Lines a second that followers are sent.
+/// Lines a second that are sent to each follower.
 const FOLLOWED_RATE: f64 = 50.0;
 
 fn main() {
@@ -69,13 +69,13 @@ fn main() {
     });
 }
 
-/// When the last byte of a run's webhook was out, by its id.
+/// When the last byte of a run's webhook was sent, by run id.
 type Sent = Arc<Mutex<HashMap<String, Instant>>>;
 
 async fn latency(rate: f64, seconds: f64) {
     let folder = tempfile::tempdir().expect("a folder");
     let daemon = Daemon::start(folder.path()).await;
-    // One second of it is not counted: the first of everything is slower.
+    // The first second is not counted: connections and caches are cold.
     let (warm, count) = (rate as usize, (rate * (seconds + 1.0)) as usize);
     let (sent, mut took) = (Sent::default(), Vec::new());
     let mut lines = BufReader::new(follow(&daemon.feed).await).lines();
@@ -117,7 +117,7 @@ async fn latency(rate: f64, seconds: f64) {
     );
 }
 
-/// The milliseconds of so many commits, a pause before each: a machine that has dozed off takes longer.
+/// Measures commits in milliseconds, with a pause before each, because an idle CPU wakes slowly.
 fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
     let sql = database(path, BODIES);
     let body = body("wr_1").into_bytes();
@@ -134,7 +134,7 @@ fn commits(path: &Path, count: usize, pause: Duration) -> Vec<f64> {
         .collect()
 }
 
-/// Follows the feed from now on; the head of the answer and the first line are behind us.
+/// Follows the feed from its newest record, past the response headers and the `hello` line.
 async fn follow(feed: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(feed).await.expect("a feed");
     stream
@@ -149,7 +149,7 @@ async fn follow(feed: &Path) -> UnixStream {
     stream
 }
 
-/// Of which run a line is, if it is of one.
+/// The run id of a line, if the line is about a run.
 fn run_id(line: &str) -> Option<&str> {
     line.split_once("\"subject\":\"")?
         .1
@@ -157,7 +157,7 @@ fn run_id(line: &str) -> Option<&str> {
         .map(|(run_id, _)| run_id)
 }
 
-/// Sends so many webhooks, each when it is due.
+/// Sends `count` webhooks, each when it is due.
 async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) {
     let requests: Arc<Vec<_>> = Arc::new(
         (0..count)
@@ -187,7 +187,7 @@ async fn send(hooks: std::net::SocketAddr, count: usize, rate: f64, sent: Sent) 
     }
 }
 
-/// What lines cost the daemon with one follower and with so many, and what writing them costs alone.
+/// The daemon's CPU time per line and follower, beside that of the two minimal senders.
 async fn followers(count: usize, lines: usize) {
     let alone = followed(1, lines).await;
     let (many, bytes, told) = (
@@ -204,8 +204,7 @@ async fn followers(count: usize, lines: usize) {
     );
 }
 
-/// Seconds that the daemon computes while `lines` runs settle before `count`
-/// followers who have all seen the last of them.
+/// CPU seconds of the daemon while `lines` runs settle, until all `count` followers have the last.
 async fn followed(count: usize, lines: usize) -> f64 {
     let folder = tempfile::tempdir().expect("a folder");
     let daemon = Daemon::start(folder.path()).await;
@@ -225,7 +224,7 @@ async fn followed(count: usize, lines: usize) -> f64 {
     computed(daemon.process()) - before
 }
 
-/// Seconds that a process computes which sends such lines over HTTP and does nothing else.
+/// CPU seconds of a process that sends such lines over HTTP and does nothing else.
 async fn told(count: usize, lines: usize) -> f64 {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("teller.sock");
@@ -251,7 +250,7 @@ async fn told(count: usize, lines: usize) -> f64 {
     spent
 }
 
-/// That process: once so many follow, it sends each of them so many lines.
+/// That process: once `count` followers are connected, it sends each of them the lines.
 async fn tell(socket: &Path, count: usize, lines: usize) {
     let allowance = Allowance {
         connections_max: 10_000,
@@ -291,7 +290,7 @@ async fn tell(socket: &Path, count: usize, lines: usize) {
     serving.await.expect("it serves");
 }
 
-/// Reads until the line of a run has come.
+/// Reads until the line of the run arrives.
 async fn drain(mut stream: UnixStream, last: String) {
     let (mut buffer, mut tail) = (vec![0; 64 << 10], Vec::new());
     while !String::from_utf8_lossy(&tail).contains(&last) {
@@ -302,7 +301,7 @@ async fn drain(mut stream: UnixStream, last: String) {
     }
 }
 
-/// Seconds that a thread computes which writes as many lines to as many sockets and does nothing else.
+/// CPU seconds of a thread that writes as many lines to as many sockets and does nothing else.
 async fn written(count: usize, lines: usize) -> f64 {
     let (stop, stopped) = watch::channel(false);
     let mut sockets = Vec::new();
@@ -340,7 +339,7 @@ async fn written(count: usize, lines: usize) -> f64 {
     spent
 }
 
-/// Seconds that this thread has computed for.
+/// CPU seconds of this thread so far.
 fn thread_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
     stat.split_whitespace()

@@ -1,5 +1,5 @@
-//! What grows with the ledger, and what must not: reading the feed from its beginning beside a bare
-//! scan of the same rows, and choosing what to ask about among many open runs.
+//! Costs that grow with the ledger, and costs that must not: reading the feed from its beginning,
+//! beside a bare scan of the same rows; and choosing the runs to poll among many open ones.
 //!
 //! `cargo bench --bench scale -- [--settled 100000] [--open 100000] [--rounds 5]`
 
@@ -26,7 +26,7 @@ fn main() {
     choose(option("--open", 100_000), rounds);
 }
 
-/// Reads the whole feed as a follower does, and the same rows as SQLite gives them.
+/// Reads the whole feed as a follower does, and the same rows with a bare SQLite scan.
 fn catch_up(count: usize, rounds: usize) {
     let mut ledger = Ledger::new(START);
     let meta = WebhookMeta {
@@ -97,7 +97,7 @@ fn follow(reader: &Reader) {
     }
 }
 
-/// Asks for what is due among so many open runs, none of which is, and then all of which are.
+/// Looks for due runs among `open` ones: first none is due, then all are.
 fn choose(count: usize, rounds: usize) {
     let mut ledger = Ledger::new(START);
     let source = ledger.source;

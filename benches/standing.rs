@@ -1,9 +1,9 @@
-//! A daemon that stands on a large ledger and has nothing to do: how long it takes to start, what it
-//! holds in memory, what it computes while idle, and how fast it takes webhooks in then.
+//! An idle daemon on a large ledger: how long it takes to start, its memory and CPU time while idle,
+//! and how fast it stores webhooks afterwards.
 //!
 //! `cargo bench --bench standing -- [--open 1000000] [--seconds 20]`
 //!
-//! The open runs were told by a client and are to be asked about in an hour.
+//! A client tracked the open runs; their next poll is due in an hour.
 
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 

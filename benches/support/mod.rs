@@ -1,4 +1,4 @@
-//! What the benchmarks share: options, figures, a ledger, a daemon of their own, and signed webhooks.
+//! Shared by the benchmarks: options, statistics, a ledger, a daemon, and signed webhooks.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 #![expect(
@@ -32,19 +32,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
-/// The key that every webhook is signed with.
+/// The secret that signs every webhook.
 pub const KEY: &str = "bench-key-that-signs-every-webhook";
 
 const FIRST_POLL: Duration = Duration::from_secs(3600);
 
-/// The value after `name` on the command line.
+/// The value after the option `name` on the command line, or the default.
 pub fn option<T: FromStr>(name: &str, otherwise: T) -> T {
     options(name).pop().map_or(otherwise, |text| {
         text.parse().unwrap_or_else(|_| panic!("{name} {text}"))
     })
 }
 
-/// Every value after `name`.
+/// Every value after an option `name` that may be repeated.
 pub fn options(name: &str) -> Vec<String> {
     let arguments: Vec<String> = std::env::args().collect();
     arguments
@@ -54,13 +54,13 @@ pub fn options(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The middle one.
+/// The median.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     share(&values, 0.5)
 }
 
-/// The value below which so large a share of them lies.
+/// The quantile: the value below which this share of the values lies.
 pub fn share(sorted: &[f64], share: f64) -> f64 {
     sorted
         .get((sorted.len().saturating_sub(1) as f64 * share) as usize)
@@ -68,19 +68,19 @@ pub fn share(sorted: &[f64], share: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// The time that `work` takes.
+/// Measures how long `work` takes.
 pub fn timed(work: impl FnOnce()) -> Duration {
     let begin = Instant::now();
     work();
     begin.elapsed()
 }
 
-/// Size of a file, 0 if there is none.
+/// The size of a file; 0 if it does not exist.
 pub fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// Bytes of memory that a process really has.
+/// The resident memory of a process in bytes.
 pub fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status
@@ -94,8 +94,7 @@ pub fn resident(process: u32) -> u64 {
         << 10
 }
 
-/// Seconds that a process has computed for, itself and the system for it. The clock of the system
-/// ticks a hundred times a second on Linux.
+/// CPU seconds of a process, user and system time. Linux counts them in hundredths of a second.
 pub fn computed(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat
@@ -113,11 +112,11 @@ pub fn computed(process: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// A page of the ledger: what a webhook at rest adds to the log at the least.
+/// The size of a database page: the least that one webhook adds to the log.
 pub const PAGE_BYTES: usize = 4096;
 
-/// What syncs of so many bytes take on the disk of `folder` just now, in milliseconds, a pause before
-/// each: a machine that has dozed off takes longer. The file is written over and over, as a log is.
+/// Measures syncs of this many bytes on the disk of `folder`, in milliseconds. There is a pause before
+/// each, because an idle CPU wakes slowly. The file is overwritten again and again, as a log is.
 pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) -> Vec<f64> {
     let probe = vec![0; bytes];
     let mut file = File::create(folder.join("probe")).expect("a probe");
@@ -136,10 +135,10 @@ pub fn fdatasyncs(folder: &Path, bytes: usize, count: usize, pause: Duration) ->
         .collect()
 }
 
-/// The least table that keeps bodies.
+/// The least table that stores bodies.
 pub const BODIES: &str = "CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;";
 
-/// A database with these tables, as durable as settled's.
+/// Opens a database with these tables and settled's durability settings.
 pub fn database(path: &Path, tables: &str) -> Connection {
     let connection = Connection::open(path).expect("a database");
     let durable = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;";
@@ -150,12 +149,12 @@ pub fn database(path: &Path, tables: &str) -> Connection {
     connection
 }
 
-/// Says when the next of so many requests a second is due: a thread of its own, since the runtime's
-/// timer clock rings once a millisecond, for all that fell due meanwhile.
+/// Says when the next of `rate` requests a second is due. It has a thread of its own, because the
+/// runtime's timers fire once a millisecond, for everything that fell due meanwhile.
 pub struct Beat(tokio::sync::Mutex<mpsc::UnboundedReceiver<(usize, Instant)>>);
 
 impl Beat {
-    /// Of `count` requests, the first of them due at `begin`.
+    /// A schedule of `count` requests, the first due at `begin`.
     pub fn start(begin: Instant, rate: f64, count: usize) -> Beat {
         let (tick, ticks) = mpsc::unbounded_channel();
         std::thread::spawn(move || {
@@ -170,9 +169,9 @@ impl Beat {
         Beat(tokio::sync::Mutex::new(ticks))
     }
 
-    /// Waits for the next: its number, and the moment from which its latency counts. That is when it
-    /// fell due if nobody waited for it, and else now: how long our own threads take to wake is
-    /// nobody's fault. `None` after the last.
+    /// Waits for the next request: its number, and the moment from which its latency counts. That is
+    /// when it fell due if all connections were busy then, and otherwise now, since the time our own
+    /// threads take to wake is not the server's. `None` after the last.
     pub async fn next(&self) -> Option<(usize, Instant)> {
         let mut ticks = self.0.lock().await;
         if let Ok(late) = ticks.try_recv() {
@@ -185,7 +184,7 @@ impl Beat {
     }
 }
 
-/// The body of a webhook that says that a run has completed, about 600 bytes.
+/// The body of a webhook: the run has completed; about 600 bytes.
 pub fn body(run_id: &str) -> String {
     format!(
         r#"{{"run_id":"{run_id}","status":"completed","run_type":"workflow_run","created_at":"2026-11-21T07:48:22.144163","finished_at":"2026-11-21T07:49:22.144163","workflow_permanent_id":"wpid_1234567890","failure_reason":null,"output":{{"text":"{}"}},"step_count":7}}"#,
@@ -193,7 +192,7 @@ pub fn body(run_id: &str) -> String {
     )
 }
 
-/// A whole request with it, signed.
+/// A whole signed HTTP request with this body.
 pub fn request(run_id: &str) -> Vec<u8> {
     let body = body(run_id);
     let signature = sign(KEY, &[body.as_bytes()]);
@@ -204,7 +203,7 @@ pub fn request(run_id: &str) -> Vec<u8> {
     [head.into_bytes(), body.into_bytes()].concat()
 }
 
-/// A client's word that there is a run of this number.
+/// The report of a client that tracks the run of this number.
 pub fn track(source: i64, number: usize, at: At) -> Report {
     let run_id = RunId::new(&format!("wr_{number:018}")).expect("an id");
     let meta = Meta::Track(TrackMeta {
@@ -223,16 +222,16 @@ pub fn track(source: i64, number: usize, at: At) -> Report {
 
 /// A ledger in a folder of its own, with one Skyvern account.
 pub struct Ledger {
-    /// Where it is.
+    /// The folder of the database.
     pub folder: TempDir,
-    /// Its writer.
+    /// The writer over it.
     pub reconciler: Reconciler,
-    /// The account's row.
+    /// The row id of the source.
     pub source: i64,
 }
 
 impl Ledger {
-    /// An empty one.
+    /// Makes an empty ledger.
     pub fn new(now: At) -> Ledger {
         let folder = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::open(&folder.path().join("settled.db"), now).expect("a ledger");
@@ -246,7 +245,7 @@ impl Ledger {
             secret: Secret::new(KEY),
         };
         let mut source = SourceConfig::new(name.clone(), *provider).with_keys(Some(key()), [key()]);
-        // As in the daemon's configuration below: what is open is not due while it is looked at.
+        // As in the daemon's configuration below: no open run is due during the measurement.
         source.overrides.first_poll = Some(FIRST_POLL);
         source.overrides.max_interval = Some(FIRST_POLL * 2);
         let sources = reconciler::register(
@@ -271,12 +270,12 @@ impl Ledger {
         }
     }
 
-    /// Its file.
+    /// The path of the database file.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("settled.db")
     }
 
-    /// Takes in reports in groups, and digests them.
+    /// Stores reports in batches, and processes them.
     pub fn hear(&mut self, reports: impl IntoIterator<Item = Report>, group: usize, now: At) {
         let mut reports = reports.into_iter().peekable();
         while reports.peek().is_some() {
@@ -291,19 +290,19 @@ impl Ledger {
     }
 }
 
-/// A daemon of our own with one Skyvern account. Ends with it.
+/// A daemon with one Skyvern account. Dropping this ends its process.
 pub struct Daemon {
     child: Child,
-    /// Where webhooks go.
+    /// The address of the webhook endpoint.
     pub hooks: SocketAddr,
-    /// Where the feed is read.
+    /// The path of the feed's socket.
     pub feed: PathBuf,
-    /// How long it took from its start until it listened.
+    /// The time from the start of the process until it listened.
     pub started_in: Duration,
 }
 
 impl Daemon {
-    /// Starts it on the ledger in `folder`, or on a new one.
+    /// Starts a daemon on the ledger in `folder`, or on a new ledger.
     pub async fn start(folder: &Path) -> Daemon {
         let hooks = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
@@ -343,7 +342,7 @@ impl Daemon {
         }
     }
 
-    /// Its process.
+    /// The process id.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
@@ -364,11 +363,11 @@ pub struct Sender {
     used_at: Instant,
 }
 
-/// After this much silence a connection is made anew: servers close idle ones.
+/// After this much silence a sender opens a new connection, because servers close idle ones.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
 impl Sender {
-    /// Connects.
+    /// Opens the connection.
     pub async fn connect(address: SocketAddr) -> Sender {
         let stream = TcpStream::connect(address).await.expect("a connection");
         stream.set_nodelay(true).expect("nodelay");
@@ -380,7 +379,7 @@ impl Sender {
         }
     }
 
-    /// Sends a request; gives the status of its answer. `sent` hears that the last byte is out.
+    /// Sends a request and returns the status of its answer. Calls `sent` after the last byte is sent.
     pub async fn send(&mut self, request: &[u8], sent: impl FnOnce()) -> u16 {
         if self.used_at.elapsed() > IDLE_MAX {
             *self = Sender::connect(self.address).await;
@@ -414,7 +413,7 @@ impl Sender {
     }
 }
 
-/// Whether everything that a server says in answer has come.
+/// Whether the buffer holds a whole response.
 fn whole_answer(answer: &[u8]) -> bool {
     let text = std::str::from_utf8(answer).expect("an answer in ASCII");
     let Some((head, body)) = text.split_once("\r\n\r\n") else {

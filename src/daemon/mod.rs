@@ -1,9 +1,9 @@
-//! The daemon: what starts in which order, what stops in which, and who holds whom.
+//! The daemon: starts, reloads and stops every thread and task, in this order.
 //!
-//! Start: the ledger is opened and what an earlier process left unprocessed is processed; then
-//! webhooks are taken; then the sockets answer; then providers are asked. Reload: the reader of
-//! reports learns of the new sources first, then the webhook endpoint, then those who ask. Stop: no
-//! new connection, those in progress finish, the writer writes what it was handed, the process ends.
+//! Start: the writer opens the ledger and processes the reports that an earlier process left; then
+//! the listeners open, the pollers start, and the servers answer. Reload: the writer gets the new
+//! sources first, then the webhook endpoint, then the pollers. Stop: the pollers end, the servers
+//! accept no new connection and finish those in progress, the writer commits its queue and ends.
 
 pub mod telemetry;
 pub mod watchdog;
@@ -46,32 +46,32 @@ use crate::server::{self, Allowance, Function, Listener, Peer};
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The ledger.
+    /// The ledger could not be opened or recovered.
     #[error(transparent)]
     Store(#[from] LedgerError),
-    /// The sockets.
+    /// A listener could not be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The HTTP client.
+    /// The HTTP client could not be built.
     #[error("the HTTPS client cannot be set up: {}; are the system's certificates (ca-certificates) installed?", innermost(.0))]
     Client(#[from] reqwest::Error),
-    /// The writer's thread.
+    /// The system refused a thread.
     #[error("the writer's thread cannot be started: {0}")]
     Thread(io::Error),
 }
 
-/// Why a new configuration was not taken. The old one stays in force.
+/// Why a reload failed. The old configuration stays in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// It is wrong.
+    /// The new configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It could not be written down.
+    /// The writer could not register its sources.
     #[error("{0}")]
     Refused(#[from] Refusal),
 }
 
-/// The system's clock.
+/// The system's clock. The only place where the daemon reads it; everything else is given a [`Clock`].
 pub fn system_clock() -> Clock {
     Arc::new(|| {
         let since = SystemTime::now()
@@ -81,18 +81,18 @@ pub fn system_clock() -> Clock {
     })
 }
 
-/// A daemon that is serving.
+/// A running daemon. Holds everything that [`Daemon::stop`] has to end.
 pub struct Daemon {
-    /// Where webhooks are taken.
+    /// The address of the webhook endpoint.
     pub hooks: SocketAddr,
-    /// What was found unprocessed at the start.
+    /// How many stored reports the start processed that an earlier process had left.
     pub recovered: usize,
     config: Config,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
     writer: JoinHandle<()>,
-    /// Sockets that we made and must take away.
+    /// Sockets that the daemon made and removes when it stops.
     sockets: Vec<PathBuf>,
     sources: watch::Sender<Arc<Sources>>,
     trouble: watch::Sender<Option<String>>,
@@ -101,8 +101,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts everything, on the sockets that systemd handed in and on its own where it did not. When this
-    /// returns, webhooks are taken and the sockets answer. Within a tokio runtime.
+    /// Starts everything, on the sockets that systemd passed in, and on its own where it passed
+    /// none. When this returns, all servers answer. Must be called within a tokio runtime.
     pub fn start(
         config: Config,
         clock: &Clock,
@@ -152,8 +152,8 @@ impl Daemon {
             clock.clone(),
             body_limit,
         ));
-        // Known before the control socket answers, so that nobody is told of a source without a evidence.
-        // Webhooks that come meanwhile wait in the sockets, which are open.
+        // The clients exist before the control socket answers, so that a status shows every
+        // source's limiter. Webhooks that come meanwhile wait in the listeners, which are open.
         let mut tasks = JoinSet::new();
         let mut pollers = Pollers {
             clients,
@@ -228,7 +228,7 @@ impl Daemon {
     }
 
     /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one
-    /// stays in force, and the log, `settled status` and `systemctl status` say so.
+    /// stays in force; the log, `settled status` and `systemctl status` say so.
     pub async fn reload(&mut self, config: Result<Config, ConfigError>) {
         systemd::reloading();
         let result = match config {
@@ -270,19 +270,19 @@ impl Daemon {
         Ok(())
     }
 
-    /// How things are, in one line.
+    /// The status line of `systemctl status`.
     pub async fn line(&self) -> String {
         self.watchdog.line().await
     }
 
-    /// Stops: drains connections, lets the writer finish, takes our sockets away.
+    /// Stops: ends the pollers, drains connections, lets the writer finish, removes our sockets.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         self.pollers.hush();
         while self.tasks.join_next().await.is_some() {}
         while self.servers.join_next().await.is_some() {}
         drop((self.pollers, self.watchdog, self.sources));
-        // Every handle is gone with those who held it, so the writer's loop ends by itself.
+        // All handles are dropped now, so the writer's queue is closed and its loop ends.
         let writer = self.writer;
         let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         for path in &self.sockets {
@@ -291,7 +291,7 @@ impl Daemon {
     }
 }
 
-/// The cause that names what is missing; what is around it only says that something failed.
+/// The innermost cause, which names what is missing; the outer ones only say that something failed.
 fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
@@ -307,7 +307,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
         .map_err(StartError::Thread)
 }
 
-/// Opens the ledger and digests what an earlier process left.
+/// Opens the ledger and processes the reports that an earlier process left.
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), LedgerError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
     writer.execute(ClampPolls {
@@ -336,7 +336,7 @@ fn unverified(hooks: &Hooks) -> UnverifiedLimits {
     }
 }
 
-/// Says which changes wait for a restart.
+/// Logs which changes of the configuration take a restart.
 fn warn_of_fixed(old: &Config, new: &Config) {
     let changed = [
         ("hooks", old.hooks != new.hooks),
@@ -350,7 +350,7 @@ fn warn_of_fixed(old: &Config, new: &Config) {
     }
 }
 
-/// Those who ask: one evidence and one loop per source.
+/// The clients and polling loops, one of each per source.
 struct Pollers {
     clients: watch::Sender<Arc<BTreeMap<i64, Arc<SourceClient>>>>,
     tasks: BTreeMap<i64, AbortHandle>,
@@ -362,9 +362,9 @@ struct Pollers {
 }
 
 impl Pollers {
-    /// Gives every source of the sources its evidence and its loop. One that has not changed keeps both,
-    /// with its pace and its breaker. Questions of the others that are under way are dropped, and
-    /// asked again.
+    /// Gives every source its client and its loop. An unchanged source keeps both, with rate limiter
+    /// and breaker. Polls of changed sources that are under way are dropped; their runs stay due, so
+    /// the new loop polls them again.
     fn follow(&mut self, sources: &Sources, tasks: &mut JoinSet<()>) {
         let earlier = self.clients.borrow().clone();
         let unchanged = |id: &i64| {
@@ -413,7 +413,7 @@ impl Pollers {
         }
     }
 
-    /// Ends every loop.
+    /// Aborts every polling loop.
     fn hush(&mut self) {
         self.tasks.values().for_each(AbortHandle::abort);
     }
@@ -426,7 +426,8 @@ fn serve_hooks(
     files: usize,
     stop: watch::Receiver<bool>,
 ) {
-    // Half of what may be open, where that is little: the database and the sockets need the rest.
+    // At most half of the open files that the system allows: the database and the Unix sockets need
+    // the rest.
     let allowance = Allowance {
         connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
         header_timeout: limits::HOOK_HEADER_TIMEOUT,

@@ -14,11 +14,11 @@ use tracing_subscriber::{Layer, Registry, fmt};
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// The journal if stderr goes there, text on a terminal, JSON otherwise
+    /// The journal if stderr goes there, text on a terminal, JSON otherwise.
     Auto,
-    /// For reading.
+    /// Lines for people, with colours on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line, for log collectors.
     Json,
     /// Fields in systemd's journal: SETTLED_SOURCE, SETTLED_RUN_ID, …
     Journal,
@@ -56,8 +56,8 @@ fn guess() -> LogFormat {
     }
 }
 
-/// systemd tells device and inode of the stream it gave us, so that one that was redirected since
-/// is not taken for it.
+/// Whether stderr still is the journal's stream: systemd sets its device and inode in
+/// `$JOURNAL_STREAM`, and a redirected stderr has others.
 fn stderr_is_journal() -> bool {
     let Ok(told) = std::env::var("JOURNAL_STREAM") else {
         return false;

@@ -1,8 +1,8 @@
-//! The watchdog: proof that the writer lives, and the line that `systemctl status` shows.
+//! The watchdog: proof that the writer works, and the line that `systemctl status` shows.
 //!
-//! The watchdog is fed when an empty transaction has gone through the whole hand-off to the writer
-//! and come back, and at no other time. A timer that beats by itself would go on beating in a
-//! daemon that stores nothing any more.
+//! The daemon notifies systemd's watchdog only after an empty transaction has gone through the
+//! writer's queue and has been committed. A timer of its own would go on notifying in a daemon that
+//! stores nothing any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,25 +17,25 @@ use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
 use crate::server::systemd;
 
-/// What the watchdog takes and tells.
+/// Checks the writer and reports to the service manager.
 #[derive(Clone)]
 pub struct Watchdog {
-    /// The way to the writer.
+    /// The handle of the writer that is checked.
     pub ledger: Handle,
-    /// Read-only access.
+    /// Reads the numbers of the status line.
     pub reader: Reader,
-    /// The configured sources.
+    /// The configured sources, which the status line counts.
     pub sources: watch::Receiver<Arc<Sources>>,
-    /// What a person has to put right: a configuration that was not taken.
+    /// A problem that needs a person: a configuration that could not be loaded.
     pub trouble: watch::Receiver<Option<String>>,
-    /// The time.
+    /// Gives the time for "last webhook … ago".
     pub clock: Clock,
 }
 
 impl Watchdog {
-    /// Beats until `stop` turns true.
+    /// Checks the writer, and notifies systemd, until `stop` turns true.
     pub async fn beat(self, mut stop: watch::Receiver<bool>) {
-        // Thrice per watchdog interval: one beat may be lost to a long transaction.
+        // Three times per watchdog interval: one check may wait for a long transaction.
         let interval =
             systemd::watchdog().map_or(limits::PULSE, |most| (most / 3).min(limits::PULSE));
         loop {
@@ -54,7 +54,7 @@ impl Watchdog {
         }
     }
 
-    /// How things are, in one line.
+    /// The status line of `systemctl status`: sources, open runs, last webhook, and problems.
     pub async fn line(&self) -> String {
         let reader = self.reader.clone();
         let look =
@@ -112,7 +112,7 @@ fn line(
     parts.join("; ")
 }
 
-/// A span in its largest unit.
+/// A duration in its largest unit, in words for people.
 fn span(span: Duration) -> String {
     match span.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),

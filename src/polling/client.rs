@@ -1,7 +1,7 @@
-//! Questions to providers over HTTPS: timeouts, a byte cap, no redirects, the key put in last.
+//! Calls to providers over HTTPS: timeouts, a byte cap, no redirects, the API key added last.
 //!
-//! An [`SourceClient`] is one source's evidence: everything that is asked of its provider goes through it,
-//! so that there is one limiter, one breaker and one count of calls per account.
+//! Every call of a source goes through its [`SourceClient`], so each account has one rate limiter,
+//! one breaker and one count of calls.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,15 +18,16 @@ use crate::providers::{ApiRequest, ApiResponse, Method, Response, ResponseClass}
 use crate::reconciler::Clock;
 use crate::report::Report;
 
-/// The one HTTP client of the process.
+/// The HTTP client that all sources share: one connection pool for the process.
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
 }
 
 impl HttpClient {
-    /// A client that follows nothing, decompresses nothing, obeys the proxy variables of the
-    /// environment, and names itself.
+    /// A client that follows no redirect (a redirect would carry the API key to another host),
+    /// decompresses nothing, obeys the proxy variables of the environment, and sends a
+    /// `User-Agent`. The error says that TLS could not be set up.
     pub fn new() -> Result<HttpClient, reqwest::Error> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("settled/", env!("CARGO_PKG_VERSION")))
@@ -37,7 +38,7 @@ impl HttpClient {
         Ok(HttpClient { client })
     }
 
-    /// Asks. Failures are answers too.
+    /// Sends a request. A failure to get an answer is a response too, since the decision needs it.
     async fn ask(&self, member: &Source, request: &ApiRequest) -> ApiResponse {
         match tokio::time::timeout(request.timeout, self.exchange(member, request)).await {
             Ok(Ok(response)) => ApiResponse::Http(response),
@@ -107,7 +108,7 @@ fn headers(map: &reqwest::header::HeaderMap) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What went wrong, without the address: it is the configured one, and a query may hold secrets.
+/// Describes an error with its causes and without the URL, whose query may hold secrets.
 fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -119,9 +120,9 @@ fn describe(error: reqwest::Error) -> String {
     text
 }
 
-/// One source's evidence.
+/// Sends the requests of one source, and keeps its rate limiter and clock skew.
 pub struct SourceClient {
-    /// The source.
+    /// The source whose provider is called, with its configuration.
     pub member: Arc<Source>,
     http: HttpClient,
     limiter: Mutex<RateLimiter>,
@@ -130,7 +131,7 @@ pub struct SourceClient {
 }
 
 impl SourceClient {
-    /// A evidence with a fresh limiter.
+    /// A client with a full rate limiter and no known clock skew.
     pub fn new(member: Arc<Source>, http: HttpClient, clock: Clock) -> SourceClient {
         let limiter = RateLimiter::new(member.config.rate, clock());
         SourceClient {
@@ -142,17 +143,18 @@ impl SourceClient {
         }
     }
 
-    /// The limiter, for looking at and for asking permission.
+    /// Locks the rate limiter. Do not hold the guard across an `await`.
     pub fn limiter(&self) -> MutexGuard<'_, RateLimiter> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far the provider's clock is ahead of ours, by the last answer's `Date`, in milliseconds.
+    /// How many milliseconds the provider's clock is ahead of ours, from the `Date` header of its
+    /// last answer. `None`: no answer had one.
     pub fn skew_ms(&self) -> Option<i64> {
         *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks at once, whatever the limiter says, and lets the limiter learn from the answer.
+    /// Sends a request at once, without a token of the limiter; the limiter observes the answer.
     pub async fn poll_now(&self, request: &ApiRequest) -> ApiResponse {
         let answer = self.http.ask(&self.member, request).await;
         let now = (self.clock)();
@@ -162,8 +164,8 @@ impl SourceClient {
         answer
     }
 
-    /// Waits until the pace allows it, before anything new is started, then polls. `None` once the breaker is
-    /// open: only a probe may find out that the key works again.
+    /// Waits for a reserved token, then sends the request. `None` once the breaker is open: only a
+    /// probe may find out that the key works again.
     pub async fn ask(&self, request: &ApiRequest) -> Option<ApiResponse> {
         loop {
             let now = (self.clock)();
@@ -176,9 +178,9 @@ impl SourceClient {
         }
     }
 
-    /// Runs an exchange up to its next report, and gives what is to be asked further once that is handed
-    /// in. `paid`: the pace has let the first request go already. `None`: nothing comes of it, or the
-    /// breaker is open.
+    /// Runs an exchange up to its next report. Returns the report, and the request that follows once
+    /// the report is stored. `paid`: the first request has its token already. `None`: the exchange
+    /// ends without a report, or the breaker is open.
     pub async fn run(
         &self,
         mut exchange: Exchange,
@@ -200,7 +202,7 @@ impl SourceClient {
         }
     }
 
-    /// Asks about one run, at once, and makes the report of it. `None`: the breaker is open.
+    /// Polls one run at once, and returns the report. `None`: the breaker is open.
     pub async fn poll_run(&self, run_id: &RunId, run: &Run) -> Option<Report> {
         let (exchange, request) = Exchange::about(&self.member, run_id, run, (self.clock)());
         self.run(exchange, request, true)

@@ -1,8 +1,8 @@
-//! Errands: what a source's provider is asked, request by request, and the reports that come of it.
+//! An exchange: the requests of one poll or one sweep, and the reports that come of the answers.
 //!
-//! Pure, as the dialects are: an [`Exchange`] holds what has been answered so far, takes one more answer,
-//! and says what is next. Who sends the request, and when the pace lets it go, is not known here, so
-//! the daemon and a simulation run the same exchanges.
+//! Pure, as the providers are: an [`Exchange`] holds the answers so far, takes one more, and says
+//! what comes next. It does not know what sends the request, nor when the rate limit allows it, so
+//! the daemon and the simulation run the same exchanges.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::model::{At, Kind, RunId};
 use crate::providers::{ApiRequest, ApiResponse, RunRef};
 use crate::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta};
 
-/// Something that is being asked of a source's provider.
+/// A poll of one run, one page of a sweep, or a probe of the API key, while it is under way.
 pub struct Exchange {
     member: Arc<Source>,
     about: About,
@@ -22,11 +22,11 @@ pub struct Exchange {
 enum About {
     Run(RunExchange),
     Page(Page),
-    /// Whether the key works again.
+    /// A probe: does the key work again?
     Key,
 }
 
-/// About one run: its state, and whatever the dialect must know beside it.
+/// A poll of one run: its status, and the follow-up requests that the provider needs to read it.
 struct RunExchange {
     run_id: RunId,
     kind: Kind,
@@ -37,25 +37,25 @@ struct RunExchange {
     answers: Vec<ApiResponse>,
 }
 
-/// One page of the provider's list.
+/// One page of the provider's list; `number` counts from 1 and bounds the sweep.
 struct Page {
     token: Option<String>,
     number: usize,
     requested_at: At,
 }
 
-/// What comes after an answer.
+/// How an exchange continues after an answer.
 pub enum Next {
-    /// One more request, before there is anything to report.
+    /// Send one more request; there is nothing to report yet.
     Ask(Exchange, ApiRequest),
-    /// A report, and perhaps a further request once it is handed in.
+    /// Store this report, then send the further request if there is one.
     Report(Report, Option<(Exchange, ApiRequest)>),
-    /// Nothing.
+    /// The exchange is over and leaves no report.
     Done,
 }
 
 impl Exchange {
-    /// To learn about a run, as of `now`.
+    /// Begins a poll of a run at `now`: the exchange and its first request.
     pub fn about(
         member: &Arc<Source>,
         run_id: &RunId,
@@ -84,7 +84,8 @@ impl Exchange {
         )
     }
 
-    /// To read the provider's list from its first page on. `None`: it has none, or we have no key.
+    /// Begins a sweep at the first page of the provider's list. `None`: the provider has no list,
+    /// or the source no API key.
     pub fn sweep(member: &Arc<Source>, now: At) -> Option<(Exchange, ApiRequest)> {
         member.config.api_key.as_ref()?;
         Exchange::page(member, None, 1, now)
@@ -114,7 +115,7 @@ impl Exchange {
         ))
     }
 
-    /// To find out whether the key works again.
+    /// Begins a probe that finds out whether the key works again.
     pub fn probe(member: &Arc<Source>) -> (Exchange, ApiRequest) {
         let request = member
             .config
@@ -129,7 +130,7 @@ impl Exchange {
         )
     }
 
-    /// Goes on after the answer to `request`, which came at `now`.
+    /// Takes the answer to `request`, which came at `now`.
     pub fn go_on(self, request: ApiRequest, answer: ApiResponse, now: At) -> Next {
         let Exchange { member, about } = self;
         match about {

@@ -1,8 +1,8 @@
-//! Questions out: for every source one loop that polls about the runs that are due, and sweeps the
-//! lists. It slots every answer in as a report and understands none of them.
+//! Polls: each source has a loop that polls the runs that are due, and sweeps the provider's list.
+//! The loop hands every answer to the writer as a report and interprets none.
 //!
-//! What is to be asked when is decided by [`Scheduler`], and what an answer leads to by the
-//! [`exchange`](crate::polling::exchange) it belongs to. Here is only the loop that lets time pass between them.
+//! The [`Scheduler`] decides what to poll and when. The
+//! [`exchange`](crate::polling::exchange) decides what follows an answer. Only the loop here waits.
 
 pub mod client;
 pub mod exchange;
@@ -25,7 +25,7 @@ use crate::report::{Meta, Report};
 
 pub use scheduler::{DueQuery, DueRuns, Scheduler, Started, Task};
 
-/// One source's loop.
+/// The polling loop of one source.
 pub struct Poller {
     client: Arc<SourceClient>,
     ledger: Handle,
@@ -34,7 +34,7 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// A loop for one source.
+    /// A loop over this client's source. [`Poller::run`] starts it.
     pub fn new(client: Arc<SourceClient>, ledger: Handle, reader: Reader, clock: Clock) -> Poller {
         Poller {
             client,
@@ -44,8 +44,8 @@ impl Poller {
         }
     }
 
-    /// Asks until `stop` turns true; what is under way then is dropped, and asked again after the
-    /// next start.
+    /// Polls until `stop` turns true. Exchanges under way are dropped then; their runs stay due, so
+    /// the next start polls them again.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut nudges = self.ledger.nudges();
         let mut scheduler = Scheduler::new(self.client.member.clone(), (self.clock)());
@@ -73,7 +73,7 @@ impl Poller {
         }
     }
 
-    /// What is started of the due runs, and the moment at which looking again is worthwhile.
+    /// Starts polls of due runs, as slots and rate limit allow. Returns them, and when to look again.
     async fn due(&self, scheduler: &mut Scheduler, now: At) -> (Vec<Started>, At) {
         let wanted = scheduler.wanted(&self.client.limiter());
         let Some(wanted) = wanted else {
@@ -96,7 +96,7 @@ impl Poller {
             .unwrap_or(Ok(DueRuns::default()))
     }
 
-    /// Runs an exchange to its end.
+    /// Runs an exchange to its end and stores its reports. A sweep stores one report a page.
     async fn work(
         &self,
         Started {
@@ -117,7 +117,7 @@ impl Poller {
 
     async fn hand_in(&self, report: Report) {
         if let Err(refusal) = self.ledger.process(report).await {
-            // The run stays due; a moment's pause keeps a sick disk from turning into a flood of calls.
+            // The run stays due. Without this pause a failing disk would cause a flood of calls.
             tracing::warn!(source = %self.client.member.config.name, %refusal, "an answer could not be stored");
             tokio::time::sleep(limits::FAILURE_PAUSE).await;
         }
@@ -125,7 +125,7 @@ impl Poller {
 }
 
 impl DueQuery {
-    /// Looks for them in the ledger.
+    /// Reads the due runs, and when the next urgent poll falls due.
     pub fn look(self, view: &View<'_>, source: i64, now: At) -> Result<DueRuns, LedgerError> {
         let max = u32::try_from(self.max).unwrap_or(u32::MAX);
         let due = view.due(source, now, self.window, max)?;
@@ -136,7 +136,8 @@ impl DueQuery {
     }
 }
 
-/// Hands in a clock report for every run one of whose limits has passed.
+/// Stores a clock report for every run whose timer is due (confirmation, grace, deadline, give-up),
+/// until `stop` turns true. Waits for each to be processed, so no timer fires twice for one moment.
 pub async fn keep_time(
     sources: watch::Receiver<Arc<Sources>>,
     ledger: Handle,

@@ -1,27 +1,28 @@
-//! How fast one source may be asked, and whether at all: what a good client keeps in mind.
+//! The rate limit of one source, with pause and breaker.
 //!
-//! A [`RateLimiter`] is told what every answer let us hear ([`RateLimiter::told`]) and says whether one more
-//! request may go out ([`RateLimiter::try_acquire`], [`RateLimiter::try_acquire_reserved`]). In the order of precedence:
+//! A [`RateLimiter`] observes the class of every answer ([`RateLimiter::observe`]) and says whether
+//! one more request may go out ([`RateLimiter::try_acquire`],
+//! [`RateLimiter::try_acquire_reserved`]). In the order of precedence:
 //!
 //! 1. **Pause.** A `Retry-After` is honoured to its full value and stops the whole source, since
 //!    every provider here limits accounts and not runs. A 429 without a value pauses for
-//!    [`THROTTLE_PAUSE`]; the third trouble in a row and every further one for a full-jitter
-//!    exponential span of at most [`TROUBLE_PAUSE_MAX`]. The first two are let pass: one timeout
-//!    must not hold up everything else.
-//! 2. **Breaker.** A refused key stops all questions but probes ([`RateLimiter::try_acquire_probe`]), which go
-//!    out after 1, 2, 4, … at most 15 minutes until one works.
+//!    [`THROTTLE_PAUSE`]. The third failure in a row, and every further one, pauses for a
+//!    full-jitter exponential span of at most [`TROUBLE_PAUSE_MAX`]. The first two do not pause:
+//!    one timeout must not delay everything else.
+//! 2. **Breaker.** A refused key stops all requests but probes
+//!    ([`RateLimiter::try_acquire_probe`]). Probes go out after 1, 2, 4, … at most 15 minutes,
+//!    until one works.
 //! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
-//!    (not below 1/60 of what is configured), every good answer gives 1/60 back. What was started is
-//!    finished first: while somebody waits for the token to go on with ([`RateLimiter::try_acquire_reserved`]), nobody
-//!    gets one to begin with. A page of a list spares a hundred runs their questions, and must not
-//!    wait behind these; what is urgent does not wait behind pages.
+//!    (not below 1/60 of the configured one), every good answer gives 1/60 back. Exchanges under way
+//!    come first: while one waits for a reserved token, no new one gets a token. A page of a list
+//!    spares a hundred runs their polls, so it must not wait behind those polls; an urgent poll does
+//!    not wait behind pages.
 //!
-//! A pause ends with one token, not with a full bucket. Answers to questions that were already
-//! under way when a pause began neither halve nor back off a second time: they tell the same news.
+//! A pause ends with one token, not with a full bucket. Answers to requests that were already under
+//! way when a pause began neither halve the rate nor back off again: they carry the same news.
 //!
-//! Pure: time and jitter's seed come in as arguments. A wall clock that steps back takes every
-//! stored moment with it, so that time seems to have stood still and nothing waits longer than it
-//! was told to.
+//! Pure: the time and the jitter's seed are arguments. If the wall clock steps back, every stored
+//! moment moves back with it, so no pause becomes longer than the provider asked for.
 
 use std::time::Duration;
 
@@ -30,65 +31,65 @@ use serde::{Deserialize, Serialize};
 use crate::model::{At, schedule, words};
 use crate::providers::ResponseClass;
 
-/// How long a 429 pauses the source when it names no time.
+/// The pause after a 429 without `Retry-After`.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
-/// The longest back-off because of trouble.
+/// The longest back-off after failures of the service.
 pub const TROUBLE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest time between two probes of a refused key.
 pub const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
 /// The longest `Retry-After` believed: the same bound as in [`super::retry_after`].
 pub const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
-/// So many troubles in a row are let pass.
+/// This many failures in a row cause no pause.
 const TROUBLES_FREE: u32 = 2;
 const TROUBLE_PAUSE_BASE: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(60);
-/// The lowest rate AIMD goes to, and what one good answer gives back, as parts of the whole.
+/// AIMD: the lowest rate, and what one good answer gives back, are both 1/60 of the configured rate.
 const RATE_PARTS: f64 = 60.0;
-/// Configured rates outside these are brought inside, so that nothing here divides by zero.
+/// Configured rates are clamped to this range, so that nothing here divides by zero.
 const RATES: (f64, f64) = (1.0 / 3600.0, 10_000.0);
-/// Callers that read the clock before they got here may be this late without it having stepped.
+/// A caller may have read the clock this long before the call without the clock having stepped.
 const SLACK: Duration = Duration::from_secs(1);
-/// Moments are whole milliseconds, rounded down: the answer may have come nearly one later than the
-/// clock says, and so may the end of what it polls for.
+/// Moments are whole milliseconds, rounded down: the answer may have come nearly one later than its
+/// moment says, and so may the end of the pause that it asks for.
 const CLOCK_GRAIN: Duration = Duration::from_nanos(1_999_999);
-/// Those who wait for one moment come back spread over this much.
+/// Callers that wait for one moment come back spread over this span.
 const SPREAD: Duration = Duration::from_secs(1);
-/// How late somebody may be for a token that is kept for him: timer clocks are late on a busy
-/// machine, and whoever was stopped meanwhile never comes.
+/// How long a reserved token is kept after its moment. Timers are late on a busy machine, and a
+/// caller that was cancelled meanwhile never comes.
 const KEPT_FOR: Duration = Duration::from_millis(100);
-/// What rounding may take from a token.
+/// How far rounding may take a full token below 1.
 const EPSILON: f64 = 1e-9;
 
 words! {
     /// Why a source is paused.
     PauseReason {
-        /// The provider said when to come back.
+        /// The provider sent `Retry-After`.
         RetryAfter = "retry_after",
-        /// The provider said that we are too fast, and nothing more.
+        /// The provider answered 429 without a time.
         RateLimited = "rate_limited",
         /// The service failed several times in a row.
         Unavailable = "unavailable",
     }
 }
 
-/// A time in which nothing at all is asked.
+/// A time in which no request of the source goes out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pause {
-    /// Not before this.
+    /// The first moment at which a request may go out again.
     pub until: At,
-    /// What led to it.
+    /// The kind of answer that caused it.
     pub reason: PauseReason,
-    /// The same in a few words.
+    /// The cause in a few words, for people.
     pub why: String,
 }
 
-/// The key is refused: only probes go out.
+/// The provider refuses the key: only probes go out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Breaker {
-    /// Since when.
+    /// When the breaker opened.
     pub since: At,
-    /// What the provider said last.
+    /// The provider's last refusal, in a few words.
     pub why: String,
     /// When the next probe may go out.
     pub next_probe: At,
@@ -96,27 +97,27 @@ pub struct Breaker {
     pub probes: u32,
 }
 
-/// What was responses, counted by result.
+/// Answers since the start, counted by class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ResponseCounts {
-    /// Answers.
+    /// Documented answers, whatever they say of the run.
     pub ok: u64,
-    /// "Too fast".
+    /// 429 and its equivalents.
     pub rate_limited: u64,
-    /// "Not with this key".
+    /// Refusals of the key.
     pub denied: u64,
-    /// Failures of the service and silence.
+    /// Failures of the service, and requests without an answer.
     pub unavailable: u64,
 }
 
 /// The state of a [`RateLimiter`], for `settled status`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct RateLimiterState {
-    /// Questions a second, as configured.
+    /// Requests a second, as configured.
     pub rate: f64,
-    /// Questions a second, as the provider has taught us.
+    /// Requests a second in force now: lower after a 429, and rising again.
     pub effective_rate: f64,
-    /// Questions that could go out at once.
+    /// Requests that could go out at once.
     pub tokens: f64,
     /// The pause, if one is on.
     pub pause: Option<Pause>,
@@ -124,19 +125,19 @@ pub struct RateLimiterState {
     pub breaker: Option<Breaker>,
     /// Failures of the service in a row.
     pub troubles_in_a_row: u32,
-    /// What was heard since the start.
+    /// Answers since the start, by class.
     pub responses: ResponseCounts,
 }
 
-/// How fast one source may be asked. See the module.
+/// The rate limiter of one source. See the module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RateLimiter {
     rate: f64,
     effective: f64,
     tokens: f64,
-    /// Up to when `tokens` is reckoned; ahead of us during a pause, in which nothing is saved up.
+    /// The moment `tokens` is computed for; in the future during a pause, which saves up nothing.
     filled_at: At,
-    /// The next token is kept up to then for somebody who was told to come again.
+    /// Until then the next token is reserved for an exchange that is under way.
     kept_until: Option<At>,
     pause: Option<Pause>,
     breaker: Option<Breaker>,
@@ -145,12 +146,12 @@ pub struct RateLimiter {
     caution: u32,
     troubles: u32,
     responses: ResponseCounts,
-    /// The latest time we were told.
+    /// The latest time a caller gave.
     now: At,
 }
 
 impl RateLimiter {
-    /// A pace of `rate` questions a second with a full bucket.
+    /// A limiter of `rate` requests a second with a full bucket.
     pub fn new(rate: f64, now: At) -> RateLimiter {
         let rate = if rate.is_nan() {
             1.0
@@ -172,7 +173,8 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a token for a request to begin with, or says before when it is useless to come again.
+    /// Takes a token for the first request of an exchange. The error is the earliest moment at which
+    /// another attempt makes sense.
     pub fn try_acquire(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
         match self.kept_until {
@@ -181,12 +183,12 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a token for a request to go on with, or says when to come again; the next token is kept
-    /// until then, and a little longer.
+    /// Takes a token for a further request of an exchange that is under way. The error is the moment
+    /// to come again; the next token is reserved until then, and a little longer.
     pub fn try_acquire_reserved(&mut self, now: At, seed: u64) -> Result<(), At> {
         let now = self.advance(now);
         let answer = self.ask(now, seed);
-        // Behind a refused key nobody waits.
+        // While the key is refused no token is reserved: exchanges end there.
         self.kept_until = answer
             .err()
             .filter(|_| self.breaker.is_none())
@@ -194,8 +196,8 @@ impl RateLimiter {
         answer
     }
 
-    /// Takes a token for a request about a run, or says when to come again. An urgent one waits for no
-    /// list to be read.
+    /// Takes a token for the poll of a run. The error is the moment to come again. An urgent poll
+    /// does not wait until a list is read.
     pub fn try_acquire_poll(&mut self, urgent: bool, now: At, seed: u64) -> Result<(), At> {
         if urgent {
             self.try_acquire_reserved(now, seed)
@@ -204,7 +206,7 @@ impl RateLimiter {
         }
     }
 
-    /// For whoever it is kept or not: pause, breaker and bucket.
+    /// Checks pause, breaker and bucket, whether or not the next token is reserved.
     fn ask(&mut self, now: At, seed: u64) -> Result<(), At> {
         let blocked = self.breaker.as_ref().map(|breaker| breaker.next_probe);
         match blocked.max(self.pause.as_ref().map(|pause| pause.until)) {
@@ -216,7 +218,7 @@ impl RateLimiter {
     }
 
     /// Takes a token for a probe of a refused key: true once per interval while the breaker is
-    /// open and the source is not paused. When the breaker is closed no probe is needed.
+    /// open and the source is not paused; false while the breaker is closed.
     pub fn try_acquire_probe(&mut self, now: At) -> bool {
         let now = self.advance(now);
         let due = self
@@ -244,12 +246,12 @@ impl RateLimiter {
         )
     }
 
-    /// Whether a refused key has stopped all questions but probes.
+    /// Whether the breaker is open: a refused key has stopped all requests but probes.
     pub fn broken(&self) -> bool {
         self.breaker.is_some()
     }
 
-    /// Learns from one answer, ordinary or of a probe.
+    /// Takes the class of one answer, of a poll or a probe, into account. `seed` is for the jitter.
     pub fn observe(&mut self, class: &ResponseClass, now: At, seed: u64) {
         let now = self.advance(now);
         match class {
@@ -262,7 +264,7 @@ impl RateLimiter {
         }
     }
 
-    /// What to show.
+    /// The state as of `now`, for status and metrics.
     pub fn state(&self, now: At) -> RateLimiterState {
         let mut shown = self.clone();
         shown.advance(now);
@@ -334,7 +336,7 @@ impl RateLimiter {
         }
     }
 
-    /// Pauses until the later of what was promised before and this.
+    /// Pauses for `span`, unless a pause that ends later is on.
     fn pause_for(&mut self, span: Duration, reason: PauseReason, why: &str, now: At) {
         let until = now.plus(span.min(PAUSE_MAX) + CLOCK_GRAIN);
         if span.is_zero()
@@ -366,7 +368,8 @@ impl RateLimiter {
         Err(now.plus(token + spread + MILLISECOND))
     }
 
-    /// Brings everything up to `now` and says what time it is for us.
+    /// Brings pause, reservation and tokens up to `now`. Returns the time that counts, which is
+    /// later than `now` if an earlier caller gave a later one within [`SLACK`].
     fn advance(&mut self, now: At) -> At {
         let back = self.now.since(now);
         if back > SLACK {
@@ -408,7 +411,7 @@ impl RateLimiter {
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// What may be saved up at this rate.
+/// The most tokens that are saved up at this rate.
 fn burst(rate: f64) -> f64 {
     rate.ceil().max(1.0)
 }
@@ -420,7 +423,7 @@ fn probe_interval(before: u32) -> Duration {
         .min(PROBE_INTERVAL_MAX)
 }
 
-/// 0, 0, 1, 2, 4, … 60, 60, … seconds: the upper end of the jitter after so many troubles.
+/// 0, 0, 1, 2, 4, … 60, 60, … seconds: the upper end of the jitter after this many failures.
 fn trouble_span(troubles: u32) -> Duration {
     match troubles.checked_sub(TROUBLES_FREE + 1) {
         None => Duration::ZERO,

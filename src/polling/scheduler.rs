@@ -1,7 +1,7 @@
-//! When a source's provider is asked about what: its window, its lists, and how many slots are free.
+//! What a source polls and when: its poll window, its sweeps, and its free slots.
 //!
-//! Pure: the due runs, the pace and the time come in, and what is to be started comes out. Which runs are
-//! due was written down by the last decision about each.
+//! Pure: the due runs, the rate limiter and the time come in, the exchanges to start come out. The
+//! last decision about each run stored when the run is due.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,67 +13,67 @@ use crate::polling::exchange::Exchange;
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
 
-/// One source's scheduler.
+/// The scheduler of one source.
 pub struct Scheduler {
     member: Arc<Source>,
-    /// When the window last opened: what had fallen due by then may go through.
+    /// When the poll window last opened: runs that were due by then may be polled.
     opened: At,
     next_poll: At,
     next_sweep: At,
-    /// The runs that are being asked about, by row.
+    /// The runs whose polls are under way, by row.
     busy: BTreeSet<i64>,
     sweeping: bool,
     probing: bool,
 }
 
-/// What is under way, once at a time each.
+/// A task under way; each runs once at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// The run of this row is asked about.
+    /// The poll of the run of this row.
     Run(i64),
-    /// The list is read.
+    /// A sweep: the provider's list is read.
     Sweep,
-    /// The key is tried.
+    /// A probe of a refused key.
     Probe,
 }
 
-/// What is to be started.
+/// An exchange to start now.
 pub struct Started {
-    /// As what it is to be reported as [finished](Scheduler::finished).
+    /// The task to pass to [`Scheduler::finished`] at its end.
     pub task: Task,
-    /// The exchange.
+    /// The exchange to run.
     pub exchange: Exchange,
-    /// Its first request.
+    /// The first request of the exchange.
     pub request: ApiRequest,
 }
 
 /// Which due runs to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueQuery {
-    /// Not urgent ones: due by then.
+    /// Runs that are not urgent count if they were due by this moment.
     pub window: At,
-    /// At most so many.
+    /// The most runs to return.
     pub max: usize,
 }
 
-/// What there is of them.
+/// The due runs found for a [`DueQuery`].
 #[derive(Default)]
 pub struct DueRuns {
-    /// Runs to ask about, urgent ones first.
+    /// Runs to poll, urgent ones first.
     pub due: Vec<Due>,
-    /// When the next urgent request falls due.
+    /// When the next urgent poll falls due.
     pub next_urgent: Option<At>,
 }
 
 impl Task {
-    /// The pace has let its first request go before it was started.
+    /// Whether the scheduler took the token of the first request already. A sweep takes its own.
     pub fn paid(self) -> bool {
         self != Task::Sweep
     }
 }
 
 impl Scheduler {
-    /// From `now` on.
+    /// A scheduler whose window is closed until the poll schedule next fires after `now`.
     pub fn new(member: Arc<Source>, now: At) -> Scheduler {
         let (opened, busy, sweeping, probing) = (At(0), BTreeSet::new(), false, false);
         let next_poll = member.config.poll.next_after(now).unwrap_or(At::NEVER);
@@ -89,7 +89,8 @@ impl Scheduler {
         }
     }
 
-    /// Opens the window and begins the list, if their time has come, and tries a key that was refused.
+    /// Opens the poll window and starts the sweep when their schedules fire. Starts a probe when the
+    /// breaker is open and a probe is due.
     pub fn tick(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Started> {
         let source = &self.member.config;
         if self.next_poll <= now {
@@ -124,8 +125,8 @@ impl Scheduler {
         started
     }
 
-    /// Which due runs to look for; `None` while no hand is free, or only a probe may be asked. Rows
-    /// under way are still due until their answer is processed, so one has to look past them.
+    /// Which due runs to look for. `None` while no slot is free, or the breaker is open. Runs under
+    /// way stay due until their answer is processed, so the query asks for that many more.
     pub fn wanted(&self, limiter: &RateLimiter) -> Option<DueQuery> {
         let slots = self.member.config.concurrency;
         let free = self.busy.len() < slots && !limiter.broken();
@@ -135,8 +136,8 @@ impl Scheduler {
         })
     }
 
-    /// Begins with as many of the due runs as there are free slots and the pace allows. Beside them,
-    /// when looking again is worthwhile: when the pace will allow the next, or the next is urgent.
+    /// Starts polls of the due runs, within the concurrency limit and the rate limit. Also returns
+    /// when to look again: when the limiter will allow the next poll, or the next urgent one is due.
     pub fn choose(
         &mut self,
         DueRuns { due, next_urgent }: DueRuns,
@@ -166,7 +167,7 @@ impl Scheduler {
         (started, next_urgent.unwrap_or(At::NEVER))
     }
 
-    /// It is over, and what came of it is processed.
+    /// Frees the slot of a task that has ended and whose report is processed.
     pub fn finished(&mut self, task: Task) {
         match task {
             Task::Run(row) => drop(self.busy.remove(&row)),
@@ -175,7 +176,7 @@ impl Scheduler {
         }
     }
 
-    /// When looking again is worthwhile, whatever else happens.
+    /// When to call [`Scheduler::tick`] again at the latest: window, sweep or probe.
     pub fn next_at(&self, limiter: &RateLimiter) -> At {
         self.next_poll
             .min(self.next_sweep)
@@ -195,7 +196,7 @@ mod tests {
     use crate::providers::{ApiResponse, REGISTRY, ResponseClass};
     use crate::secret::{Key, Secret, SecretLabel};
 
-    /// An hour on the hour, so that schedules fire when it is whole minutes later.
+    /// A full hour, so that schedules fire at whole minutes after it.
     const START: At = At(1_795_248_000_000);
 
     fn minutes(count: u64) -> At {

@@ -1,4 +1,4 @@
-//! Keeps the feed within its retention, and says so when that hurts somebody.
+//! Removes old records from the feed, and logs which consumers hold records back or lose some.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
 
-/// Trims the feed now and then until `stop` turns true.
+/// Trims the feed every [`limits::TRIM_INTERVAL`] until `stop` turns true.
 pub async fn keep(
     ledger: Handle,
     clock: Clock,
@@ -29,7 +29,7 @@ pub async fn keep(
     }
 }
 
-/// One round: in small transactions, so that nobody waits long behind it.
+/// One round, in small transactions, so that no sender waits long behind it.
 async fn trim(
     ledger: &Handle,
     clock: &Clock,
@@ -67,7 +67,7 @@ fn tell(trimmed: &Trimmed, told: &mut BTreeSet<String>) {
              it gets 410 until it seeks"
         );
     }
-    // Once for each, until it has caught up.
+    // Each consumer is logged once, until it has caught up.
     told.retain(|name| trimmed.more || trimmed.holding.contains(name));
     for consumer in &trimmed.holding {
         if told.insert(consumer.clone()) {

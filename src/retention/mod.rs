@@ -1,7 +1,7 @@
-//! Upkeep: what has been kept for long enough goes, a little at a time.
+//! Retention: removes reports that are old enough or take too much space, a little at a time.
 //!
-//! Everything is looked for on a reader and removed by the writer in pieces of a few milliseconds,
-//! with a pause between them, so that intake never waits for retention.
+//! A reader finds what may go. The writer removes it in transactions of a few milliseconds, with a
+//! pause between them, so that intake waits for one such transaction at most.
 
 pub mod feed;
 
@@ -17,25 +17,25 @@ use crate::limits;
 use crate::model::At;
 use crate::reconciler::{Clock, Handle, Refusal};
 
-/// What upkeep works with.
+/// The retention of reports, bodies and settlement counts.
 pub struct Upkeep {
-    /// The way to the writer.
+    /// The handle of the writer, which removes.
     pub ledger: Handle,
-    /// Read-only access.
+    /// Finds what may be removed.
     pub reader: Reader,
-    /// The time.
+    /// Gives the time that ages are counted from.
     pub clock: Clock,
-    /// How long things are kept.
+    /// The configured ages and sizes.
     pub retention: Retention,
 }
 
-/// Why a round was broken off. The next one begins anew.
+/// Why a round ended early. The next round starts from the oldest report again.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// A lookup failed.
+    /// A read of the database failed.
     #[error("{0}")]
     Store(Arc<str>),
-    /// A removal failed.
+    /// The writer refused or failed a removal.
     #[error("{0}")]
     Refused(#[from] Refusal),
 }
@@ -46,7 +46,7 @@ impl From<LedgerError> for Broken {
     }
 }
 
-/// What is taken of a report.
+/// What to remove of a report.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Take {
     Bodies,
@@ -54,7 +54,7 @@ enum Take {
 }
 
 impl Upkeep {
-    /// Goes round until `stop` turns true.
+    /// Runs a round now and then until `stop` turns true.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut pause = limits::UPKEEP_FIRST;
         loop {
@@ -74,7 +74,7 @@ impl Upkeep {
         }
     }
 
-    /// One round: by age, by size, and the free space given back.
+    /// One round: removes by age, then by size, then gives free pages back to the file system.
     pub async fn round(&self) -> Result<(), Broken> {
         let now = (self.clock)();
         let kept_since = At(now.0.saturating_sub(millis(self.retention.deliveries)));
@@ -91,14 +91,14 @@ impl Upkeep {
         self.shrink().await
     }
 
-    /// Takes from the oldest reports while the file holds more than it should: bytes first, then
-    /// rows.
+    /// While the database holds more than `store_bytes`, removes bodies of the oldest reports; if
+    /// that is not enough, removes their rows too. Returns how many reports it touched.
     async fn trim_to_size(&self, now: At) -> Result<usize, Broken> {
         let Some(most) = self.retention.store_bytes else {
             return Ok(0);
         };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        // What nobody had time to look at stays, whatever its size.
+        // A report younger than the shortest retention stays, whatever its size: readers may need it.
         let before = At(now.0.saturating_sub(millis(limits::RETENTION_MIN)));
         let mut taken = 0;
         for take in [Take::Bodies, Take::Rows] {
@@ -141,7 +141,8 @@ impl Upkeep {
         Ok(taken)
     }
 
-    /// Gives free pages back, once they are worth it.
+    /// Gives free pages back once they are a quarter of the used bytes and at least
+    /// [`limits::SHRINK_BYTES_MIN`].
     async fn shrink(&self) -> Result<(), Broken> {
         loop {
             let (used, free) = self.look(sizes).await?;
@@ -152,7 +153,7 @@ impl Upkeep {
             self.ledger.execute(Shrink { pages }).await?;
             let (_, left) = self.look(sizes).await?;
             if left >= free {
-                return Ok(()); // a file from before pages could be given back
+                return Ok(()); // the file was made without incremental vacuum
             }
             tokio::time::sleep(limits::UPKEEP_PAUSE).await;
         }
@@ -172,7 +173,7 @@ impl Upkeep {
     }
 }
 
-/// Bytes used and bytes free. A function of its own, since a method of a view fits one lifetime only.
+/// Bytes used and bytes free. A function, since the path of a method is less general over lifetimes.
 fn sizes(view: &View<'_>) -> Result<(i64, i64), LedgerError> {
     view.sizes()
 }
@@ -195,7 +196,7 @@ mod tests {
         view.quarantined_count()
     }
 
-    /// An upkeep at a moment an hour after `count` reports came, over a ledger of its own.
+    /// An upkeep whose clock stands an hour after `count` reports came, over a ledger of its own.
     async fn upkeep(folder: &std::path::Path, count: usize, retention: Retention) -> Upkeep {
         let mut writer = Writer::open(&folder.join("settled.db"), At(0)).unwrap();
         let sources = vec![("a".to_owned(), "skyvern".to_owned())];
