@@ -1,9 +1,9 @@
 #!/usr/bin/env node
-// A named consumer in Node, without packages: one effect after the other, each acknowledged.
+// A named consumer in Node, without packages: runs one effect after the other and acknowledges each.
 //
 //   usage: node consume.mjs SOCKET NAME
 //
-// At least once: make `effect` idempotent, or skip ids that are done.
+// At least once: make `effect` idempotent, or skip the ids that are done.
 
 import http from 'node:http';
 import readline from 'node:readline';
@@ -20,7 +20,7 @@ function request(method, path, body) {
   return new Promise((resolve, reject) => {
     const asked = http.request({ socketPath, method, path, agent: false }, resolve);
     asked.on('error', reject);
-    // The daemon speaks at least every 15 s.
+    // The daemon sends a heartbeat every 15 s, so a minute of silence means a lost connection.
     asked.setTimeout(60_000, () => asked.destroy(new Error('the daemon is silent')));
     asked.end(body);
   });
@@ -51,7 +51,7 @@ async function follow() {
     }
     if (event.type.startsWith('settled.run.')) await effect(event);
     else if (event.type !== 'settled.feed.bookmark') continue;
-    // Saying the generation keeps us from moving a position that is no longer ours.
+    // With the generation, the daemon refuses the ack once another reader has taken over.
     await ask('POST', `${consumer}/ack?cursor=${event.cursor}&gen=${generation}`);
   }
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Exactly-once effects with nothing but Python's standard library.
 
-The position is not kept by the daemon but here, in the same SQLite transaction as the effect: both
-happen or neither does, whenever this is killed.
+This program keeps the position itself, in the SQLite transaction of the effect: both happen or
+neither does, whenever the process is killed.
 
     usage: consume.py SOCKET DATABASE
 """
@@ -19,7 +19,7 @@ SOCKET, DATABASE = sys.argv[1:3]
 
 
 class Feed(http.client.HTTPConnection):
-    """HTTP over a Unix socket. The daemon speaks at least every 15 s; a minute of silence is a loss."""
+    """HTTP over a Unix socket. The daemon sends a heartbeat every 15 s; a minute of silence is a loss."""
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
@@ -28,7 +28,7 @@ class Feed(http.client.HTTPConnection):
 
 
 def effect(db, event):
-    """What happens once per run. Everything in it must be in this database."""
+    """The effect of a completion. It may only change this database, or it is not exactly once."""
     data = event["data"]
     db.execute(
         "INSERT INTO results (id, run_id, outcome) VALUES (?, ?, ?)",
@@ -42,13 +42,13 @@ def follow(db):
     feed.request("GET", f"/v1/events?follow=1&after={cursor}")
     answer = feed.getresponse()
     if answer.status in (409, 410):
-        # 409: the daemon's database was restored; 410: we were away for longer than the feed is
-        # kept. A person should know. To go on, put error.earliest into `position`, and let the
-        # unique id of `results` skip what is there already.
+        # 409: the daemon's database was restored. 410: this reader was away for longer than the
+        # feed is kept. A person should know. To continue, put error.earliest into `position`; the
+        # unique id of `results` tells which events are done.
         sys.exit(answer.read().decode())
     for line in answer if answer.status == 200 else ():
         if not line.endswith(b"\n"):
-            return  # broken off in the middle of a line
+            return  # the connection broke in the middle of a line
         event = json.loads(line)
         with db:  # one transaction
             if event["type"].startswith("settled.run."):

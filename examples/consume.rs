@@ -1,9 +1,9 @@
-//! Exactly-once effects in Rust: the position is kept in the same SQLite transaction as the effect.
+//! Exactly-once effects in Rust: the program keeps the position in the SQLite transaction of the effect.
 //!
 //! `cargo run --example consume -- SOCKET DATABASE`
 //!
-//! The HTTP is the standard library's sockets and four lines: a request of HTTP/1.0 is answered
-//! without chunks, so that what follows the head is the feed, line by line.
+//! HTTP takes four lines over the standard library's sockets: the daemon answers an HTTP/1.0 request
+//! without chunks, so the lines of the feed follow the response's headers.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -33,11 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Reads on from where the database says, until the stream ends.
+/// Reads the feed from the position in the database, until the stream ends.
 fn follow(socket: &str, db: &mut Connection) -> Result<(), Box<dyn Error>> {
     let cursor: String = db.query_row("SELECT cursor FROM position", [], |row| row.get(0))?;
     let mut stream = UnixStream::connect(socket)?;
-    // The daemon speaks at least every 15 s; a minute of silence is a loss.
+    // The daemon sends a heartbeat every 15 s; a minute of silence is a loss.
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     write!(
         stream,
@@ -55,12 +55,12 @@ fn follow(socket: &str, db: &mut Connection) -> Result<(), Box<dyn Error>> {
         line.clear();
         lines.read_line(&mut line)?;
         if !good {
-            // 409: the daemon's database was restored; 410: we were away for longer than the feed
-            // is kept. The text says where to go on; a person should know.
+            // 409: the daemon's database was restored. 410: this reader was away for longer than
+            // the feed is kept. The text says where to continue; a person should know.
             return Err(line.into());
         }
         if !line.ends_with('\n') {
-            return Ok(()); // the end, or broken off in the middle of a line
+            return Ok(()); // the stream ended, perhaps in the middle of a line
         }
         let event: Value = serde_json::from_str(&line)?;
         let tx = db.transaction()?;
@@ -77,7 +77,7 @@ fn follow(socket: &str, db: &mut Connection) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// What happens once per run. Everything in it must be in this database.
+/// The effect of a completion. It may only change this database, or it is not exactly once.
 fn effect(tx: &Transaction<'_>, event: &Value) -> rusqlite::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     tx.execute(

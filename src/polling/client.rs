@@ -227,7 +227,7 @@ impl SourceClient {
             _ => {}
         }
         if let ResponseClass::RateLimited { .. } = class {
-            tracing::warn!(source, "the provider polls us to slow down");
+            tracing::warn!(source, "the provider asks us to slow down");
         }
     }
 
