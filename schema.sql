@@ -22,6 +22,7 @@ CREATE TABLE sources (
     since         INTEGER NOT NULL,           -- first configured; runs that were over before are history
     webhook_at    INTEGER,                    -- last authentic delivery
     unverified_at INTEGER,                    -- last one that was not
+    found_at      INTEGER,                    -- last status answer that showed any of its runs
     answer_at     INTEGER,                    -- last answer to a question of ours
     known         INTEGER NOT NULL DEFAULT 0, -- runs there are
     open          INTEGER NOT NULL DEFAULT 0, -- … of which open

@@ -189,6 +189,8 @@ pub struct Traffic {
     pub unverified_at: Option<At>,
     /// When the last answer to one of our polls came.
     pub answer_at: Option<At>,
+    /// When the provider last showed a run in answer to a status request.
+    pub found_at: Option<At>,
     /// How many deliveries each secret verified, by the secret's label.
     pub secrets: BTreeMap<String, i64>,
 }

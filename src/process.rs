@@ -53,6 +53,8 @@ pub struct StoredState {
     pub runs: Vec<StoredRun>,
     /// The seq that the next record gets.
     pub next_seq: i64,
+    /// By source: when the provider last showed any of its runs in answer to a status request.
+    pub found_at: BTreeMap<i64, At>,
 }
 
 /// Processes a batch from state that is at hand: all three steps at once.
@@ -204,6 +206,7 @@ impl<'a> Readings<'a> {
             },
             spoken_of: Vec::new(),
             next_seq: state.next_seq,
+            found_at: state.found_at,
             newly_known: BTreeMap::new(),
         };
         let mut subjects = subjects.into_iter();
@@ -308,6 +311,7 @@ struct Deciding<'a> {
     /// The subjects that the batch has said something about, in order.
     spoken_of: Vec<usize>,
     next_seq: i64,
+    found_at: BTreeMap<i64, At>,
     /// How many runs of each source the batch has made known so far.
     newly_known: BTreeMap<i64, i64>,
 }
@@ -412,6 +416,7 @@ impl<'a> Deciding<'a> {
             report: heard.id,
             seed: schedule::seed(source.config.name.as_str(), observation.run_id.as_str()),
             since: source.since,
+            found_at: self.found_at.get(&source.id).copied(),
         };
         let Decision {
             run,
@@ -419,6 +424,14 @@ impl<'a> Deciding<'a> {
             effect,
         } = decide(run, observation, &circumstances);
         let run = run?;
+        if observation.via == Via::Poll
+            && matches!(observation.claim, Claim::Open(_) | Claim::Ended(_))
+        {
+            let now = self.decisions.context.now;
+            self.found_at.insert(source.id, now);
+            let traffic = self.decisions.changes.traffic.entry(source.id);
+            traffic.or_default().found_at = Some(now);
+        }
         if !spoken_of {
             slot.position = self.spoken_of.len();
             self.spoken_of.push(subject);
@@ -584,6 +597,7 @@ fn timeline_row(report: i64, observation: &Observation, effect: Effect) -> Timel
         Claim::Ended(ending) => ending.outcome.word(),
         Claim::Missing => "missing",
         Claim::Nothing => "nothing",
+        Claim::Withheld => "withheld",
         Claim::TimerFired => "timer",
     };
     TimelineRow {

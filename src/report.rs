@@ -10,7 +10,8 @@ use crate::model::observation::{Claim, Detail, Observation, portable};
 use crate::model::{At, Kind, RunId, Trust, Via};
 use crate::providers::json::shortened;
 use crate::providers::{
-    ApiResponse, Headers, Provider, Reading, Response, RunRef, Settings, Verdict, Webhook,
+    ApiResponse, Headers, Provider, Reading, Response, ResponseClass, RunRef, Settings, Verdict,
+    Webhook,
 };
 use crate::secret::{SecretLabel, TokenDigest};
 
@@ -256,6 +257,24 @@ fn shorten(detail: &mut Detail) {
 }
 
 impl PollMeta {
+    /// Whether the last of several requests was the canary, and it worked: then the provider
+    /// answers, and the key is accepted.
+    fn canary_worked(
+        &self,
+        provider: &dyn Provider,
+        settings: &Settings,
+        answers: &[ApiResponse],
+    ) -> bool {
+        let canary = provider.canary_request(settings).path;
+        let asked =
+            self.answers.len() > 1 && self.answers.last().is_some_and(|last| last.path == canary);
+        asked
+            && answers.last().is_some_and(|answer| {
+                matches!(answer, ApiResponse::Http(response) if response.status < 300)
+                    && provider.classify(answer) == ResponseClass::Ok
+            })
+    }
+
     /// The answers again, from the report's body.
     pub fn answers(&self, mut body: &[u8]) -> Vec<ApiResponse> {
         self.answers
@@ -297,11 +316,13 @@ impl Report {
                     group_id,
                     settings,
                 };
-                Reading::Said(vec![provider.read_status(
-                    &run_ref,
-                    &meta.answers(&self.body),
-                    meta.requested_at,
-                )])
+                let answers = meta.answers(&self.body);
+                let mut observation = provider.read_status(&run_ref, &answers, meta.requested_at);
+                let canary_worked = || meta.canary_worked(provider, settings, &answers);
+                if observation.claim == Claim::Nothing && canary_worked() {
+                    observation.claim = Claim::Withheld;
+                }
+                Reading::Said(vec![observation])
             }
             Meta::Sweep(meta) => {
                 let answer = meta.answer.join(&mut self.body.as_slice());

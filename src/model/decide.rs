@@ -55,6 +55,9 @@ pub struct Run {
     /// When a question was last really answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<At>,
+    /// For how long the provider could be asked about it, and was.
+    #[serde(default)]
+    pub watched: Watched,
     /// When a hint last moved its next poll.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hinted_at: Option<At>,
@@ -74,6 +77,17 @@ pub struct Run {
     /// When our own clock has something to say next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake_at: Option<At>,
+}
+
+/// Time that counts towards `give_up`: only time between two answers of the provider, and of a long
+/// silence between them only [`schedule::counted`]. A daemon that was off, a clock that jumped and a
+/// provider that was away add next to nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// When the provider last answered about the run; before the first answer, when it became known.
+    pub until: At,
+    /// The time counted up to then, in milliseconds.
+    pub ms: u64,
 }
 
 /// How many came, and when the first and the last.
@@ -131,6 +145,17 @@ impl Open {
             .map(|held| &held.evidence)
             .into_iter()
             .chain(&self.seen)
+    }
+
+    /// Holds what is held for its full time from now on.
+    fn hold_from(&mut self, at: &Circumstances<'_>) {
+        if let Some(held) = &mut self.claim {
+            held.until = at.now.plus(at.policy.confirm_timeout);
+        }
+        if let Some(seen) = &mut self.seen {
+            let grace = i64::try_from(at.policy.grace.as_millis()).unwrap_or(i64::MAX);
+            seen.received_at = At(at.now.0.saturating_sub(grace));
+        }
     }
 
     /// When that settles the run even if nothing more was to be had. A claim waits for an answer; once
@@ -274,6 +299,8 @@ pub struct Circumstances<'a> {
     pub seed: u64,
     /// When the run's source was first configured. What was over before is history.
     pub since: At,
+    /// When the provider last showed any run of the source in answer to a status request.
+    pub found_at: Option<At>,
 }
 
 /// Concludes.
@@ -317,7 +344,7 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
             observation.last_sign() >= Some(at.since)
         }
         Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
-        Claim::Missing | Claim::Nothing | Claim::TimerFired => false,
+        Claim::Missing | Claim::Nothing | Claim::Withheld | Claim::TimerFired => false,
     };
     if !opens || !observation.entitled() {
         return None;
@@ -331,6 +358,10 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         webhooks: Arrivals::default(),
         polls: 0,
         answered_at: None,
+        watched: Watched {
+            until: at.now,
+            ms: 0,
+        },
         hinted_at: None,
         overdue: false,
         statuses: 0,
@@ -367,9 +398,16 @@ fn while_open(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) 
             }
         }
         Claim::Missing => missing(run, observation, at),
-        Claim::Nothing => {
-            run.poll_again(at);
+        // The provider answers about other runs: it can be reached, and says nothing about this one.
+        Claim::Nothing if at.found_at <= Some(run.watched.until) => {
+            run.poll_after_failure(at);
             (None, Effect::Unchanged)
+        }
+        Claim::Nothing | Claim::Withheld => {
+            run.watch(at);
+            run.poll_after_failure(at);
+            run.give_up_if_due(Via::Poll, at)
+                .unwrap_or((None, Effect::Unchanged))
         }
         Claim::TimerFired => timer(run, at),
     }
@@ -447,12 +485,19 @@ fn goes_on(
         effect = Effect::Status;
     }
     if authoritative {
+        run.watch(at);
         run.poll_again(at);
     }
     if let (Some(span), Some(plan)) = (observation.poll_after, &mut run.poll)
         && !plan.urgent
     {
         plan.at = plan.at.max(at.now.plus(span));
+    }
+    // A status that is news is published first; the next answer may end the run.
+    if authoritative && publish.is_none() {
+        return run
+            .give_up_if_due(observation.via, at)
+            .unwrap_or((publish, effect));
     }
     (publish, effect)
 }
@@ -562,36 +607,51 @@ fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> 
         );
         return (None, Effect::Missed);
     }
+    let forgotten =
+        run.answered_at.is_none() || at.found_at > open.misses.map(|misses| misses.first);
     let misses = open.misses.get_or_insert(Misses {
         first: at.now,
         count: 0,
     });
     misses.count += 1;
-    if misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN {
+    let absent =
+        misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN;
+    // A run that was there, at a source that shows none of its runs any more: then the key or the
+    // project has changed, and the run has not ended.
+    if absent && forgotten {
         return conclude_without_answer(run, "provider_gone", observation.via, at);
     }
     run.poll_at(at.now.plus(schedule::MISS_INTERVAL), at.policy);
+    if absent {
+        run.watch(at);
+        return run
+            .give_up_if_due(observation.via, at)
+            .unwrap_or((None, Effect::Missed));
+    }
     (None, Effect::Missed)
 }
 
 /// One of our own limits was passed.
 fn timer(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
-    let Phase::Open(open) = &run.phase else {
+    let Phase::Open(open) = &mut run.phase else {
         unreachable!("called while open")
     };
-    if open
-        .held_until(at.policy)
-        .is_some_and(|until| until <= at.now)
-    {
-        return conclude_without_answer(run, "", Via::Clock, at);
-    }
-    let end = run.known_since.plus(at.policy.give_up);
-    if end <= at.now {
-        let answered = run.answered_at.is_some_and(|answered| answered >= end);
-        if answered || !at.policy.can_poll || end.plus(schedule::LAST_CHANCE) <= at.now {
-            return conclude_without_answer(run, "deadline_exceeded", Via::Clock, at);
+    if let Some(until) = open.held_until(at.policy).filter(|until| *until <= at.now) {
+        if !at.policy.can_poll || at.now.since(until) <= schedule::LATE {
+            return conclude_without_answer(run, "", Via::Clock, at);
         }
+        // Nobody could ask when the hold ended: we were off, or the clock jumped. One poll comes first.
+        open.hold_from(at);
         run.poll_now(at);
+        return (None, Effect::Unchanged);
+    }
+    if run.give_up_at(at.policy) <= at.now {
+        if at.policy.can_poll {
+            // Only an answer ends the run; see `give_up_if_due`.
+            run.poll_now(at);
+        } else if let Some(conclusion) = run.give_up_unasked(at) {
+            return conclusion;
+        }
     }
     if !run.overdue && run.opened_at().plus(at.policy.deadline) <= at.now {
         run.overdue = true;
@@ -751,7 +811,7 @@ impl Settled {
     /// A question was answered: the check that was due is done, and a dispute older than the
     /// question is decided.
     fn note_answer(&mut self, observation: &Observation) {
-        if observation.claim == Claim::Nothing {
+        if matches!(observation.claim, Claim::Nothing | Claim::Withheld) {
             return;
         }
         self.disputed_at = self
@@ -808,7 +868,10 @@ impl Run {
                 {
                     held.polls += 1;
                 }
-                if observation.claim != Claim::Nothing {
+                if !matches!(
+                    observation.claim,
+                    Claim::Nothing | Claim::Withheld | Claim::Missing
+                ) {
                     self.answered_at = Some(now);
                 }
             }
@@ -908,6 +971,24 @@ impl Run {
         });
     }
 
+    /// After a poll that said nothing. An overdue run that could not be asked about is not left
+    /// alone as if it had been.
+    fn poll_after_failure(&mut self, at: &Circumstances<'_>) {
+        self.poll_again(at);
+        let held = matches!(&self.phase, Phase::Open(open) if open.held().next().is_some());
+        if self.overdue && !held {
+            let when = schedule::next(
+                at.policy,
+                self.opened_at(),
+                self.polls,
+                false,
+                at.seed,
+                at.now,
+            );
+            self.poll_at(when, at.policy);
+        }
+    }
+
     /// After an answer that left the run open.
     fn poll_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
@@ -991,8 +1072,51 @@ impl Run {
         (Some(Publication::Completion), Effect::Settled)
     }
 
-    /// The next moment at which a limit of ours is passed. Once `give_up` has passed unanswered
-    /// that is each minute, until the last chance is gone.
+    /// Counts the time since the last answer, as far as it counts, and begins anew.
+    fn watch(&mut self, at: &Circumstances<'_>) {
+        let counted = schedule::counted(at.policy, at.now.since(self.watched.until));
+        let counted = u64::try_from(counted.as_millis()).unwrap_or(u64::MAX);
+        self.watched.ms = self.watched.ms.saturating_add(counted);
+        self.watched.until = at.now;
+    }
+
+    /// When `give_up` will have passed if the provider goes on answering.
+    fn give_up_at(&self, policy: &Policy) -> At {
+        let left = policy
+            .give_up
+            .saturating_sub(Duration::from_millis(self.watched.ms));
+        self.watched.until.plus(left)
+    }
+
+    /// Settles a run that the provider has shown as unfinished for all of `give_up`.
+    fn give_up_if_due(&mut self, via: Via, at: &Circumstances<'_>) -> Option<Conclusion> {
+        let watched = Duration::from_millis(self.watched.ms);
+        (watched >= at.policy.give_up)
+            .then(|| conclude_without_answer(self, "deadline_exceeded", via, at))
+    }
+
+    /// Without a key nobody can be asked, and only the clock can end the run. If the daemon was off
+    /// when `give_up` passed, a webhook first gets [`schedule::LAST_CHANCE`] to arrive.
+    fn give_up_unasked(&mut self, at: &Circumstances<'_>) -> Option<Conclusion> {
+        let passed = self.give_up_at(at.policy);
+        if at.now.since(passed) > schedule::LATE {
+            let last_chance = at.policy.give_up.saturating_sub(schedule::LAST_CHANCE);
+            self.watched = Watched {
+                until: at.now,
+                ms: u64::try_from(last_chance.as_millis()).unwrap_or(u64::MAX),
+            };
+            return None;
+        }
+        Some(conclude_without_answer(
+            self,
+            "deadline_exceeded",
+            Via::Clock,
+            at,
+        ))
+    }
+
+    /// The next moment at which a limit of ours is passed. Once `give_up` has passed and no answer
+    /// has come, that is within a minute; news that does not concern the limit does not move it.
     fn set_timer(&mut self, policy: &Policy, now: At) {
         let Phase::Open(open) = &self.phase else {
             self.wake_at = None;
@@ -1000,12 +1124,14 @@ impl Run {
         };
         let overdue = (!self.overdue).then(|| self.opened_at().plus(policy.deadline));
         let held = open.held_until(policy);
-        let end = self.known_since.plus(policy.give_up);
+        let end = self.give_up_at(policy);
         let given_up = if end > now {
             end
         } else {
-            now.plus(Duration::from_secs(60))
-                .min(end.plus(schedule::LAST_CHANCE))
+            let minute = now.plus(Duration::from_secs(60));
+            self.wake_at
+                .filter(|set| *set > now)
+                .map_or(minute, |set| set.min(minute))
         };
         self.wake_at = [overdue, held, Some(given_up)].into_iter().flatten().min();
     }

@@ -33,8 +33,12 @@ pub enum Claim {
     Ended(Ending),
     /// The provider says that it knows no such run, and a call that must work with this key worked.
     Missing,
-    /// We asked and learned nothing: a failure, a refusal, an unreadable answer.
+    /// We polled and learned nothing: no response, a key that is not accepted, an unreadable
+    /// answer.
     Nothing,
+    /// The provider answers, but not about this run: its status cannot be read, while a call that
+    /// must work with this key worked.
+    Withheld,
     /// Nobody said anything; one of our own limits was passed.
     TimerFired,
 }

@@ -49,6 +49,7 @@ pub struct Policy {
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A run known for less than this makes a 404 mere lag.
 pub const YOUNG: Duration = MINUTE;
@@ -60,8 +61,11 @@ pub const MISSES_SPAN: Duration = Duration::from_secs(600);
 pub const MISS_INTERVAL: Duration = Duration::from_secs(300);
 /// Hints may bring a run's next poll forward this often.
 pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
-/// A run past its `give_up` still gets this long for one last answer (we may have been down).
+/// A run without a key whose `give_up` passed while the daemon was off still gets this long for a
+/// webhook.
 pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
+/// A timer that fires later than this fires after a stop or a jump of the clock.
+pub const LATE: Duration = Duration::from_secs(30);
 /// When a settlement nobody confirmed is looked at again.
 pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
 /// Nobody polls for longer than this about a run that has settled.
@@ -79,6 +83,13 @@ const LAG: [Duration; 5] = [
 
 const _: () = assert!(CHECKS[1].as_secs() < LOOK_FOR.as_secs());
 const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSES_SPAN.as_secs());
+
+/// How much of the time between two answers counts as time in which the provider could be reached:
+/// no more than the longest interval that the schedule itself leaves between two polls, or an hour.
+pub fn counted(policy: &Policy, between: Duration) -> Duration {
+    let longest = policy.max_interval.max(policy.first_poll);
+    between.min(longest.saturating_mul(OVERDUE_STRETCH + 3).max(HOUR))
+}
 
 /// When a run that was opened at `opened_at` and is known from `now` on is asked about first.
 pub fn first(policy: &Policy, opened_at: At, now: At) -> At {

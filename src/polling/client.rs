@@ -154,24 +154,30 @@ impl SourceClient {
         *self.skew_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a request at once, without a token of the limiter; the limiter observes the answer.
+    /// Sends a request at once, without a token of the limiter; the limiter observes the answer. A
+    /// refusal does not open the breaker: it may concern this request alone.
     pub async fn poll_now(&self, request: &ApiRequest) -> ApiResponse {
+        self.send(request, false).await
+    }
+
+    /// `speaks_for_account`: see [`Exchange::speaks_for_account`].
+    async fn send(&self, request: &ApiRequest, speaks_for_account: bool) -> ApiResponse {
         let answer = self.http.ask(&self.member, request).await;
         let now = (self.clock)();
         self.note_skew(&answer, now);
         let class = self.member.config.provider.classify(&answer);
-        self.learn(&class, now);
+        self.learn(&class, speaks_for_account, now);
         answer
     }
 
     /// Waits for a reserved token, then sends the request. `None` once the breaker is open: only a
     /// probe may find out that the key works again.
-    pub async fn ask(&self, request: &ApiRequest) -> Option<ApiResponse> {
+    async fn ask(&self, request: &ApiRequest, speaks_for_account: bool) -> Option<ApiResponse> {
         loop {
             let now = (self.clock)();
             let allowed = self.limiter().try_acquire_reserved(now, self.member.seed());
             match allowed {
-                Ok(()) => return Some(self.poll_now(request).await),
+                Ok(()) => return Some(self.send(request, speaks_for_account).await),
                 Err(_) if self.limiter().broken() => return None,
                 Err(at) => tokio::time::sleep(at.since(now).max(Duration::from_millis(1))).await,
             }
@@ -188,10 +194,16 @@ impl SourceClient {
         mut paid: bool,
     ) -> Option<(Report, Option<(Exchange, ApiRequest)>)> {
         loop {
+            let speaks = exchange.speaks_for_account();
             let answer = if paid {
-                self.poll_now(&request).await
+                Some(self.send(&request, speaks).await)
             } else {
-                self.ask(&request).await?
+                self.ask(&request, speaks).await
+            };
+            let Some(answer) = answer else {
+                // The breaker is open. What was answered before that is used all the same.
+                let report = exchange.cut_short((self.clock)());
+                return report.map(|report| (report, None));
             };
             paid = false;
             match exchange.go_on(request, answer, (self.clock)()) {
@@ -210,11 +222,11 @@ impl SourceClient {
             .map(|(report, _)| report)
     }
 
-    fn learn(&self, class: &ResponseClass, now: At) {
+    fn learn(&self, class: &ResponseClass, speaks_for_account: bool, now: At) {
         let source = self.member.config.name.as_str();
         let mut limiter = self.limiter();
         let was_open = limiter.broken();
-        limiter.observe(class, now, self.member.seed());
+        limiter.observe_answer(class, speaks_for_account, now, self.member.seed());
         match (was_open, limiter.state(now).breaker) {
             (false, Some(breaker)) => {
                 tracing::error!(

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use crate::config::Source;
 use crate::limits;
 use crate::model::decide::Run;
+use crate::model::observation::Claim;
 use crate::model::{At, Kind, RunId};
-use crate::providers::{ApiRequest, ApiResponse, RunRef};
+use crate::providers::{ApiRequest, ApiResponse, ResponseClass, RunRef};
 use crate::report::{Meta, PollMeta, Report, ResponseMeta, SweepMeta};
 
 /// A poll of one run, one page of a sweep, or a probe of the API key, while it is under way.
@@ -35,6 +36,8 @@ struct RunExchange {
     requested_at: At,
     paths: Vec<String>,
     answers: Vec<ApiResponse>,
+    /// The request under way is the canary, which shows whether the key works at all.
+    canary: bool,
 }
 
 /// One page of the provider's list; `number` counts from 1 and bounds the sweep.
@@ -73,6 +76,7 @@ impl Exchange {
             requested_at: now,
             paths: Vec::new(),
             answers: Vec::new(),
+            canary: false,
         };
         let request = source.provider.status_request(&exchange.run_ref(member));
         (
@@ -117,17 +121,31 @@ impl Exchange {
 
     /// Begins a probe that finds out whether the key works again.
     pub fn probe(member: &Arc<Source>) -> (Exchange, ApiRequest) {
-        let request = member
-            .config
-            .provider
-            .canary_request(&member.config.settings);
-        (
-            Exchange {
-                member: member.clone(),
-                about: About::Key,
-            },
-            request,
-        )
+        let exchange = Exchange {
+            member: member.clone(),
+            about: About::Key,
+        };
+        (exchange, canary(member))
+    }
+
+    /// Whether the next answer speaks for the account. A refusal of anything but the canary may
+    /// concern one run, or one right that the key lacks.
+    pub fn speaks_for_account(&self) -> bool {
+        match &self.about {
+            About::Run(exchange) => exchange.canary,
+            About::Page(_) => false,
+            About::Key => true,
+        }
+    }
+
+    /// The report of what has been answered so far, if nothing more can be asked.
+    pub fn cut_short(self, now: At) -> Option<Report> {
+        match self.about {
+            About::Run(exchange) if !exchange.answers.is_empty() => {
+                Some(exchange.report(&self.member, now))
+            }
+            _ => None,
+        }
     }
 
     /// Takes the answer to `request`, which came at `now`.
@@ -135,7 +153,7 @@ impl Exchange {
         let Exchange { member, about } = self;
         match about {
             About::Run(exchange) => exchange.go_on(member, request, answer, now),
-            About::Page(page) => page.write_batch(&member, request, answer, now),
+            About::Page(page) => page.go_on(&member, request, answer, now),
             About::Key => Next::Done,
         }
     }
@@ -167,6 +185,7 @@ impl RunExchange {
                 .provider
                 .follow_up(&self.run_ref(&member), &self.answers)
         {
+            self.canary = further == canary(&member);
             return Next::Ask(
                 Exchange {
                     member,
@@ -175,6 +194,37 @@ impl RunExchange {
                 further,
             );
         }
+        if !self.canary && self.is_refused(&member) {
+            self.canary = true;
+            let further = canary(&member);
+            return Next::Ask(
+                Exchange {
+                    member,
+                    about: About::Run(self),
+                },
+                further,
+            );
+        }
+        Next::Report(self.report(&member, now), None)
+    }
+
+    /// The provider answers, but says nothing about the run: the run may be forbidden or broken, or
+    /// the key may have been withdrawn. The canary tells which.
+    fn is_refused(&self, member: &Source) -> bool {
+        let refusal = |answer: &ApiResponse| {
+            matches!(answer, ApiResponse::Http(response)
+                if (400..500).contains(&response.status) && !matches!(response.status, 408 | 429))
+        };
+        let provider = member.config.provider;
+        self.answers.iter().any(refusal)
+            && provider
+                .read_status(&self.run_ref(member), &self.answers, self.requested_at)
+                .claim
+                == Claim::Nothing
+    }
+
+    /// The report of all answers so far.
+    fn report(self, member: &Source, now: At) -> Report {
         let RunExchange {
             run_id,
             kind,
@@ -183,6 +233,7 @@ impl RunExchange {
             requested_at,
             paths,
             answers,
+            canary: _,
         } = self;
         let split = paths
             .into_iter()
@@ -197,20 +248,23 @@ impl RunExchange {
             requested_at,
             answers,
         });
-        Next::Report(
-            Report {
-                source: member.id,
-                at: now,
-                meta,
-                body: bodies.concat(),
-            },
-            None,
-        )
+        Report {
+            source: member.id,
+            at: now,
+            meta,
+            body: bodies.concat(),
+        }
     }
 }
 
+/// The request that works whenever the key does.
+fn canary(member: &Source) -> ApiRequest {
+    let config = &member.config;
+    config.provider.canary_request(&config.settings)
+}
+
 impl Page {
-    fn write_batch(
+    fn go_on(
         self,
         member: &Arc<Source>,
         request: ApiRequest,
@@ -223,6 +277,10 @@ impl Page {
             requested_at,
         } = self;
         let source = &member.config;
+        let denied = matches!(
+            source.provider.classify(&answer),
+            ResponseClass::Denied { .. }
+        );
         let next = source
             .provider
             .read_list(token.as_deref(), &answer, &source.settings, requested_at)
@@ -239,6 +297,10 @@ impl Page {
             meta,
             body,
         };
+        if denied {
+            // A key may lack the right to list and do everything else: the canary decides about it.
+            return Next::Report(report, Some(Exchange::probe(member)));
+        }
         let next = next.filter(|_| number < limits::SWEEP_PAGES_MAX);
         Next::Report(
             report,

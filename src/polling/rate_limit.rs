@@ -251,7 +251,26 @@ impl RateLimiter {
         self.breaker.is_some()
     }
 
-    /// Takes the class of one answer, of a poll or a probe, into account. `seed` is for the jitter.
+    /// Takes the class of one answer into account. A refusal that does not speak for the account is counted, and
+    /// stops nothing: the canary is asked after it.
+    pub fn observe_answer(
+        &mut self,
+        class: &ResponseClass,
+        speaks_for_account: bool,
+        now: At,
+        seed: u64,
+    ) {
+        match class {
+            ResponseClass::Denied { .. } if !speaks_for_account => {
+                self.advance(now);
+                self.responses.denied += 1;
+            }
+            _ => self.observe(class, now, seed),
+        }
+    }
+
+    /// Takes the class of one answer that speaks for the account, of a poll or a probe, into account.
+    /// `seed` is for the jitter.
     pub fn observe(&mut self, class: &ResponseClass, now: At, seed: u64) {
         let now = self.advance(now);
         match class {

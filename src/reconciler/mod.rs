@@ -240,6 +240,7 @@ impl Reconciler {
         let state = StoredState {
             runs: self.writer.runs(readings.keys())?,
             next_seq: self.writer.next_seq()?,
+            found_at: self.writer.found_at()?,
         };
         let decisions = guarded(|| readings.decide(state))?;
         let payloads = self.writer.payloads(&decisions.wanted())?;

@@ -95,6 +95,7 @@ fn conclude(
         report: 1,
         seed: 7,
         since: At(0),
+        found_at: None,
     };
     let decision = decide(run, heard, &at);
     let run = decision.run?;

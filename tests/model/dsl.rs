@@ -3,7 +3,8 @@
 //! An observation is written `evidence:claim`. Pollers: `hint`, `secret`, `signed` (webhooks), `replay`,
 //! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
 //! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
-//! covers another outcome), `404`, `5xx`, `over`, `open`, `track`, `timer`. `get@5:failed` is an
+//! covers another outcome), `404`, `403` (of this run alone), `5xx`, `over`, `open`, `track`, `timer`.
+//! `other:found` says that the provider has shown another run of the source. `get@5:failed` is an
 //! answer to a question asked at second 5; `running+10m` polls to be left alone that long.
 
 use std::time::Duration;
@@ -60,6 +61,10 @@ pub fn policy(words: &str) -> Policy {
         },
         "mute" => Policy {
             can_poll: false,
+            ..policy
+        },
+        "brief" => Policy {
+            give_up: 3 * HOUR,
             ..policy
         },
         "lists" => Policy {
@@ -151,6 +156,7 @@ fn claim(text: &str) -> Claim {
         "running" | "paused" => Claim::Open(Progress::Started),
         "404" => Claim::Missing,
         "5xx" => Claim::Nothing,
+        "403" => Claim::Withheld,
         "timer" => Claim::TimerFired,
         ended => {
             let (word, sufficient) = ended
@@ -177,6 +183,8 @@ pub struct RunRef<'a> {
     pub run: Option<Run>,
     pub now: At,
     pub report: i64,
+    /// When the provider last showed any run of the source.
+    pub found_at: Option<At>,
 }
 
 impl<'a> RunRef<'a> {
@@ -187,6 +195,7 @@ impl<'a> RunRef<'a> {
             run: None,
             now: START,
             report: 0,
+            found_at: None,
         }
     }
 
@@ -199,6 +208,7 @@ impl<'a> RunRef<'a> {
             report: self.report,
             seed: 7,
             since: At(i64::MIN),
+            found_at: self.found_at,
         };
         let decision = decide(self.run.take(), heard, &at);
         self.run = decision.run;
@@ -222,6 +232,10 @@ impl<'a> RunRef<'a> {
             .split_once(' ')
             .unwrap_or_else(|| panic!("no time in {step}"));
         self.now = START.plus(span(time));
+        if words == "other:found" {
+            self.found_at = Some(self.now);
+            return (None, Effect::Ignored);
+        }
         self.hears(&observation(words, self.now))
     }
 

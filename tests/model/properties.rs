@@ -178,7 +178,7 @@ proptest! {
             let before = history.subject.run.clone();
             let heard = hear(&mut history, step);
             let (now, report) = (history.subject.now, history.subject.report);
-            let at = Circumstances { policy: &policy, now, report, seed: 7, since: At(i64::MIN) };
+            let at = Circumstances { policy: &policy, now, report, seed: 7, since: At(i64::MIN), found_at: None };
             let again = decide(before.as_ref().map(stored), &heard, &at);
             prop_assert_eq!(&again.run, &history.subject.run, "the same decision from a stored run");
             prop_assert_eq!(again.run.as_ref().map(stored), again.run);
@@ -200,15 +200,21 @@ proptest! {
     }
 
     #[test]
-    fn in_the_end_everything_settles(policy in policies(), steps in steps()) {
+    fn if_the_provider_answers_everything_settles_in_the_end(policy in policies(), steps in steps()) {
         let mut history = History::of(RunRef::under(&policy));
         for step in &steps {
             hear(&mut history, step);
         }
-        for _ in 0..100 {
+        // The provider answers now and then, and each time says that the run goes on.
+        let gap = policy.max_interval.max(policy.first_poll).saturating_mul(15).max(60 * MINUTE);
+        for _ in 0..20_000 {
             let Some(wake) = history.subject.run.as_ref().and_then(|run| run.wake_at) else { break };
             history.subject.now = history.subject.now.max(wake);
             history.hears(&observation("clock:timer", history.subject.now));
+            if policy.can_poll && history.subject.run.as_ref().is_some_and(|run| run.wake_at.is_some()) {
+                history.subject.now = history.subject.now.plus(gap);
+                history.hears(&observation("get:running", history.subject.now));
+            }
         }
         prop_assert!(history.subject.run.is_none_or(|run| run.wake_at.is_none()), "no run is open for ever");
     }

@@ -117,6 +117,8 @@ a real answer begins the count anew                       | auto   | 0 client:tr
 a failed question neither counts nor resets               | auto   | 0 client:track; 1m get:404; 6m get:5xx; 11m get:404 | 12m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 failed questions alone never count                        | auto   | 0 client:track; 1m get:5xx; 6m get:5xx; 11m get:5xx | 16m get:5xx | unchanged | - | curve | ~
 a running webhook does not reset the count                | auto   | 0 client:track; 1m get:404; 6m get:404; 7m signed:running | 11m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
+a run that was there is not gone if no run is found       | auto   | 0 get:running; 1h get:404; 65m get:404 | 71m get:404 | missed | - | +5m | ~
+it is once another run is found                           | auto   | 0 get:running; 1h get:404; 62m other:found; 65m get:404 | 71m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 
 # ── Deadlines ───────────────────────────────────────────────────────────────────────────────────
 before the deadline nothing is said                       | auto   | 0 client:track | 23h clock:timer | unchanged | - | -82780s | +1h
@@ -124,14 +126,22 @@ past the deadline a run is overdue                        | auto   | 0 client:tr
 an overdue run is asked about less often                  | auto   | 0 client:track; 24h clock:timer | 24h1m get:running | status | status 1 | hourly | ~
 an overdue run settles like any other                     | auto   | 0 client:track; 24h clock:timer | 25h signed:succeeded! | settled | succeeded by webhook | - | -
 past give_up there is one last question                   | auto   | 0 client:track; 1d clock:timer | 7d clock:timer | unchanged | - | now! | +1m
-its answer ends the wait                                  | auto   | 0 client:track; 1d clock:timer; 7d clock:timer; 7d10s get:running | 7d60s clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+answers for as long as give_up end it                      | brief  | 0 client:track; 1h get:running; 2h get:running | 3h get:running | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+time without an answer hardly counts                      | brief  | 0 client:track; 1h get:running; 3d clock:timer | 3d1s get:running | unchanged | - | hourly | +45m
+a forbidden run is given up too                           | brief  | 0 client:track; 1h get:403; 2h get:403 | 3h get:403 | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+failures count while other runs are answered               | brief  | 0 client:track; 1h other:found; 1h1s get:5xx; 2h other:found; 2h1s get:5xx; 3h1s other:found | 3h2s get:5xx | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
+failures alone do not                                     | brief  | 0 client:track; 1h get:5xx; 2h get:5xx; 3h get:5xx | 9h get:5xx | unchanged | - | curve | +1m
 a failed one does not                                     | auto   | 0 client:track; 1d clock:timer; 7d clock:timer; 7d10s get:5xx | 7d60s clock:timer | unchanged | - | now! | +1m
 an end in it is believed                                  | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d10s get:succeeded | settled | succeeded by poll | - | -
-the last chance lasts an hour                             | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d59m30s clock:timer | unchanged | - | now! | +30s
-after it there is no more waiting                         | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d1h clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
-an answer before give_up is not the last one              | auto   | 0 client:track; 1d clock:timer; 6d get:running | 7d clock:timer | unchanged | - | now! | +1m
+without an answer nothing ends                            | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 30d clock:timer | unchanged | - | now! | +1m
+a webhook does not move the timer                         | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d20s signed:running | status | status 1 | -20s! | +40s
+an answer after a long silence is not the last            | auto   | 0 client:track; 1d clock:timer; 6d get:running | 7d get:running | unchanged | - | hourly | ~
 without a key there is no last question                   | mute   | 0 client:track; 1d clock:timer | 7d clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
-what is held at give_up is believed                       | patient | 0 client:track; 1d clock:timer; 6d23h55m secret:failed | 7d1h clock:timer | settled | failed by webhook unconfirmed | +10m | -
+without a key a webhook gets an hour after a stop         | mute   | 0 client:track; 1d clock:timer | 8d clock:timer | unchanged | - | - | +1h
+and no more than that                                     | mute   | 0 client:track; 1d clock:timer; 8d clock:timer | 8d1h clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
+what is held gets one poll after a stop                   | patient | 0 client:track; 1d clock:timer; 6d23h55m secret:failed | 7d1h clock:timer | unchanged | - | now! | +1m
+and is believed after that                                | patient | 0 client:track; 1d clock:timer; 6d23h55m secret:failed; 7d1h clock:timer | 7d1h10m clock:timer | settled | failed by webhook unconfirmed | +10m | -
+so does an answered end in its grace                      | grace  | 0 client:track; 20 get:failed | 1h clock:timer | unchanged | - | now! | +1m
 
 # ── A settled run ───────────────────────────────────────────────────────────────────────────────
 its own end again confirms                                | auto   | 0 signed:failed! | 5 signed:failed! | confirmed | - | - | -
@@ -150,8 +160,8 @@ an unsigned one against an answer too                     | auto   | 0 get:faile
 the answer decides for what was published                 | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:failed | confirmed | - | - | -
 or against it                                             | auto   | 0 signed:failed!; 5 signed:succeeded! | 6 get:succeeded | amended | amendment 1: failed was wrong, succeeded | - | -
 the fourth dispute is not asked about                     | auto   | 0 signed:failed!; 1 signed:succeeded!; 2 get:failed; 3 signed:succeeded!; 4 get:failed; 5 signed:succeeded!; 6 get:failed | 7 signed:succeeded! | disputed | - | - | -
-what was inferred is corrected by any entitled evidence      | auto   | 0 client:track; 8d clock:timer | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
-what was inferred overtakes no answer                     | auto   | 0 client:track; 8d clock:timer | 9d get@7d:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
+what was inferred is corrected by any entitled evidence      | brief  | 0 client:track; 1h get:running; 2h get:running; 3h get:running | 9d secret:failed | amended | amendment 1: indeterminate was wrong, failed | now! | -
+what was inferred overtakes no answer                     | brief  | 0 client:track; 1h get:running; 2h get:running; 3h get:running | 9d get@1h:failed | amended | amendment 1: indeterminate was wrong, failed | - | -
 three amendments and no more                              | auto   | 0 get:failed; 1 get:succeeded; 2 get:failed; 3 get:succeeded | 4 get:failed | exhausted | - | - | -
 
 # ── A word that covers two outcomes ─────────────────────────────────────────────────────────────

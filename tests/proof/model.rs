@@ -123,6 +123,7 @@ impl Reference {
                     report: id,
                     seed,
                     since: At(0),
+                    found_at: None,
                 },
             );
             let Some(run) = decision.run else { continue };

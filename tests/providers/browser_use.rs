@@ -835,6 +835,7 @@ fn an_idle_webhook_asks_at_once_and_never_settles() {
         report: 1,
         seed: 1,
         since: At(0),
+        found_at: None,
     };
     let heard = decide(None, &said[0], &at);
     let run = heard.run.unwrap();

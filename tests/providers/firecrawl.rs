@@ -1215,6 +1215,7 @@ fn told_in_order(kind: Kind, said: impl IntoIterator<Item = Observation>) -> Vec
             report: i.try_into().unwrap(),
             seed: 1,
             since: At(0),
+            found_at: None,
         };
         let decision = decide(run.take(), &observation, &at);
         run.clone_from(&decision.run);

@@ -426,6 +426,7 @@ fn a_finally_block_and_one_unlucky_poll_settle_nothing_early() {
                 report: millis,
                 seed: 1,
                 since: At(0),
+                found_at: None,
             },
         );
         run = decision.run;

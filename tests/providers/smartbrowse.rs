@@ -293,6 +293,7 @@ fn a_contradiction_in_a_webhook_asks_at_once_and_settles_nothing() {
         report: 1,
         seed: 1,
         since: At(0),
+        found_at: None,
     };
     let heard = said(br#"{"event":"completed","status":"failed","run_id":"r1"}"#);
     let decision = decide(None, &heard, &at);

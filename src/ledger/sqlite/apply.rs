@@ -10,9 +10,9 @@ use crate::changes::{
     StoredRun,
 };
 use crate::ledger::commands::{AnyCommand, AnyReply};
-use crate::model::RunId;
 use crate::model::decide::{Phase, Run};
 use crate::model::record::PAYLOAD_BYTES_MAX;
+use crate::model::{At, RunId};
 use crate::report::{Meta, Report};
 
 /// What one transaction of the writer does, in the order of the fields.
@@ -64,6 +64,16 @@ impl Writer {
             )?;
             let rows = select.query_and_then([&wanted], stored_run)?;
             rows.collect()
+        })
+    }
+
+    /// By source: when the provider last showed any of its runs in answer to a status request.
+    pub fn found_at(&mut self) -> Result<BTreeMap<i64, At>> {
+        self.look(|connection| {
+            let mut select = connection
+                .prepare_cached("SELECT id, found_at FROM sources WHERE found_at IS NOT NULL")?;
+            let rows = select.query_map([], |row| Ok((row.get(0)?, At(row.get(1)?))))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
     }
 

@@ -37,7 +37,7 @@ impl Transaction<'_> {
     pub(super) fn note_traffic(&mut self, source: i64, traffic: &Traffic) -> Result<()> {
         let mut update = self.tx.prepare_cached(
             "UPDATE sources SET webhook_at = coalesce(?2, webhook_at), unverified_at = coalesce(?3, unverified_at),
-                answer_at = coalesce(?4, answer_at) WHERE id = ?1",
+                answer_at = coalesce(?4, answer_at), found_at = coalesce(?5, found_at) WHERE id = ?1",
         )?;
         let at = |at: Option<At>| at.map(|at| at.0);
         update.execute((
@@ -45,6 +45,7 @@ impl Transaction<'_> {
             at(traffic.webhook_at),
             at(traffic.unverified_at),
             at(traffic.answer_at),
+            at(traffic.found_at),
         ))?;
         let mut used = self.tx.prepare_cached(
             "INSERT INTO secret_uses (source, label, last_at, uses) VALUES (?1, ?2, ?3, ?4) ON CONFLICT

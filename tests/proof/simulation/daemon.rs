@@ -123,9 +123,15 @@ impl SourceLoop {
     }
 
     /// What an answer tells about the account.
-    pub fn hear(&mut self, answer: &ApiResponse, now: At) -> ResponseClass {
+    pub fn hear(
+        &mut self,
+        answer: &ApiResponse,
+        speaks_for_account: bool,
+        now: At,
+    ) -> ResponseClass {
         let class = self.member.config.provider.classify(answer);
-        self.limiter.observe(&class, now, self.member.seed());
+        self.limiter
+            .observe_answer(&class, speaks_for_account, now, self.member.seed());
         class
     }
 

@@ -667,7 +667,18 @@ impl Simulation {
         let desk = &mut daemon.desks[asking.desk];
         match desk.try_acquire_reserved(now) {
             Ok(()) => self.send(asking),
-            Err(_) if desk.broken() => self.carry_on(asking.desk, asking.task, None),
+            Err(_) if desk.broken() => match asking.exchange.cut_short(now) {
+                Some(report) => {
+                    let sender = Sender::SourceLoop {
+                        desk: asking.desk,
+                        task: asking.task,
+                        further: None,
+                    };
+                    self.waiting.push((report, sender));
+                    Ok(())
+                }
+                None => self.carry_on(asking.desk, asking.task, None),
+            },
             Err(at) => {
                 let at = self.when(at).max(self.now + Duration::from_millis(1));
                 let life = self.life;
@@ -756,7 +767,8 @@ impl Simulation {
         let Some(daemon) = &mut self.daemon else {
             return Ok(());
         };
-        let heard = daemon.desks[desk].hear(&answer, now);
+        let speaks = exchange.speaks_for_account();
+        let heard = daemon.desks[desk].hear(&answer, speaks, now);
         self.meters.get_mut(&desk).unwrap().hear(&heard, self.now);
         match exchange.go_on(request, answer, now) {
             Next::Ask(exchange, request) => self.ask(Asking {
