@@ -308,3 +308,170 @@ impl Page {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{SourceConfig, SourceRow};
+    use crate::model::{SourceName, Via};
+    use crate::providers::{REGISTRY, Reading, Response, Settings};
+    use crate::report::Meta;
+    use crate::secret::{Key, Secret, SecretLabel};
+
+    const NOW: At = At(1_700_000_000_000);
+
+    /// A source of each provider, in each generation of its API.
+    fn sources() -> Vec<Arc<Source>> {
+        let mut sources = Vec::new();
+        for provider in REGISTRY {
+            let apis = provider.apis().iter().map(|api| Some((*api).to_owned()));
+            let apis: Vec<_> = apis.chain([None]).collect();
+            for api in apis {
+                let key = Key {
+                    label: SecretLabel("api_key".to_owned()),
+                    secret: Secret::new("a-key-of-the-tests"),
+                };
+                let name = SourceName::new("source").unwrap();
+                let mut config = SourceConfig::new(name, *provider).with_keys(Some(key), []);
+                config.settings = Settings { api };
+                let row = SourceRow {
+                    id: 1,
+                    since: At(0),
+                };
+                sources.push(Arc::new(Source::new(row, Arc::new(config))));
+            }
+        }
+        sources
+    }
+
+    fn run() -> Run {
+        serde_json::from_str(
+            r#"{"known_since":0,"found_by":"operator","detail":{},"progress":"waiting",
+            "webhooks":{"count":0},"polls":0,"overdue":false,"statuses":0,"phase":{"open":{}}}"#,
+        )
+        .unwrap()
+    }
+
+    fn http(status: u16) -> ApiResponse {
+        ApiResponse::Http(Response {
+            status,
+            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+            body: b"{\"detail\":\"no\"}".to_vec(),
+            truncated: false,
+        })
+    }
+
+    /// Answers every request but the canary with `status`, and the canary with `canary`. Gives the
+    /// report, and whether each answer spoke for the account.
+    fn polled(source: &Arc<Source>, status: u16, canary_status: u16) -> (Report, Vec<bool>) {
+        let run_id = RunId::new("8d2c0a3e-5b1f-4e0a-9c59-1f2e3d4c5b6a").unwrap();
+        let (mut exchange, mut request) = Exchange::about(source, &run_id, &run(), NOW);
+        let mut spoke = Vec::new();
+        loop {
+            let asks_canary = request == canary(source);
+            spoke.push(exchange.speaks_for_account());
+            let answer = http(if asks_canary { canary_status } else { status });
+            match exchange.go_on(request, answer, NOW) {
+                Next::Ask(on, further) => (exchange, request) = (on, further),
+                Next::Report(report, None) => return (report, spoke),
+                _ => panic!("a poll ends with its report"),
+            }
+        }
+    }
+
+    fn claim(source: &Source, report: &Report) -> Claim {
+        let config = &source.config;
+        match report.read(config.provider, &config.settings) {
+            Reading::Said(mut observations) => observations.remove(0).claim,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_one_run_is_held_against_that_run_while_the_canary_works() {
+        for source in sources() {
+            let name = (source.config.provider.name(), &source.config.settings.api);
+            for status in [400, 401, 402, 403, 409, 422] {
+                let (report, spoke) = polled(&source, status, 200);
+                let (last, others) = spoke.split_last().unwrap();
+                assert!(
+                    *last,
+                    "{name:?} {status}: the canary speaks for the account"
+                );
+                assert!(
+                    !others.contains(&true),
+                    "{name:?} {status}: and nothing else does"
+                );
+                assert_eq!(
+                    claim(&source, &report),
+                    Claim::Withheld,
+                    "{name:?} {status}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_canary_that_is_refused_too_condemns_the_key_and_says_nothing_of_the_run() {
+        for source in sources() {
+            for status in [401, 403] {
+                let (report, spoke) = polled(&source, status, status);
+                assert_eq!(spoke.last(), Some(&true));
+                assert_eq!(claim(&source, &report), Claim::Nothing);
+            }
+        }
+    }
+
+    #[test]
+    fn trouble_of_the_service_and_silence_ask_no_canary() {
+        for source in sources() {
+            for status in [408, 429, 500, 502, 503] {
+                let (report, spoke) = polled(&source, status, 200);
+                assert!(!spoke.contains(&true), "{status}");
+                assert_eq!(claim(&source, &report), Claim::Nothing, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_refused_leaves_the_verdict_to_the_canary() {
+        for source in sources() {
+            let Some((exchange, request)) = Exchange::sweep(&source, NOW) else {
+                continue;
+            };
+            assert!(!exchange.speaks_for_account());
+            let Next::Report(report, Some((exchange, request))) =
+                exchange.go_on(request, http(403), NOW)
+            else {
+                panic!("a refused list is reported, and the canary is asked");
+            };
+            assert_eq!(report.meta.via(), Via::Sweep);
+            assert!(exchange.speaks_for_account());
+            assert_eq!(request, canary(&source));
+            assert!(matches!(
+                exchange.go_on(request, http(200), NOW),
+                Next::Done
+            ));
+        }
+    }
+
+    #[test]
+    fn what_was_answered_before_the_breaker_opened_is_reported() {
+        let sources = sources();
+        let run_id = RunId::new("r").unwrap();
+        let (exchange, _) = Exchange::about(&sources[0], &run_id, &run(), NOW);
+        assert!(
+            exchange.cut_short(NOW).is_none(),
+            "nothing was answered yet"
+        );
+        let (exchange, request) = Exchange::about(&sources[0], &run_id, &run(), NOW);
+        let Next::Ask(exchange, _) = exchange.go_on(request, http(404), NOW) else {
+            panic!("a 404 is followed by another request");
+        };
+        let report = exchange.cut_short(NOW).unwrap();
+        let Meta::Poll(meta) = &report.meta else {
+            panic!("a poll is reported as one");
+        };
+        assert_eq!(meta.answers[0].status, Some(404));
+    }
+}

@@ -20,6 +20,7 @@ use settled::demo::plan::{self, Mail, State};
 use settled::ledger::commands::{DropBodies, RemoveReports, TrimRecords};
 use settled::ledger::{AnyCommand, Filter, Reader, RunQuery, UnverifiedLimits, Writer};
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
+use settled::model::observation::Claim;
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
 use settled::model::{At, RunId, RunKey, SourceName, Trust, Via, schedule};
 use settled::providers::Reading;
@@ -44,6 +45,8 @@ const RING: UnverifiedLimits = UnverifiedLimits {
 #[derive(Default)]
 struct Reference {
     runs: BTreeMap<(i64, RunId), Run>,
+    /// By source: when a status answer last showed one of its runs.
+    found_at: BTreeMap<i64, At>,
     readers: Readers,
     reports: Vec<Report>,
     unverified: Vec<usize>,
@@ -123,10 +126,14 @@ impl Reference {
                     report: id,
                     seed,
                     since: At(0),
-                    found_at: None,
+                    found_at: self.found_at.get(&member.id).copied(),
                 },
             );
             let Some(run) = decision.run else { continue };
+            let shown = matches!(heard.claim, Claim::Open(_) | Claim::Ended(_));
+            if heard.via == Via::Poll && shown {
+                self.found_at.insert(member.id, now);
+            }
             news |= decision.effect != Effect::Unchanged;
             if let Some(publication) = decision.publish {
                 let record = self.record(member, &heard.run_id, &run, publication, now);
