@@ -10,7 +10,7 @@ mod support;
 use std::hint::black_box;
 
 use rusqlite::Connection;
-use settled::ledger::{Filter, Reader};
+use settled::ledger::{Filter, Reader, RecordQuery};
 use settled::limits::{PAGE_ROWS, PAGE_SCAN_ROWS};
 use settled::model::At;
 use settled::providers::Verdict;
@@ -87,7 +87,15 @@ fn follow(reader: &Reader) {
     );
     loop {
         let page = reader
-            .read(|view| view.records(position, i64::MAX, &filter, PAGE_ROWS, PAGE_SCAN_ROWS))
+            .read(|view| {
+                view.records(&RecordQuery {
+                    after: position,
+                    upto: i64::MAX,
+                    filter: &filter,
+                    rows_max: PAGE_ROWS,
+                    scan_max: PAGE_SCAN_ROWS,
+                })
+            })
             .expect("a page");
         if page.0.is_empty() {
             return;

@@ -54,7 +54,6 @@
 //! read anywhere but in [`daemon`].
 
 pub mod api;
-pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -22,11 +22,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::changes::{
+use crate::config::{Source, Sources};
+use crate::ledger::changes::{
     ChangeSet, LogLine, NewRecord, NewTimelineRow, Processed, Quarantine, RunChange, RunsCounted,
     StoredPayload, StoredRun, TimelineRow, Traffic,
 };
-use crate::config::{Source, Sources};
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
 use crate::model::record::{About, Draft, PAYLOAD_BYTES_MAX, Payload, draft, payload_text};
@@ -511,11 +511,11 @@ impl<'a> Deciding<'a> {
             publication,
             now: self.decisions.context.now,
         };
-        let (draft, waits_for) = match speaker(run) {
+        let ((draft, payload_report), waits_for) = match speaker(run) {
             None => (rendering.draft(Speech::Nobody), None),
             Some(report) => match self.decisions.payload_in_batch(report) {
                 Some(body) => (rendering.draft(Speech::Body(report, body)), None),
-                None => (rendering.placeholder(), Some(report)),
+                None => (rendering.draft(Speech::Removed(report)), Some(report)),
             },
         };
         if let Some(report) = waits_for {
@@ -539,6 +539,7 @@ impl<'a> Deciding<'a> {
             run: slot.position,
             draft,
             group_id: run.detail.group_id.clone(),
+            payload_report,
             ending,
             at: self.decisions.context.now,
         });
@@ -638,6 +639,18 @@ enum Speech<'b> {
     Body(i64, &'b [u8]),
 }
 
+impl Speech<'_> {
+    /// The report, if there is one.
+    fn report(self) -> Option<i64> {
+        match self {
+            Speech::Nobody => None,
+            Speech::Removed(report) | Speech::TooLarge(report) | Speech::Body(report, _) => {
+                Some(report)
+            }
+        }
+    }
+}
+
 /// A record that is being rendered.
 struct Rendering<'b> {
     source: &'b Source,
@@ -648,40 +661,34 @@ struct Rendering<'b> {
 }
 
 impl Rendering<'_> {
-    /// Renders the record, redacted.
-    fn draft(&self, speech: Speech<'_>) -> Draft {
+    /// Renders the record, redacted. Beside it: the report that it refers to, if its payload stands
+    /// there and not in the record.
+    fn draft(&self, speech: Speech<'_>) -> (Draft, Option<i64>) {
         let json = match speech {
             Speech::Body(_, body) if body.len() <= PAYLOAD_BYTES_MAX => payload_text(body),
             _ => None,
         };
-        let payload = match (&json, speech) {
-            (Some(json), _) => Payload::Inline(json),
-            (None, Speech::Body(report, body)) if !body.is_empty() => Payload::Ref(report),
-            (None, Speech::TooLarge(report)) => Payload::Ref(report),
-            _ => Payload::Absent,
+        let (payload, mut referred) = match (&json, speech) {
+            (Some(json), _) => (Payload::Inline(json), None),
+            (None, Speech::Body(report, body)) if !body.is_empty() => {
+                (Payload::Ref(report), Some(report))
+            }
+            (None, Speech::TooLarge(report)) => (Payload::Ref(report), Some(report)),
+            _ => (Payload::Absent, None),
         };
         let redactor = self.source.redactor();
         let mut record = self.with(payload);
         if let Some(data) = redactor.redacted(&record.data) {
             record.data = data;
             if serde_json::from_str::<serde::de::IgnoredAny>(&record.data).is_err() {
-                // A secret of digits stood in the payload as a number. The body can still be fetched.
-                let elsewhere = match speech {
-                    Speech::Nobody => Payload::Absent,
-                    Speech::Removed(report)
-                    | Speech::TooLarge(report)
-                    | Speech::Body(report, _) => Payload::Ref(report),
-                };
-                record = self.with(elsewhere);
+                // A secret of digits stood in the payload as a number, and the text that replaced it
+                // is no JSON. The body can still be fetched.
+                referred = speech.report();
+                record = self.with(referred.map_or(Payload::Absent, Payload::Ref));
                 record.data = redactor.redact(record.data);
             }
         }
-        record
-    }
-
-    /// Stands for a record until its payload has been looked up.
-    fn placeholder(&self) -> Draft {
-        self.with(Payload::Absent)
+        (record, referred)
     }
 
     fn with(&self, payload: Payload<'_>) -> Draft {
@@ -719,7 +726,8 @@ impl Decisions<'_> {
                 publication: waiting.publication,
                 now: self.context.now,
             };
-            self.changes.records[waiting.record].draft = rendering.draft(speech);
+            let record = &mut self.changes.records[waiting.record];
+            (record.draft, record.payload_report) = rendering.draft(speech);
         }
         self.changes
     }

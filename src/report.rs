@@ -246,7 +246,6 @@ fn shorten(detail: &mut Detail) {
         (&mut detail.provider_status, limits::WORD_CHARS_MAX),
         (&mut detail.group_id, limits::WORD_CHARS_MAX),
         (&mut detail.reason, limits::WORD_CHARS_MAX),
-        (&mut detail.delivery_id, limits::WORD_CHARS_MAX),
         (&mut detail.error, limits::ERROR_CHARS_MAX),
     ];
     for (text, chars_max) in texts {

@@ -17,8 +17,8 @@ use super::{
     ApiState, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers,
     flag,
 };
-use crate::changes::Processed;
 use crate::config::Source;
+use crate::ledger::changes::Processed;
 use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
 use crate::model::decide::Effect;

@@ -1,21 +1,22 @@
 //! The ledger: everything settled knows, on disk. The only folder with SQL in it.
 //!
 //! Others change it with [`commands`], each a value with a typed reply, and with
-//! a [`ChangeSet`](crate::changes::ChangeSet), and read it through queries that give [`rows`]. How that is done in
+//! a [`ChangeSet`](changes::ChangeSet), and read it through queries that give [`rows`]. How that is done in
 //! SQLite is in `sqlite/`; a second ledger would stand beside it, behind the same commands and rows.
 
+pub mod changes;
 pub mod commands;
 mod rows;
 mod sqlite;
 
 use std::path::PathBuf;
 
-pub use crate::changes::TimelineRow;
+pub use changes::TimelineRow;
 pub use commands::{AnyCommand, AnyReply, Command, Moved, Trimmed, UnverifiedLimits};
 pub use rows::{
     Consumer, DamagedRow, DeliveryQuery, DeliveryRow, Due, DueTimers, FeedBounds, Filter,
-    LOSS_SPANS, Loss, Losses, ParkedRow, Removable, RunPage, RunQuery, RunRow, SecretUse,
-    SourceCounts, StoredRecord,
+    LOSS_SPANS, Loss, Losses, ParkedRow, RecordQuery, Removable, RunPage, RunQuery, RunRow,
+    SecretUse, SourceCounts, StoredRecord,
 };
 pub use sqlite::{
     Checkpointer, Commit, Committed, Examination, Finding, Missing, Reader, SCHEMA_VERSION, View,

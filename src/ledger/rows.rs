@@ -47,6 +47,21 @@ impl Default for Filter {
     }
 }
 
+/// Which part of the feed to read.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordQuery<'a> {
+    /// Records after this seq.
+    pub after: i64,
+    /// Records up to this seq.
+    pub upto: i64,
+    /// Records that match this.
+    pub filter: &'a Filter,
+    /// At most so many records.
+    pub rows_max: usize,
+    /// Look at no more than so many rows, so that a narrow filter does not hold a snapshot for long.
+    pub scan_max: i64,
+}
+
 /// A record as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRecord {

@@ -93,9 +93,6 @@ pub struct Detail {
     /// The provider's error text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The provider's own identity of a delivery, the same over its retries.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub delivery_id: Option<String>,
     /// Numbers the provider counts (pages, items, credits, steps), by their own names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<serde_json::Map<String, serde_json::Value>>,

@@ -407,9 +407,6 @@ fn read_event(webhook: &Webhook<'_>, fields: &Fields<'_>, kind: Kind, verb: &str
         } else {
             None
         },
-        delivery_id: fields
-            .text("webhookId")
-            .map(|id| json::shortened(&id, RunId::BYTES_MAX)),
         counters: if ended {
             event_counters(kind, &data)
         } else {

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::overload::Overload;
 use super::{Batch, BatchResult, Clock, Reconciler, Reverified, sync};
-use crate::changes::Processed;
 use crate::config::Sources;
+use crate::ledger::changes::Processed;
 use crate::ledger::{AnyCommand, AnyReply, Command, LedgerError};
 use crate::limits;
 use crate::model::At;

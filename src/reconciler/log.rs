@@ -1,8 +1,8 @@
 //! What the log says of a batch, once its changes are on disk.
 
-use crate::changes::{ChangeSet, LogLine};
 use crate::config::Sources;
 use crate::ledger::Missing;
+use crate::ledger::changes::{ChangeSet, LogLine};
 use crate::model::decide::Effect;
 
 /// Logs one line per thing that happened to a run, and runs that only the provider counted.

@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::changes::{ChangeSet, Processed, Quarantine};
 use crate::config::{Source, SourceConfig, SourceRow, Sources};
+use crate::ledger::changes::{ChangeSet, Processed, Quarantine};
 use crate::ledger::commands::{RegisterSources, TrimUnverified};
 use crate::ledger::{
     AnyCommand, AnyReply, Checkpointer, Commit, LedgerError, Reader, UnverifiedLimits, Writer,

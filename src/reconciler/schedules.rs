@@ -24,8 +24,8 @@ use tokio::sync::oneshot;
 
 use super::handle::{BatchWriter, Job, Sizes, channel_of};
 use super::{Batch, BatchResult, Handle, Refusal, Reverified};
-use crate::changes::Processed;
 use crate::config::Sources;
+use crate::ledger::changes::Processed;
 use crate::ledger::commands::Probe;
 use crate::ledger::{AnyCommand, AnyReply, LedgerError};
 use crate::model::{At, RunId};

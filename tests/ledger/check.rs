@@ -112,6 +112,10 @@ fn whatever_is_broken_is_named() {
             "runs with more than one completion",
         ),
         (
+            "UPDATE records SET payload_report = 1 WHERE seq = 1",
+            "records that refer to another payload than retention keeps for them",
+        ),
+        (
             "UPDATE reports SET verdict = 'bad_signature', unverified = 1 WHERE id = 3",
             "records without a cause that was entitled to cause them",
         ),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use settled::ledger::Filter;
+use settled::ledger::{Filter, RecordQuery};
 use settled::model::decide::Effect;
 use settled::model::record::{Cursor, PAYLOAD_BYTES_MAX, RecordType};
 use settled::model::{At, Origin, Outcome};
@@ -132,7 +132,15 @@ fn a_cursor_leads_to_what_comes_after_it() {
         };
         let rest = ledger
             .reader
-            .read(|view| view.records(cursor.seq, i64::MAX, &all, 100, 100))
+            .read(|view| {
+                view.records(&RecordQuery {
+                    after: cursor.seq,
+                    upto: i64::MAX,
+                    filter: &all,
+                    rows_max: 100,
+                    scan_max: 100,
+                })
+            })
             .unwrap()
             .0;
         assert_eq!(
@@ -169,7 +177,15 @@ fn a_page_ends_where_its_bounds_say_and_says_how_far_it_came() {
     let page = |filter: &Filter, rows, scan| {
         ledger
             .reader
-            .read(|view| view.records(0, i64::MAX, filter, rows, scan))
+            .read(|view| {
+                view.records(&RecordQuery {
+                    after: 0,
+                    upto: i64::MAX,
+                    filter,
+                    rows_max: rows,
+                    scan_max: scan,
+                })
+            })
             .unwrap()
     };
     let all = Filter {

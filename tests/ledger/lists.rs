@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rusqlite::ffi;
-use settled::changes::{ChangeSet, RunsCounted, Traffic};
 use settled::config::SourceRow;
+use settled::ledger::changes::{ChangeSet, RunsCounted, Traffic};
 use settled::ledger::commands::{ClampPolls, RegisterSources};
 use settled::ledger::{
-    DeliveryQuery, Filter, LOSS_SPANS, LedgerError, Loss, RunQuery, RunRow, SecretUse,
+    DeliveryQuery, Filter, LOSS_SPANS, LedgerError, Loss, RecordQuery, RunQuery, RunRow, SecretUse,
     SourceCounts, StoredRecord, check, examine,
 };
 use settled::model::At;
@@ -525,7 +525,15 @@ fn a_page_of_the_feed_ends_after_a_mebibyte() {
     let page = |after| {
         ledger
             .reader
-            .read(|view| view.records(after, i64::MAX, &Filter::default(), 100, 100))
+            .read(|view| {
+                view.records(&RecordQuery {
+                    after,
+                    upto: i64::MAX,
+                    filter: &Filter::default(),
+                    rows_max: 100,
+                    scan_max: 100,
+                })
+            })
             .unwrap()
     };
     let seqs =

@@ -7,6 +7,7 @@ mod consumers;
 mod damage;
 mod feed;
 mod files;
+mod formats;
 mod lists;
 mod numbers;
 mod processing;

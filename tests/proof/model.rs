@@ -18,7 +18,9 @@ use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
 use settled::demo::plan::{self, Mail, State};
 use settled::ledger::commands::{DropBodies, RemoveReports, TrimRecords};
-use settled::ledger::{AnyCommand, Filter, Reader, RunQuery, UnverifiedLimits, Writer};
+use settled::ledger::{
+    AnyCommand, Filter, Reader, RecordQuery, RunQuery, UnverifiedLimits, Writer,
+};
 use settled::model::decide::{Circumstances, Effect, Phase, Publication, Run, decide};
 use settled::model::observation::Claim;
 use settled::model::record::{About, PAYLOAD_BYTES_MAX, Payload, RecordType, draft, payload_text};
@@ -468,7 +470,17 @@ impl Pair {
                         ..RunQuery::default()
                     })?
                     .runs;
-                Ok((rows, view.records(0, i64::MAX, &all, 10_000, i64::MAX)?.0))
+                Ok((
+                    rows,
+                    view.records(&RecordQuery {
+                        after: 0,
+                        upto: i64::MAX,
+                        filter: &all,
+                        rows_max: 10_000,
+                        scan_max: i64::MAX,
+                    })?
+                    .0,
+                ))
             })
             .unwrap();
         let runs: BTreeMap<(i64, RunId), Run> = rows

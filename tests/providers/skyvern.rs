@@ -474,7 +474,7 @@ fn counters_error_and_group_are_told_under_their_own_names() {
     assert_eq!(detail.group_id.as_deref(), Some("wpid_5"));
     assert_eq!(detail.error.as_ref().unwrap().chars().count(), 1001);
     assert!(!format!("{detail:?}").contains("secret"), "{detail:?}");
-    assert_eq!((detail.metadata, detail.delivery_id), (None, None));
+    assert_eq!(detail.metadata, None);
 }
 
 #[test]

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use settled::changes::Processed;
 use settled::config::SourceConfig;
 use settled::config::Sources;
+use settled::ledger::changes::Processed;
 use settled::ledger::{
-    FeedBounds, Filter, Reader, RunRow, StoredRecord, TimelineRow, UnverifiedLimits, Writer,
+    FeedBounds, Filter, Reader, RecordQuery, RunRow, StoredRecord, TimelineRow, UnverifiedLimits,
+    Writer,
 };
 use settled::model::record::Cursor;
 use settled::model::{At, Kind, RunId, RunKey, SourceName};
@@ -150,7 +151,17 @@ impl Ledger {
 
     pub fn filtered(&self, filter: &Filter) -> Vec<StoredRecord> {
         self.reader
-            .read(|view| Ok(view.records(0, i64::MAX, filter, 1_000, i64::MAX)?.0))
+            .read(|view| {
+                Ok(view
+                    .records(&RecordQuery {
+                        after: 0,
+                        upto: i64::MAX,
+                        filter,
+                        rows_max: 1_000,
+                        scan_max: i64::MAX,
+                    })?
+                    .0)
+            })
             .unwrap()
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::super::ApiState;
-use crate::ledger::{FeedBounds, Filter, StoredRecord};
+use crate::ledger::{FeedBounds, Filter, RecordQuery, StoredRecord};
 use crate::limits;
 use crate::server::Problem;
 
@@ -95,13 +95,13 @@ impl ApiState {
 
     async fn read_page(&self, want: Want) -> Result<Arc<Page>, Problem> {
         let look = move |view: &crate::ledger::View<'_>| {
-            let (records, position) = view.records(
-                want.after,
-                want.head,
-                &want.filter,
-                want.rows,
-                limits::PAGE_SCAN_ROWS,
-            )?;
+            let (records, position) = view.records(&RecordQuery {
+                after: want.after,
+                upto: want.head,
+                filter: &want.filter,
+                rows_max: want.rows,
+                scan_max: limits::PAGE_SCAN_ROWS,
+            })?;
             // Looked at after the rows: what had not been removed by now was there before.
             Ok(Page {
                 records,

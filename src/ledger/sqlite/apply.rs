@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Row, params};
 
 use super::{LedgerError, Result, Transaction, Writer, from_json, to_json};
-use crate::changes::{
+use crate::ledger::changes::{
     ChangeSet, NewRecord, NewTimelineRow, Quarantine, RunChange, RunsCounted, StoredPayload,
     StoredRun,
 };
@@ -289,8 +289,8 @@ impl Transaction<'_> {
         }
         let mut marks = *self.marks()?;
         let mut insert = self.tx.prepare_cached(
-            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, envelope, data)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO records (seq, run, type, at, source, group_id, outcome, origin, payload_report, envelope, data)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?;
         for record in records {
             if record.seq != marks.recorded + 1 {
@@ -306,6 +306,7 @@ impl Transaction<'_> {
                 record.group_id,
                 record.ending.map(|(outcome, _)| outcome),
                 record.ending.map(|(_, origin)| origin),
+                record.payload_report,
                 draft.envelope,
                 draft.data,
             ])?;

@@ -64,7 +64,7 @@ impl fmt::Display for Finding {
 }
 
 /// What must hold, as questions for rows in which it does not. Each gives a name for the row.
-const INVARIANTS: [(&str, &str); 16] = [
+const INVARIANTS: [(&str, &str); 17] = [
     (
         "settled runs whose completion is missing from the feed",
         "SELECT u.run_id FROM runs u WHERE u.completion > (SELECT trimmed FROM meta) AND NOT EXISTS
@@ -122,6 +122,11 @@ const INVARIANTS: [(&str, &str); 16] = [
             OR acked > recorded",
     ),
     ("records in the feed whose data cannot be read", "SELECT seq FROM records WHERE NOT json_valid(data)"),
+    (
+        "records that refer to another payload than retention keeps for them",
+        "SELECT seq FROM records WHERE json_valid(data)
+            AND json_extract(data, '$.payload_ref') IS NOT '/v1/deliveries/' || payload_report || '/body'",
+    ),
     ("reports whose metadata cannot be read", "SELECT id FROM reports WHERE NOT json_valid(meta)"),
     ("consumers whose filter cannot be read", "SELECT name FROM consumers WHERE NOT json_valid(filter)"),
     (

@@ -157,8 +157,8 @@ pub(super) fn foreign(error: LedgerError, path: &Path) -> LedgerError {
     }
 }
 
-/// Makes an empty file one of [`SCHEMA_VERSION`]; takes an older one there by `steps`, each in a
-/// transaction of its own.
+/// Takes a file of this version, 0 for an empty one, through the `steps` that it has not taken, each
+/// in a transaction of its own.
 fn migrate(
     connection: &mut Connection,
     path: &Path,
@@ -166,10 +166,12 @@ fn migrate(
     now: At,
     steps: &[&str],
 ) -> Result<()> {
-    let Ok(done) = usize::try_from(version - 1) else {
-        return create(connection, path, now)
-            .map_err(|source| LedgerError::Migration { from: 0, source });
-    };
+    if version == 0 {
+        create(connection, path, now)
+            .map_err(|source| LedgerError::Migration { from: 0, source })?;
+    }
+    // An empty file becomes one of version 1 and then takes the same steps as an old one.
+    let done = usize::try_from(version - 1).unwrap_or(0);
     for (from, sql) in (1..).zip(steps).skip(done) {
         step(connection, sql, from + 1)
             .map_err(|source| LedgerError::Migration { from, source })?;
@@ -185,7 +187,7 @@ fn create(connection: &mut Connection, path: &Path, now: At) -> rusqlite::Result
         (identity(path), now.0),
     )?;
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
-    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    tx.pragma_update(None, "user_version", 1)?;
     tx.commit()
 }
 

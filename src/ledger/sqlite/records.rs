@@ -4,7 +4,7 @@
 use rusqlite::{Row, params_from_iter, types::Value};
 
 use super::{Result, Transaction, View, stored};
-use crate::ledger::rows::{FeedBounds, Filter, StoredRecord};
+use crate::ledger::rows::{FeedBounds, Filter, RecordQuery, StoredRecord};
 use crate::limits;
 use crate::model::At;
 use crate::model::record::{self, Cursor, RecordType};
@@ -30,17 +30,16 @@ impl View<'_> {
         })?)
     }
 
-    /// Up to `rows_max` records that match, after `after` and up to `upto`, and the position up to
-    /// which everything has now been looked at. Looks at no more than `scan_max` rows, so that a
-    /// narrow filter does not hold a snapshot for long, and stops after [`limits::PAGE_BYTES`].
-    pub fn records(
-        &self,
-        after: i64,
-        upto: i64,
-        filter: &Filter,
-        rows_max: usize,
-        scan_max: i64,
-    ) -> Result<(Vec<StoredRecord>, i64)> {
+    /// Records in the order of the feed, and the seq up to which every record has now been looked
+    /// at. Stops after [`limits::PAGE_BYTES`].
+    pub fn records(&self, query: &RecordQuery<'_>) -> Result<(Vec<StoredRecord>, i64)> {
+        let RecordQuery {
+            after,
+            upto,
+            filter,
+            rows_max,
+            scan_max,
+        } = *query;
         let last = upto.min(after.saturating_add(scan_max));
         let (conditions, values) = filter.sql();
         let sql = format!(

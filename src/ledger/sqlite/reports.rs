@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Result, Transaction, View, Writer, from_json, stored, to_json};
-use crate::changes::TimelineRow;
+use crate::ledger::changes::TimelineRow;
 use crate::ledger::commands::TrimUnverified;
 use crate::ledger::rows::{DeliveryQuery, DeliveryRow};
 use crate::model::{At, Via};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Result, Transaction};
-use crate::changes::Traffic;
 use crate::config::SourceRow;
+use crate::ledger::changes::Traffic;
 use crate::ledger::commands::RegisterSources;
 use crate::model::At;
 

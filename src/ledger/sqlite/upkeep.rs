@@ -1,8 +1,8 @@
 //! Keeping the ledger: what retention may remove, and copies.
 //!
-//! Runs are never removed, so a late duplicate of a delivery whose bytes are long gone still finds
-//! its run settled. What is looked for is looked for on a reader; the writer only removes rows it
-//! is given by number, a few at a time.
+//! Runs are never removed, so that a late duplicate finds its run settled even after the first
+//! delivery is gone. A reader looks for what may go; the writer removes rows by their ids, a few at a
+//! time.
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,17 +16,16 @@ use crate::ledger::rows::Removable;
 use crate::limits;
 use crate::model::At;
 
-/// A report is needed while an open run holds what it said, and while a record that is kept refers
-/// to its body or was caused by it and refers to another's (the line that leads there is its line).
-const NEEDED: &str = "EXISTS (SELECT 1 FROM timeline h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
-        AND r.id IN (json_extract(u.state, '$.phase.open.claim.evidence.report'), json_extract(u.state, '$.phase.open.seen.report')))
-    OR EXISTS (SELECT 1 FROM timeline h JOIN timeline o ON o.run = h.run AND o.seq IS NOT NULL JOIN records c ON c.seq = o.seq
-        WHERE h.report = r.id AND (instr(c.data, '\"payload_ref\":\"/v1/deliveries/' || r.id || '/body\"') > 0
-            OR (o.report = r.id AND instr(c.data, '\"payload_ref\":\"') > 0)))";
+/// A report is needed while an open run holds its evidence, and while a record that is kept refers to
+/// its body. Evidence always has a row in the run's timeline, so that only the runs that the report
+/// speaks of are looked at.
+const NEEDED: &str = "EXISTS (SELECT 1 FROM records c WHERE c.payload_report = r.id)
+    OR EXISTS (SELECT 1 FROM timeline h JOIN runs u ON u.id = h.run WHERE h.report = r.id AND u.wake_at IS NOT NULL
+        AND r.id IN (json_extract(u.state, '$.phase.open.claim.evidence.report'), json_extract(u.state, '$.phase.open.seen.report')))";
 
 impl View<'_> {
-    /// Processed reports after `position` that came before `before` and that nobody needs any more;
-    /// with `bodies`, only those whose bytes are still there.
+    /// Processed reports after `position` that came before `before` and are not needed any more; with
+    /// `bodies`, only those that still have a body.
     pub fn removable(&self, position: i64, before: At, bodies: bool) -> Result<Removable> {
         let sql = format!(
             "SELECT r.id, r.at, length(r.body), {NEEDED} FROM reports r
@@ -41,7 +40,7 @@ impl View<'_> {
         let (mut looked_at, mut bytes) = (0, 0);
         while let Some(row) = rows.next()? {
             let (id, at, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            // Reports come in order of time, but for a clock that was set back.
+            // Reports are in the order of time, unless the clock was set back.
             if at >= before.0 {
                 found.end = true;
                 return Ok(found);
@@ -60,7 +59,7 @@ impl View<'_> {
         Ok(found)
     }
 
-    /// Bytes of the file that hold something, and bytes that are free within it.
+    /// How many bytes of the file are in use, and how many are free within it.
     pub fn sizes(&self) -> Result<(i64, i64)> {
         let pragma = |name: &str| -> Result<i64> {
             Ok(self
@@ -108,14 +107,14 @@ impl Transaction<'_> {
     }
 }
 
-/// Copies the ledger to `to`, which must not exist, while everything goes on: what the copy holds
-/// is one moment of it. It belongs to no epoch, so whoever serves it begins a new one.
+/// Copies the ledger to `to`, which must not exist, while the daemon goes on: the copy holds one
+/// moment of it. The copy belongs to no epoch, so a daemon that serves it begins a new one.
 pub fn copy(reader: &Reader, to: &Path) -> Result<()> {
     let at = |source| LedgerError::Open {
         path: to.to_owned(),
         source,
     };
-    // The file is made here, and not by SQLite, so that it is never readable by others.
+    // Created here and not by SQLite, so that other users can never read it.
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -169,7 +168,7 @@ mod tests {
                 (4, 1, 'poll', 40, '{{}}', x''), (5, 1, 'webhook', 50, '{{}}', x'01');
              UPDATE meta SET reported = 5, processed = 4, recorded = 1;
              INSERT INTO runs (id, source, run_id, phase, overdue, wake_at, opened_at, state) VALUES (1, 1, 'r', 'open', 0, 9, 1, '{state}');
-             INSERT INTO records (seq, run, type, at, source, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, '{{}}',
+             INSERT INTO records (seq, run, type, at, source, payload_report, envelope, data) VALUES (1, 2, 'settled.run.completion', 1, 1, 3, '{{}}',
                 '{{\"payload\":null,\"payload_ref\":\"/v1/deliveries/3/body\"}}');
              INSERT INTO timeline (run, report, at, via, trust, claim, effect, seq) VALUES (1, 1, 1, '', '', '', '', NULL),
                 (1, 2, 1, '', '', '', 'held', NULL), (2, 3, 1, '', '', '', 'settled', 1);"

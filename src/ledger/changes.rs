@@ -122,6 +122,8 @@ pub struct NewRecord {
     pub draft: Draft,
     /// The group of the run when it was published, to filter the feed by.
     pub group_id: Option<String>,
+    /// The report whose body the record refers to, if its payload did not fit.
+    pub payload_report: Option<i64>,
     /// The outcome and the origin of a settled run, as words, to filter the feed by.
     pub ending: Option<(&'static str, &'static str)>,
     /// When it was published.
