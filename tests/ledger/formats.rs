@@ -10,7 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use settled::ledger::Filter;
-use settled::model::decide::{Arrivals, Claimed, Misses, Open, Phase, PollPlan, Run, Settled};
+use settled::model::decide::{
+    Arrivals, Claimed, Misses, Open, Phase, PollPlan, Run, Settled, Watched,
+};
 use settled::model::observation::{Detail, Ending, Evidence, Progress};
 use settled::model::record::RecordType;
 use settled::model::{At, Kind, Origin, Outcome, RunId, Trust, Via};
@@ -65,6 +67,10 @@ fn run(phase: Phase) -> Run {
         },
         polls: 3,
         answered_at: Some(At(8_000)),
+        watched: Watched {
+            until: At(8_500),
+            ms: 3_500,
+        },
         hinted_at: Some(At(9_000)),
         overdue: true,
         statuses: 4,
