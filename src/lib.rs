@@ -1,57 +1,58 @@
 //! settled: exactly one completion per run.
 //!
-//! A run is one unit of work in somebody else's cloud. It ends with a webhook that may be lost,
-//! late, repeated, reordered, forged or never sent. settled stores every webhook before it answers
-//! it, asks the provider about every run still open, and appends one completion per run to a feed.
+//! A run is one unit of work at a provider of browser or scraping agents. It ends with a webhook that
+//! may be lost, late, repeated, reordered, forged or never sent. settled stores every webhook before
+//! it answers, polls the provider for every open run, and appends one completion per run to a feed.
+//! `docs/ARCHITECTURE.md` is the map of the code, with the glossary; this page has the invariants.
 //!
 //! # The nouns
 //!
-//! A **report** is whatever reached us, stored as it came. An **observation** is what a provider's
-//! dialect says the report means for one run. A **decision** is what we conclude from it. A
-//! **record** is a line of the feed.
+//! A **report** is whatever reaches settled, stored as received. An **observation** is the
+//! provider's reading of a report: one claim about one run. A **decision** is what settled concludes
+//! from it. A **record** is a line of the feed.
 //!
 //! ```text
-//!  provider ──webhook──▶ receiver ─report──▶┐
-//!                                           ├─▶ reconciler: record → observe → decide → append ──▶ feed ──▶ consumers
-//!  provider ◀──GET────── poller ◀─due runs──┤              (one thread, one write connection)
-//!           ──answer───▶        ──report───▶┘
+//!  provider ──webhook──▶ ingest ───report──▶┐
+//!                                           ├─▶ reconciler: store → process → commit ──▶ feed ──▶ consumers
+//!  provider ◀──request── polling ◀─due runs─┤         (one thread, one write connection)
+//!           ──answer───▶         ──report──▶┘
 //! ```
 //!
 //! # The invariants, and where each is kept
 //!
-//! 1. A webhook answered 2xx is on disk, fsynced, with bytes, headers and verdict: [`receiver`]
+//! 1. A webhook answered 2xx is on disk, fsynced, with bytes, headers and verdict: [`ingest`]
 //!    answers after [`reconciler::Handle::store`], which returns after the commit.
 //! 2. At most one completion per run, for ever: a unique index and a trigger in `schema.sql`.
 //! 3. A decision, the run's state, the record and the mark that the report is processed are one
-//!    transaction: [`reconciler`].
-//! 4. Everything meets in one place, and the decision is a pure function: [`run::decide::decide`].
-//! 5. The phase never goes back and the order of arrival never matters: [`run::decide`],
-//!    [`run::observation::Evidence`].
-//! 6. Nothing is guessed: what nobody said ends as [`run::Outcome::Indeterminate`].
-//! 7. A hint changes nothing but when the run is polled next: [`run::decide`].
-//! 8. The same seq never names two records, a record is visible only after its commit, a restored
-//!    database has a new epoch: [`store`].
-//! 9. A 200 to an ack means that the position is on disk: the feed's handlers write through
-//!    [`reconciler::Handle::write`].
-//! 10. Secrets never leave: [`secret`], and [`reconciler`] redacts what is appended.
+//!    transaction: [`process`] makes one change set of them, and [`reconciler`] commits it.
+//! 4. All reports meet in one place, and the decision is a pure function:
+//!    [`model::decide::decide`].
+//! 5. The phase never goes back, and the order of arrival never matters: [`model::decide`],
+//!    [`model::observation::Evidence`].
+//! 6. settled guesses nothing: a run that vanished or passed its limits ends as
+//!    [`model::Outcome::Indeterminate`], with a reason.
+//! 7. A hint changes nothing but when a known run is polled next: [`model::decide`].
+//! 8. The same seq never names two records, a record is visible only after its commit, and a restored
+//!    database has a new epoch: [`ledger`].
+//! 9. A 200 to an ack means that the position is on disk: [`api`] answers after
+//!    [`reconciler::Handle::execute`], which returns after the commit.
+//! 10. Secrets never leave the process: [`secret`], and [`process`] redacts what providers wrote.
+//! 11. No run ends by time in which the provider could not be asked:
+//!     [`model::decide::Watched`].
 //!
-//! # The rooms, in the order in which data walks
+//! # The modules, from the top of the tree down
 //!
-//! * [`run`], pure: the words, the observation, the decision, when to ask, the record.
-//! * [`providers`], pure: one dialect per file, verification, pace.
-//! * [`report`], [`store`]: what is kept, and the one file it is kept in. All SQL is here.
-//! * [`reconciler`]: the writer's thread.
-//! * [`exchange`], pure: what a provider is asked, question by question.
-//! * [`receiver`], [`poller`], [`feed`]: webhooks in, questions out, records out. They do not know
+//! * [`cli`]: the commands, one file each. [`daemon`]: what starts and stops when, and the clock.
+//! * [`api`]: the Unix sockets. [`ingest`]: webhooks in. [`polling`]: polls out. These do not know
 //!   each other.
-//! * [`http`], [`calls`]: our accept loop, and our calls to others.
-//! * [`daemon`]: what starts and stops when, and every spawn. [`config`], [`calendar`], [`limits`],
-//!   [`secret`], [`telemetry`]: what it is told.
-//! * [`cli`], [`demo`]: the commands, and four clouds that lie.
+//! * [`retention`]: what is removed when. [`demo`]: simulated clouds that check the daemon.
+//! * [`reconciler`]: the single writer. [`mod@process`], pure: what a batch of reports leads to.
+//! * [`ledger`]: the database; the only module with SQL. [`server`]: the accept loop.
+//! * [`report`], pure: what is stored of each kind of input. [`config`]: the configuration.
+//! * [`providers`], pure: one provider per file. [`model`], pure: words, observation, decision,
+//!   poll schedule, record. [`limits`]: every bound. [`secret`]: secrets and their redaction.
 //!
-//! Deliberately absent: a trait with one implementer; async in the pure rooms and the store; a
-//! broadcast channel (streams are woken by a number and read rows); random ids; a clock that is
-//! read anywhere but in [`daemon`].
+//! A module imports only modules below it; `tests/architecture` checks this.
 
 pub mod api;
 pub mod cli;

@@ -2,7 +2,7 @@
 //! The loop hands every answer to the writer as a report and interprets none.
 //!
 //! The [`Scheduler`] decides what to poll and when. The
-//! [`exchange`](crate::polling::exchange) decides what follows an answer. Only the loop here waits.
+//! [`exchange`] decides what follows an answer. Only the loop here waits.
 
 pub mod client;
 pub mod exchange;

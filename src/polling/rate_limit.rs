@@ -37,7 +37,7 @@ pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
 pub const TROUBLE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest time between two probes of a refused key.
 pub const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
-/// The longest `Retry-After` believed: the same bound as in [`super::retry_after`].
+/// The longest `Retry-After` believed, as in [`crate::providers::retry_after`].
 pub const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
 /// This many failures in a row cause no pause.

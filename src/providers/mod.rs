@@ -430,7 +430,7 @@ pub struct Gap {
     pub runs_counted: u64,
 }
 
-/// What an answer says about the account and the service. Feeds [`pace`].
+/// What an answer says about the account and the service. The source's rate limiter observes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResponseClass {
     /// The call worked, or failed for a reason of this run alone.
