@@ -9,7 +9,7 @@
 //!    [`THROTTLE_PAUSE`]. The third failure in a row, and every further one, pauses for a
 //!    full-jitter exponential span of at most [`TROUBLE_PAUSE_MAX`]. The first two do not pause:
 //!    one timeout must not delay everything else.
-//! 2. **Breaker.** A refused key stops all requests but probes
+//! 2. **Breaker.** A refusal that speaks for the account, of the canary, stops all requests but probes
 //!    ([`RateLimiter::try_acquire_probe`]). Probes go out after 1, 2, 4, … at most 15 minutes,
 //!    until one works.
 //! 3. **Bucket.** `rate` tokens a second, at most `max(1, ⌈rate⌉)` saved up. A 429 halves the rate
@@ -251,8 +251,8 @@ impl RateLimiter {
         self.breaker.is_some()
     }
 
-    /// Takes the class of one answer into account. A refusal that does not speak for the account is counted, and
-    /// stops nothing: the canary is asked after it.
+    /// Takes the class of one answer into account. A refusal that does not speak for the account is
+    /// counted and stops nothing; the canary follows it.
     pub fn observe_answer(
         &mut self,
         class: &ResponseClass,
@@ -758,7 +758,6 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is heard meanwhile.
         #[test]
         fn no_window_sees_more_calls_than_rate_times_length_plus_burst(
             rate in 0.01_f64..20.0, gap in 1_i64..500, steps in steps()

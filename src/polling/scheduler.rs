@@ -1,4 +1,4 @@
-//! What a source polls and when: its poll window, its sweeps, and its free slots.
+//! The scheduler of a source: its poll window, its sweeps, and its free slots.
 //!
 //! Pure: the due runs, the rate limiter and the time come in, the exchanges to start come out. The
 //! last decision about each run stored when the run is due.

@@ -46,7 +46,7 @@ impl From<LedgerError> for Broken {
     }
 }
 
-/// What to remove of a report.
+/// The part of a report that retention removes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Take {
     Bodies,
