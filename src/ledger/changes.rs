@@ -146,7 +146,7 @@ pub struct TimelineRow {
     pub report: i64,
     /// When the report was processed.
     pub at: At,
-    /// The word of the [`Via`](crate::model::Via) by which the report came.
+    /// The word of the [`Via`] by which the report came.
     pub via: String,
     /// The word of the [`Trust`](crate::model::Trust) that the claim deserves.
     pub trust: String,

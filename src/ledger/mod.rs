@@ -1,7 +1,7 @@
 //! The ledger: everything settled knows, on disk. The only folder with SQL in it.
 //!
 //! Others change it with [`commands`], each a value with a typed reply, and with
-//! a [`ChangeSet`](changes::ChangeSet), and read it through queries that give [`rows`]. How that is done in
+//! a [`ChangeSet`](changes::ChangeSet), and read it through queries that give typed rows. How that is done in
 //! SQLite is in `sqlite/`; a second ledger would stand beside it, behind the same commands and rows.
 
 pub mod changes;

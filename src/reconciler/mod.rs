@@ -1,7 +1,7 @@
 //! The single writer: one thread and one write connection, through which all input goes.
 //!
 //! A batch is one transaction with two halves. It applies what the reports of the batch before led
-//! to ([`process`](crate::process) has computed that as a value), and it stores the reports that
+//! to ([`process`] has computed that as a value), and it stores the reports that
 //! wait now; after the commit their senders are answered. So there is one fsync per batch, and a
 //! report is on disk before anything tries to understand it. Invariants 1, 3 and 4 are kept here and
 //! nowhere else.
