@@ -115,6 +115,16 @@ pub const BATCH_REPORTS_MAX: usize = 512;
 /// Characters kept of a provider's word for a state, of a group's id and the like.
 pub const WORD_CHARS_MAX: usize = 200;
 
+/// Numbers kept of those that a provider counts about a run. Providers send about ten.
+pub const COUNTERS_MAX: usize = 64;
+
+/// How deep metadata may nest: it is kept inside a run's state and inside records, and JSON parsers,
+/// ours too, stop at 128.
+pub const METADATA_DEPTH_MAX: usize = 64;
+
+/// How many bytes of metadata are kept with a run: they are written again with each of its changes.
+pub const METADATA_BYTES_MAX: usize = 64 * KIB;
+
 /// Characters kept of a provider's error.
 pub const ERROR_CHARS_MAX: usize = 2_000;
 

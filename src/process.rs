@@ -170,9 +170,8 @@ fn meaning_of<'a>(report: &Report, source: &'a Source) -> Meaning<'a> {
     // Here and not when the record is rendered: what an observation says also stands in the run's
     // state, in timelines and in the log.
     for observation in &mut observations {
-        observation
-            .detail
-            .rewrite(|text| source.redactor().redact(text));
+        let detail = std::mem::take(&mut observation.detail);
+        observation.detail = detail.sanitized(|text| source.redactor().redact(text));
     }
     Meaning::Said {
         source,

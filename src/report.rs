@@ -5,10 +5,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits;
-use crate::model::observation::{Claim, Detail, Observation, portable};
+use crate::model::observation::{Claim, Detail, Observation};
 use crate::model::{At, Kind, RunId, Trust, Via};
-use crate::providers::json::shortened;
 use crate::providers::{
     ApiResponse, Headers, Provider, Reading, Response, ResponseClass, RunRef, Settings, Verdict,
     Webhook,
@@ -239,22 +237,6 @@ impl ResponseMeta {
     }
 }
 
-/// Cuts what a provider may say at any length down to what a run carries along for ever.
-fn shorten(detail: &mut Detail) {
-    detail.metadata.take_if(|metadata| !portable(metadata));
-    let texts = [
-        (&mut detail.provider_status, limits::WORD_CHARS_MAX),
-        (&mut detail.group_id, limits::WORD_CHARS_MAX),
-        (&mut detail.reason, limits::WORD_CHARS_MAX),
-        (&mut detail.error, limits::ERROR_CHARS_MAX),
-    ];
-    for (text, chars_max) in texts {
-        if let Some(text) = text {
-            *text = shortened(text, chars_max);
-        }
-    }
-}
-
 impl PollMeta {
     /// Whether the last of several requests was the canary, and it worked: then the provider
     /// answers, and the key is accepted.
@@ -284,19 +266,9 @@ impl PollMeta {
 }
 
 impl Report {
-    /// What it says, in its provider's dialect, in words that are short enough to be carried along.
-    /// Metadata that is not is left behind: it must not cost the run its end.
+    /// What it says, as its provider reads it. The texts in it are as they came; see
+    /// [`Detail::sanitized`].
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
-        let mut reading = self.understand(provider, settings);
-        if let Reading::Said(observations) | Reading::Counted(observations, _) = &mut reading {
-            for observation in observations {
-                shorten(&mut observation.detail);
-            }
-        }
-        reading
-    }
-
-    fn understand(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         match &self.meta {
             Meta::Webhook(meta) | Meta::Replay(meta) => provider.read_webhook(&Webhook {
                 body: &self.body,

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::limits;
 
 use super::{At, Kind, Outcome, RunId, Trust, Via};
 
@@ -95,10 +98,10 @@ pub struct Detail {
     pub error: Option<String>,
     /// Numbers the provider counts (pages, items, credits, steps), by their own names.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub counters: Option<serde_json::Map<String, serde_json::Value>>,
+    pub counters: Option<Map<String, Value>>,
     /// What `track` or the provider attached.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
+    pub metadata: Option<Map<String, Value>>,
     /// When the provider says the run was created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opened_at: Option<At>,
@@ -108,48 +111,97 @@ pub struct Detail {
 }
 
 impl Detail {
-    /// Replaces every text that came from outside.
-    pub fn rewrite(&mut self, with: impl Fn(String) -> String) {
-        for text in [
-            &mut self.provider_status,
-            &mut self.group_id,
-            &mut self.reason,
-            &mut self.error,
-        ] {
-            *text = text.take().map(&with);
-        }
-        for value in self
-            .metadata
-            .iter_mut()
-            .flat_map(|metadata| metadata.values_mut())
-        {
-            if let serde_json::Value::String(text) = value {
-                *text = with(std::mem::take(text));
-            }
+    /// The same, with every text from outside redacted and bounded. An observation passes through
+    /// here before anything of it is kept, logged or published.
+    ///
+    /// The fields are taken apart without `..`, so that a new one does not compile until it is
+    /// treated here. A text is redacted before it is cut: half a secret would not be found.
+    #[must_use]
+    pub fn sanitized(self, redact: impl Fn(String) -> String) -> Detail {
+        let Detail {
+            provider_status,
+            group_id,
+            reason,
+            error,
+            counters,
+            metadata,
+            opened_at,
+            provider_time,
+        } = self;
+        let bounded = |text: Option<String>, chars_max: usize| {
+            text.map(|text| shortened(&redact(text), chars_max))
+        };
+        Detail {
+            provider_status: bounded(provider_status, limits::WORD_CHARS_MAX),
+            group_id: bounded(group_id, limits::WORD_CHARS_MAX),
+            reason: bounded(reason, limits::WORD_CHARS_MAX),
+            error: bounded(error, limits::ERROR_CHARS_MAX),
+            counters: counters.map(|counters| sanitized_counters(counters, &redact)),
+            metadata: metadata
+                .filter(portable)
+                .map(|metadata| sanitized_fields(metadata, &redact)),
+            opened_at,
+            provider_time,
         }
     }
 }
 
-/// How deep metadata may nest: it is kept inside a run's state and inside records, and parsers, our
-/// own too, stop at 128.
-pub const METADATA_DEPTH_MAX: usize = 64;
+/// Counters are numbers under short names, and few.
+fn sanitized_counters(
+    counters: Map<String, Value>,
+    redact: &impl Fn(String) -> String,
+) -> Map<String, Value> {
+    let numbers = counters.into_iter().filter(|(_, value)| value.is_number());
+    let named = numbers.map(|(name, value)| {
+        let name = shortened(&redact(name), limits::WORD_CHARS_MAX);
+        (name, value)
+    });
+    named.take(limits::COUNTERS_MAX).collect()
+}
 
-/// How much metadata is carried along: it is written again with every change of its run.
-pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Metadata with every name and every text in it redacted, at any depth.
+fn sanitized_fields(
+    fields: Map<String, Value>,
+    redact: &impl Fn(String) -> String,
+) -> Map<String, Value> {
+    let sanitized = |(name, value)| (redact(name), sanitized_value(value, redact));
+    fields.into_iter().map(sanitized).collect()
+}
+
+/// The depth is bounded: see [`portable`].
+fn sanitized_value(value: Value, redact: &impl Fn(String) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(redact(text)),
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| sanitized_value(item, redact))
+            .collect(),
+        Value::Object(fields) => Value::Object(sanitized_fields(fields, redact)),
+        plain => plain,
+    }
+}
+
+/// The first characters of a text, with `…` where it was cut.
+pub fn shortened(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
 
 /// Whether metadata can be carried along.
-pub fn portable(metadata: &serde_json::Map<String, serde_json::Value>) -> bool {
+pub fn portable(metadata: &Map<String, Value>) -> bool {
     metadata
         .values()
-        .all(|value| depth(value) < METADATA_DEPTH_MAX)
-        && serde_json::to_vec(metadata).is_ok_and(|text| text.len() <= METADATA_BYTES_MAX)
+        .all(|value| depth(value) < limits::METADATA_DEPTH_MAX)
+        && serde_json::to_vec(metadata).is_ok_and(|text| text.len() <= limits::METADATA_BYTES_MAX)
 }
 
 /// How many arrays and objects stand around the innermost value. What we parse nests 128 deep at most.
-fn depth(value: &serde_json::Value) -> usize {
+fn depth(value: &Value) -> usize {
     match value {
-        serde_json::Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        serde_json::Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
         _ => 0,
     }
 }
@@ -307,33 +359,52 @@ mod tests {
         assert!(!portable(&of(65_537)));
     }
 
-    #[test]
-    fn every_text_from_outside_is_rewritten() {
-        let mut detail = Detail {
-            provider_status: Some("a".to_owned()),
-            group_id: Some("b".to_owned()),
-            reason: Some("c".to_owned()),
-            error: Some("d".to_owned()),
+    /// A detail with a marked text in every place where a text from outside can stand.
+    fn full(text: &str) -> Detail {
+        Detail {
+            provider_status: Some(text.to_owned()),
+            group_id: Some(text.to_owned()),
+            reason: Some(text.to_owned()),
+            error: Some(text.to_owned()),
+            counters: Some(Map::from_iter([(text.to_owned(), json!(1))])),
             metadata: Some(Map::from_iter([
-                ("e".to_owned(), json!("f")),
-                ("g".to_owned(), json!(1)),
+                (text.to_owned(), json!({ text: [text, {"deep": text}] })),
+                ("number".to_owned(), json!(1)),
             ])),
+            opened_at: Some(At(1)),
+            provider_time: Some(At(2)),
+        }
+    }
+
+    #[test]
+    fn every_text_from_outside_is_redacted() {
+        let redact = |text: String| text.replace("SECRET", "[gone]");
+        let detail = full("a SECRET b").sanitized(redact);
+        assert_eq!(detail, full("a [gone] b"));
+        let json = serde_json::to_string(&detail).unwrap();
+        assert!(!json.contains("SECRET"), "{json}");
+    }
+
+    #[test]
+    fn every_text_from_outside_is_bounded() {
+        let detail = full(&"x".repeat(3_000)).sanitized(|text| text);
+        let json = serde_json::to_value(&detail).unwrap();
+        for (name, value) in json.as_object().unwrap() {
+            let bytes = value.to_string().len();
+            let metadata = name == "metadata";
+            assert!(metadata || bytes < 2_100, "{name} has {bytes} bytes");
+        }
+        assert_eq!(
+            full(&"x".repeat(70_000)).sanitized(|text| text).metadata,
+            None
+        );
+        let many = (0..1_000).map(|number| (number.to_string(), json!(number)));
+        let detail = Detail {
+            counters: Some(many.chain([("word".to_owned(), json!("x"))]).collect()),
             ..Detail::default()
         };
-        detail.rewrite(|text| text.to_uppercase());
-        let texts = [
-            &detail.provider_status,
-            &detail.group_id,
-            &detail.reason,
-            &detail.error,
-        ];
-        assert_eq!(
-            texts.map(|text| text.as_deref().unwrap()),
-            ["A", "B", "C", "D"]
-        );
-        assert_eq!(
-            Value::Object(detail.metadata.unwrap()),
-            json!({"e": "F", "g": 1})
-        );
+        let counters = detail.sanitized(|text| text).counters.unwrap();
+        assert_eq!(counters.len(), limits::COUNTERS_MAX);
+        assert!(counters.values().all(Value::is_number));
     }
 }

@@ -197,13 +197,7 @@ pub fn parse_time(text: &str) -> Option<At> {
     zoned.or_else(naive).map(|at| At(at.as_millisecond()))
 }
 
-/// The first characters of a text, for errors and reasons that must stay small.
-pub fn shortened(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
-}
+pub use crate::model::observation::shortened;
 
 #[cfg(test)]
 mod tests {

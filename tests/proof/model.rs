@@ -113,7 +113,8 @@ impl Reference {
             return;
         };
         let mut news = false;
-        for heard in heard {
+        for mut heard in heard {
+            heard.detail = heard.detail.sanitized(|text| text);
             let key = (member.id, heard.run_id.clone());
             let known = self.runs.get(&key).cloned();
             let policy = source.policy(known.as_ref().and_then(|run| run.kind).or(heard.kind));
