@@ -1,12 +1,11 @@
-//! Whether more comes in than can be written, for longer than a burst lasts.
+//! Overload: more reports arrive than the writer can commit, for longer than a burst lasts.
 //!
-//! A burst waits, and each of its senders is answered a moment later than usual. What waiting does not
-//! mend is a queue that stands: every turn takes all that one may take, and leaves as much again.
-//! After a second of that, whoever comes with a whole group before him is turned away at once. So the
-//! wait of those that are let in stays at about two turns, however many senders there are. It is the
-//! distinction between a good and a bad queue that CoDel makes (Nichols and Jacobson, "Controlling
-//! Queue Delay", 2012). A disk that hangs is no such thing: no turn ends meanwhile, and who waits for
-//! it waits as long as a mouth may.
+//! A burst waits in the queue, and each of its senders is answered a moment later than usual. If a
+//! full batch is still queued after every commit for one second, new reports get 503 at once. An
+//! accepted report then waits for about two batches, however many senders there are. CoDel draws the
+//! same line between a good and a bad queue (Nichols and Jacobson, "Controlling Queue Delay", 2012).
+//! A disk that hangs is another case: no commit ends meanwhile, and senders wait for it up to
+//! [`limits::QUEUE_WAIT`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -14,23 +13,23 @@ use std::time::Instant;
 use super::sync;
 use crate::limits;
 
-/// What the writer and those who hand in know of it together.
+/// The state of the overload, shared by the writer and every handle.
 #[derive(Clone)]
 pub struct Overload {
     standing: Arc<Mutex<Option<Standing>>>,
-    /// So many are taken in one batch.
+    /// The most reports in one batch.
     group: usize,
 }
 
 struct Standing {
     since: Instant,
-    /// It was found standing again after [`limits::STANDING_MAX`].
+    /// A full batch was still queued [`limits::STANDING_MAX`] later.
     lasts: bool,
     turned_away: u64,
 }
 
 impl Overload {
-    /// None, where a turn takes up to `group`.
+    /// No overload; a batch has up to `group` reports.
     pub fn new(group: usize) -> Overload {
         Overload {
             standing: Arc::default(),
@@ -38,7 +37,7 @@ impl Overload {
         }
     }
 
-    /// The writer has taken what one turn may take, and `left` still wait.
+    /// Notes that the writer has taken a batch and `left` reports still wait.
     pub fn taken(&self, left: usize) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         if left >= self.group {
@@ -58,7 +57,7 @@ impl Overload {
         }
     }
 
-    /// Whether somebody with so many `waiting` before him is to be turned away.
+    /// Whether to refuse a report that has `waiting` others before it.
     pub fn refuses(&self, waiting: usize) -> bool {
         if waiting < self.group {
             return false;

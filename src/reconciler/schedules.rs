@@ -1,14 +1,15 @@
-//! The hand-off under a scheduler that decides who goes on next: thousands of orders in which mouths
-//! hand in, the writer commits and fails, acknowledgements arrive and readers see the head.
+//! The queue of the writer under a scheduler that decides which thread continues next: thousands of
+//! orders in which senders submit reports, the writer commits and fails, acknowledgements arrive and
+//! readers see the head.
 //!
-//! Everything but the ledger is what runs in the daemon: [`Handle`], the loop, its channels. Those
-//! are tokio's and taken as atomic (tokio explores their insides with loom); the scheduler changes
-//! hands before and after each use of them, and in the middle of a commit. The ledger is a
-//! [`Stand`]-in of the same manners as the reconciler: it promises in one turn, processed in the next,
-//! and loses what it had in mind when anything fails.
+//! Everything but the ledger runs as in the daemon: [`Handle`], the loop, its channels. The channels
+//! are tokio's and count as atomic (tokio explores their insides with loom). The scheduler switches
+//! threads before and after each use of them, and in the middle of a commit. The ledger is a
+//! [`Stand`]-in that behaves as the reconciler: it stores in one batch, processes in the next, and
+//! forgets what it held in memory when anything fails.
 //!
-//! `SETTLED_SEEDS` says how many schedules of each kind. What fails prints a schedule that shuttle
-//! plays again (`shuttle::replay`).
+//! `SETTLED_SEEDS` says how many schedules of each kind to run. A failure prints a schedule that
+//! shuttle can repeat (`shuttle::replay`).
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -31,13 +32,13 @@ use crate::ledger::{AnyCommand, AnyReply, LedgerError};
 use crate::model::{At, RunId};
 use crate::report::{Meta, Report};
 
-// ── What `place` asks of us ─────────────────────────────────────────────────────────────────────
+// ── What `sync` needs ───────────────────────────────────────────────────────────────────────────
 
 thread_local! {
     static EXPLORING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a scheduler of ours decides on this thread.
+/// Whether shuttle schedules this thread.
 pub(super) fn exploring() -> bool {
     EXPLORING.get()
 }
@@ -46,12 +47,12 @@ pub(super) fn block_on<F: Future>(future: F) -> F::Output {
     shuttle::future::block_on(future)
 }
 
-/// Somebody else may go on.
+/// Lets another thread continue.
 pub(super) fn step() {
     shuttle::thread::yield_now();
 }
 
-/// None, or more than anybody waits for.
+/// No time, or more than any wait lasts, at random.
 pub(super) fn some_time() -> Duration {
     if shuttle::rand::thread_rng().gen_bool(0.5) {
         Duration::ZERO
@@ -60,7 +61,7 @@ pub(super) fn some_time() -> Duration {
     }
 }
 
-/// Patience ends at some moment that nobody knows before.
+/// A wait that ends at a random moment.
 pub(super) async fn patiently<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..PATIENCE {
@@ -75,21 +76,21 @@ pub(super) async fn patiently<F: Future>(future: F) -> Option<F::Output> {
     None
 }
 
-/// Looks at a full queue before a mouth gives up.
+/// How often a sender finds the queue full before it gives up.
 const PATIENCE: usize = 12;
 
 // ── The stand-in ────────────────────────────────────────────────────────────────────────────────
 
-/// What is on the disk. Nobody changes hands while it is looked at.
+/// The content of the disk. The scheduler does not switch threads during an access.
 #[derive(Default)]
 struct Disk {
-    /// Which mouth's report is stored under which id, and whether it is processed.
+    /// By id: the sender whose report it is, and whether it is processed.
     reports: BTreeMap<i64, (i64, bool)>,
     commands: usize,
     head: i64,
     /// Failures still to come.
     failures: u32,
-    /// The last thing that was tried failed.
+    /// The last attempt failed.
     sick: bool,
     /// The writer's thread has panicked.
     broken: bool,
@@ -104,7 +105,7 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something fails now.
+    /// Decides at random whether this attempt fails.
     fn fails(&self) -> bool {
         let mut disk = self.disk();
         let fails = disk.failures > 0 && shuttle::rand::thread_rng().gen_bool(0.25);
@@ -122,23 +123,23 @@ impl Shared {
     }
 }
 
-/// What can be wrong with a ledger: each must be noticed.
+/// Planted mistakes of a ledger: a test must notice each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// A turn returns, and its commit comes with the next one.
+    /// A batch returns before its commit, which comes with the next one.
     TellsBeforeItCommits,
-    /// The number of a record is told before its commit.
+    /// The head moves before the record's commit.
     HeadRunsAhead,
-    /// Having processed is told, and not done.
+    /// A report is reported as processed, and is not.
     ForgetsToDigest,
 }
 
-/// In place of the reconciler.
+/// The stand-in for the reconciler.
 struct Stand {
     shared: Shared,
     mistake: Mistake,
-    /// What would be a failed turn is a panic.
+    /// A batch that would fail panics instead.
     panics: bool,
     pending: Vec<(i64, i64)>,
     behind: bool,
@@ -283,7 +284,7 @@ impl BatchWriter for Stand {
     }
 }
 
-// ── Those who hand in, and the reader ───────────────────────────────────────────────────────────
+// ── The senders and the reader ──────────────────────────────────────────────────────────────────
 
 pub(super) fn report(mouth: i64) -> Report {
     let run_id = RunId::new("r").unwrap();
@@ -295,7 +296,7 @@ pub(super) fn report(mouth: i64) -> Report {
     }
 }
 
-/// A receiver: told "stored" means stored, told anything else means that nothing was.
+/// The webhook endpoint: "stored" means stored, and a refusal means that nothing was.
 async fn record(ledger: Handle, shared: Shared, mouth: i64) {
     match ledger.store(report(mouth)).await {
         Ok(id) => assert_eq!(
@@ -310,7 +311,8 @@ async fn record(ledger: Handle, shared: Shared, mouth: i64) {
     }
 }
 
-/// A poller: told "processed" means processed. Refused it may be stored all the same, and asks again.
+/// A poller: "processed" means processed. After a refusal the report may be stored all the same; it
+/// tries again.
 async fn process(ledger: Handle, shared: Shared, mouth: i64) {
     match ledger.process(report(mouth)).await {
         Ok(process) => assert_eq!(
@@ -373,7 +375,7 @@ fn follow(mut head: tokio::sync::watch::Receiver<i64>, shared: &Shared) {
     }
 }
 
-/// One daemon's life, from its start until every handle is gone.
+/// One run of the daemon, from its start until every handle is dropped.
 fn a_life(mistake: Mistake) {
     let shared = Shared::default();
     shared.disk().failures = shuttle::rand::thread_rng().gen_range(0..4);
@@ -453,7 +455,7 @@ fn and_so_it_is_when_few_changes_of_hands_come_at_the_worst_moments() {
     explore(PctScheduler::new(3, schedules()), Mistake::None);
 }
 
-/// The explorer is as good as what it finds.
+/// The exploration finds each planted mistake.
 #[test]
 fn every_planted_mistake_is_found() {
     for mistake in [

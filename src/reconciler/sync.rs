@@ -1,7 +1,6 @@
-//! How the hand-off waits: for work, for room in the queue, for a sick disk to be well; and how long
-//! something has lasted. And nothing else, so that a test that explores schedules
-//! ([`super::schedules`]) can wait in its own way while everything around it is what runs in the
-//! daemon.
+//! How the queue of the writer waits: for work, for a free place, for a failing disk to recover; and
+//! how long something has lasted. Nothing else is here, so that a test that explores schedules
+//! ([`super::schedules`]) can replace the waiting, and run all other code as the daemon does.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use tokio::sync::mpsc;
 use super::schedules;
 use crate::limits;
 
-/// Waits on the writer's thread until something was handed in, and takes up to `max` of it. 0:
-/// nobody is left to hand anything in.
+/// Blocks the writer's thread until the queue has jobs, and takes up to `max` of them. 0: every
+/// handle is dropped.
 pub fn receive<T>(waiting: &mut mpsc::Receiver<T>, group: &mut Vec<T>, max: usize) -> usize {
     #[cfg(test)]
     if schedules::exploring() {
@@ -21,7 +20,7 @@ pub fn receive<T>(waiting: &mut mpsc::Receiver<T>, group: &mut Vec<T>, max: usiz
     waiting.blocking_recv_many(group, max)
 }
 
-/// Waits on the writer's thread.
+/// Blocks the writer's thread for `span`.
 pub fn pause(span: Duration) {
     #[cfg(test)]
     if schedules::exploring() {
@@ -30,7 +29,7 @@ pub fn pause(span: Duration) {
     std::thread::sleep(span);
 }
 
-/// What `future` gives, unless it takes longer than a mouth may wait.
+/// The output of `future`; `None` if it takes longer than [`limits::QUEUE_WAIT`].
 pub async fn patiently<F: Future>(future: F) -> Option<F::Output> {
     #[cfg(test)]
     if schedules::exploring() {
@@ -39,7 +38,7 @@ pub async fn patiently<F: Future>(future: F) -> Option<F::Output> {
     tokio::time::timeout(limits::QUEUE_WAIT, future).await.ok()
 }
 
-/// How much time has passed.
+/// How much time has passed since `moment`.
 pub fn since(moment: Instant) -> Duration {
     #[cfg(test)]
     if schedules::exploring() {
@@ -48,7 +47,7 @@ pub fn since(moment: Instant) -> Duration {
     moment.elapsed()
 }
 
-/// Between two things that others can see. Here a test lets everybody else go on.
+/// A point between two visible effects, at which a test may let other threads continue.
 pub fn step() {
     #[cfg(test)]
     if schedules::exploring() {

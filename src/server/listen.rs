@@ -1,4 +1,4 @@
-//! Where connections come from: sockets handed in by systemd, or made here.
+//! The listeners: sockets that systemd passed in, or that are made here.
 
 use std::fs;
 use std::io;
@@ -14,10 +14,10 @@ use crate::config::Config;
 use crate::limits;
 use crate::server::systemd::{InheritError, Inherited};
 
-/// Why we cannot listen.
+/// Why the daemon cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The webhook endpoint.
+    /// The address of the webhook endpoint cannot be bound.
     #[error("cannot listen for webhooks on {address}: {source}; is another program using it?")]
     Hooks {
         /// Where.
@@ -25,7 +25,7 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-    /// A Unix socket.
+    /// A Unix socket cannot be made.
     #[error("cannot make the socket {path}: {source}")]
     Socket {
         /// Which.
@@ -33,33 +33,33 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-    /// Somebody answers on a socket that should be ours.
+    /// Another process answers on a socket that should be ours.
     #[error("another process is serving {0}; stop it, or name other [sockets]")]
     InUse(PathBuf),
-    /// A socket that systemd handed in.
+    /// A socket that systemd passed in is not the one its name says.
     #[error(transparent)]
     Inherited(#[from] InheritError),
-    /// A socket that systemd handed in does not work.
+    /// A socket that systemd passed in does not work.
     #[error("a socket from systemd cannot be used: {0}")]
     Broken(io::Error),
 }
 
-/// Everything we listen on.
+/// Every listener of the daemon.
 pub struct Listeners {
-    /// For webhooks; at least one.
+    /// The webhook endpoint: at least one listener.
     pub hooks: Vec<TcpListener>,
-    /// Where the first of them is.
+    /// The address of the first of them.
     pub address: SocketAddr,
-    /// For consumers.
+    /// The feed socket, for consumers.
     pub feed: UnixListener,
-    /// For operators.
+    /// The control socket, for operators.
     pub control: UnixListener,
-    /// Sockets that we made and must take away again.
+    /// Paths of sockets that the daemon made and removes when it stops.
     pub ours: Vec<PathBuf>,
 }
 
 impl Listeners {
-    /// Takes what systemd handed in and makes the rest.
+    /// Takes the sockets that systemd passed in and makes the rest.
     pub fn open(config: &Config, inherited: Inherited) -> Result<Listeners, ListenError> {
         let mut hooks = Vec::new();
         for socket in inherited.hooks {
@@ -96,7 +96,7 @@ impl Listeners {
     }
 }
 
-/// Says so when the sockets from systemd are not where the configuration says.
+/// Logs a difference between the sockets from systemd and the configured address.
 fn tell_apart(hooks: &[TcpListener], configured: SocketAddr) {
     let addresses: Vec<String> = hooks
         .iter()
@@ -112,8 +112,8 @@ fn tell_apart(hooks: &[TcpListener], configured: SocketAddr) {
     }
 }
 
-/// With a queue in which a burst of connections finds room before we get to them: whom the system turns
-/// away there comes again after seconds at the earliest, and each time later.
+/// Binds with a backlog that holds a burst of connections until they are accepted. A connection that
+/// the system drops there comes again after seconds at the earliest, and each time later.
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
@@ -172,7 +172,7 @@ fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
-/// Makes a file that is for nobody else at any moment, also before its mode is set.
+/// Runs `make` so that the file it makes is private from the first moment, before its mode is set.
 fn private<T>(make: impl FnOnce() -> T) -> T {
     let before = umask(Mode::RWXG | Mode::RWXO);
     let made = make();

@@ -1,5 +1,5 @@
-//! Our accept loop, for every server: a cap on connections, a deadline for headers, half-closed
-//! clients served to the end, a stalled writer closed, a drain when stopping.
+//! The accept loop of every server. It caps connections, sets a deadline for headers, serves
+//! half-closed clients to the end, closes a connection that does not read, and drains when stopping.
 //!
 //! `axum::serve` installs no timer, so hyper's header deadline is inert there, and it cannot set
 //! `half_close`, without which `nc -N` and `socat` get no answer.
@@ -32,13 +32,13 @@ use crate::limits;
 
 /// Where connections come from.
 pub enum Listener {
-    /// Webhook senders, by way of a proxy.
+    /// For webhook senders, behind a proxy.
     Tcp(TcpListener),
-    /// Consumers and operators.
+    /// For consumers and operators.
     Unix(UnixListener),
 }
 
-/// Who is at the other end.
+/// The other end of a connection.
 #[derive(Clone, Debug)]
 pub enum Peer {
     /// A TCP address.
@@ -52,20 +52,20 @@ pub enum Peer {
     },
 }
 
-/// What a server allows.
+/// The limits of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
     /// Connections at one time; more wait in the kernel's queue.
     pub connections_max: usize,
     /// From the first byte awaited to the end of the headers.
     pub header_timeout: Duration,
-    /// How long the peer may leave what we write unread.
+    /// How long the peer may leave written bytes unread.
     pub write_timeout: Duration,
 }
 
-/// Raises the limit of open files as far as this user may and we have use for, and gives it. Without
-/// this, a few hundred idle connections would take every descriptor that a login shell grants, and
-/// the database would find none.
+/// Raises the limit of open files as far as the system allows and the daemon can use, and returns it.
+/// Without this, a few hundred idle connections would take every descriptor that a login shell
+/// grants, and the database would get none.
 pub fn raise_file_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -131,7 +131,7 @@ pub async fn serve<S, B>(
             }
         }
     }
-    // What waits in the queue of a socket that systemd holds waits there for the next process.
+    // Connections in the backlog of a socket that systemd holds wait there for the next process.
     drop(listener);
     let all = u32::try_from(allowance.connections_max).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(limits::SHUTDOWN_LINGER, slots.acquire_many(all)).await;
@@ -144,7 +144,7 @@ pub async fn serve<S, B>(
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that whoever could stop us is gone, which is a stop.
+    // An error means that the sender of `stop` is dropped, which is a stop too.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -155,7 +155,7 @@ fn last<S>(service: S, stop: &watch::Receiver<bool>) -> Closing<S> {
     }
 }
 
-/// A service whose answers end the connection once we are stopping.
+/// A service whose responses close the connection once the server is stopping.
 struct Closing<S> {
     service: S,
     stop: watch::Receiver<bool>,
@@ -260,7 +260,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<AnyBody> {
     response
 }
 
-/// An error as every server of ours says it: `{"error":{"code","message",…}}`.
+/// An error as every server here answers it: `{"error":{"code","message",…}}`.
 #[derive(Clone, Debug)]
 pub struct Problem {
     /// The HTTP status.
@@ -274,7 +274,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem with nothing more to say.
+    /// A problem without further fields.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
         Problem {
             status,
@@ -284,7 +284,7 @@ impl Problem {
         }
     }
 
-    /// Adds a named value.
+    /// Adds a named field to the error's JSON.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Problem {
         self.more.insert(name.to_owned(), value.into());

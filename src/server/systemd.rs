@@ -1,7 +1,6 @@
-//! The service manager: the sockets it hands us, and what it hears from us.
+//! The service manager: the sockets that systemd passes in, and the notices that the daemon sends.
 //!
-//! Without systemd nothing here does anything: no sockets are handed in, and every notice goes
-//! nowhere.
+//! Without systemd nothing here has an effect: no sockets are passed in, and no notice is sent.
 
 use std::env;
 use std::io;
@@ -12,30 +11,30 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-/// Listening sockets that were open before we were: connections wait in them while we are not
-/// there, so a restart refuses nobody.
+/// Listening sockets that systemd opened before the daemon started. Connections wait in them while the
+/// daemon does not run, so a restart refuses no connection.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// For webhooks; there may be several, one per address family.
+    /// The webhook endpoint; there may be several sockets, one per address family.
     pub hooks: Vec<TcpListener>,
-    /// For consumers.
+    /// The feed socket.
     pub feed: Option<UnixListener>,
-    /// For operators.
+    /// The control socket.
     pub control: Option<UnixListener>,
 }
 
-/// Why the sockets handed in cannot be used.
+/// Why the sockets that systemd passed in cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
-    /// A socket unit gives a name that we do not know.
+    /// A socket unit gives an unknown name.
     #[error(
         "systemd handed in a socket named {0:?}; write FileDescriptorName=hooks, feed or control in its unit"
     )]
     Unknown(String),
-    /// There are two of a kind of which there can be one.
+    /// Two sockets have a name that only one may have.
     #[error("systemd handed in two sockets named {0:?}; only hooks may have several")]
     Twice(&'static str),
-    /// It is not what its name says.
+    /// The socket is not of the kind that its name means.
     #[error(
         "the socket named {name:?} cannot be used: {source}; hooks is TCP, feed and control are Unix streams"
     )]
@@ -48,7 +47,7 @@ pub enum InheritError {
 }
 
 impl Inherited {
-    /// Takes what was handed to this process. To be called once, before anything is spawned.
+    /// Takes the sockets that systemd passed to this process. Call it once, before anything is spawned.
     pub fn take() -> Result<Inherited, InheritError> {
         // Read first: taking the descriptors removes the variables that belong to them.
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
@@ -103,17 +102,17 @@ fn once(
     Ok(())
 }
 
-/// We serve; `status` is what `systemctl status` shows.
+/// Notifies systemd that the daemon serves; `systemctl status` shows `status`.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// What `systemctl status` shows from now on.
+/// Sets the line that `systemctl status` shows from now on.
 pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// A reload has begun; [`ready`] ends it.
+/// Notifies systemd that a reload has begun; [`ready`] ends it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[
@@ -127,12 +126,12 @@ pub fn reloading() {
     }
 }
 
-/// We are on our way out.
+/// Notifies systemd that the daemon is stopping.
 pub fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Starting goes on, and may take so much longer.
+/// Notifies systemd that the start continues, and may take this much longer.
 pub fn starting(status: &str, longer: Duration) {
     let usec = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
     tell(&[
@@ -141,12 +140,12 @@ pub fn starting(status: &str, longer: Duration) {
     ]);
 }
 
-/// Proof of life. Only to be sent when the writer has just answered.
+/// Notifies the watchdog. Call it only when the writer has just committed.
 pub fn alive(status: &str) {
     tell(&[NotifyState::Watchdog, NotifyState::Status(status)]);
 }
 
-/// How often systemd wants a proof of life at the least, if it wants any.
+/// The longest time between two watchdog notices that systemd accepts; `None` without a watchdog.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }

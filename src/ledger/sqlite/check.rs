@@ -1,9 +1,8 @@
-//! Whether a ledger is what it must be: the invariants that can be seen in the file alone, written
-//! once. `settled check` polls this of a person's ledger, the demo of its own when it closes, and
-//! every layer of the tests after the worst they could think of; what the world outside knows
-//! beside it, those add themselves.
+//! The invariant checker: every invariant that can be seen in the file alone, written once.
+//! `settled check` runs it on your ledger, the demo on its own when it closes, and every layer of the
+//! tests after its faults. The tests add what only they know, such as which requests were answered.
 //!
-//! Nothing here goes through the rest of this folder: a mistake there must not hide itself.
+//! Nothing here uses the rest of this folder: a mistake there must not hide itself.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,29 +16,29 @@ use super::damage::Damages;
 use super::{LedgerError, Result, View, connect, foreign, from_json, version};
 use crate::model::decide::{AMENDMENTS_MAX, Phase, Run};
 
-/// Something in a ledger that must not be.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// The invariant, in a few words.
     pub what: String,
-    /// In how many rows.
+    /// How many rows violate it.
     pub rows: i64,
-    /// The first few of them.
+    /// The names of the first few.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<String>,
 }
 
-/// What was examined, and what was found.
+/// The result of an examination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Examination {
     /// Rows of each table that a person knows of.
     pub rows: BTreeMap<&'static str, i64>,
-    /// What must not be.
+    /// The violated invariants.
     pub findings: Vec<Finding>,
 }
 
 impl Finding {
-    /// Of a ledger that cannot be looked at.
+    /// The result for a ledger that cannot be read.
     pub fn unreadable(why: &str) -> Finding {
         Finding {
             what: "ledgers that cannot be read".to_owned(),
@@ -49,7 +48,7 @@ impl Finding {
     }
 }
 
-/// So many rows are named.
+/// How many rows a finding names.
 const NAMED_MAX: usize = 5;
 
 impl fmt::Display for Finding {
@@ -63,7 +62,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What must hold, as questions for rows in which it does not. Each gives a name for the row.
+/// The invariants, as queries for rows that violate them. Each query returns a name for the row.
 const INVARIANTS: [(&str, &str); 17] = [
     (
         "settled runs whose completion is missing from the feed",
@@ -75,7 +74,7 @@ const INVARIANTS: [(&str, &str); 17] = [
         "SELECT c.seq FROM records c JOIN runs u ON u.id = c.run
          WHERE c.type = 'settled.run.completion' AND u.completion IS NOT c.seq",
     ),
-    // By themselves, in case the index that forbids it is gone.
+    // Checked without the index that forbids it, which may be gone.
     (
         "runs with more than one completion",
         "SELECT run FROM records WHERE type = 'settled.run.completion' GROUP BY run HAVING count(*) > 1",
@@ -138,7 +137,7 @@ const INVARIANTS: [(&str, &str); 17] = [
     ),
     (
         "minutes whose losses are counted wrong",
-        // Late is what came after the end by a clock that may have been set back in between.
+        // A webhook is late if it came after the end, by a clock that may have stepped back meanwhile.
         "SELECT t.source || ':' || t.minute FROM settlements t LEFT JOIN
             (SELECT source, settled_at / 60000 AS minute, count(*) AS completions, sum(origin <> 'webhook') AS synthesized
              FROM runs WHERE settled_at IS NOT NULL GROUP BY 1, 2) r USING (source, minute)
@@ -146,13 +145,13 @@ const INVARIANTS: [(&str, &str); 17] = [
     ),
 ];
 
-/// What holds beside that as long as retention has never removed a report.
+/// Invariants that hold only as long as retention has never removed a report.
 const WITH_ALL_REPORTS: [(&str, &str); 1] = [(
     "records without a cause",
     "SELECT seq FROM records r WHERE NOT EXISTS (SELECT 1 FROM timeline h WHERE h.run = r.run AND h.seq = r.seq)",
 )];
 
-/// Tables of which the number of rows is told.
+/// Tables whose number of rows the result has.
 const COUNTED: [&str; 5] = [
     "runs",
     "reports",
@@ -161,7 +160,7 @@ const COUNTED: [&str; 5] = [
     "quarantined_reports",
 ];
 
-/// Examines the ledger in a file, whether or not a daemon is serving it, and whatever can be read of it.
+/// Examines the ledger in a file, as far as it can be read. A daemon may be serving it.
 pub fn examine(path: &Path) -> Result<Examination> {
     let connection =
         connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| foreign(error, path))?;
@@ -183,9 +182,8 @@ pub fn examine(path: &Path) -> Result<Examination> {
     })
 }
 
-/// Verifies the file and everything the program relies on. Reads all of it, which takes a while; what
-/// a daemon writes meanwhile is not looked at. A question that a damaged file does not answer is a
-/// finding too.
+/// Checks the file and everything the program relies on. Reads all of it, as of one moment, which
+/// takes a while. A query that fails on a damaged file is a finding too.
 pub fn check(view: &View<'_>) -> Result<Vec<Finding>> {
     let _one_moment = view.connection.unchecked_transaction()?;
     Ok(look(view))
@@ -221,7 +219,7 @@ fn unanswered(what: &str, error: &LedgerError) -> Finding {
     }
 }
 
-/// The words of SQLite, or ours without the advice to do what is being done.
+/// An error's text, without the advice to run the check that is running.
 fn cause(error: &LedgerError) -> String {
     match error {
         LedgerError::Unreadable(what) => what.clone(),
@@ -230,7 +228,7 @@ fn cause(error: &LedgerError) -> String {
     }
 }
 
-/// Rows that are wrong in one way.
+/// The finding for one invariant, if rows violate it.
 struct Wrong {
     what: &'static str,
     rows: i64,
@@ -308,7 +306,7 @@ fn ask_one(view: &View<'_>, what: &'static str, question: &str) -> Result<Vec<Fi
     Ok(wrong.finding().into_iter().collect())
 }
 
-/// What the columns of a run repeat of its state, for searching.
+/// The columns of a run that repeat parts of its state, for searching.
 #[derive(Debug, PartialEq, Eq)]
 struct Columns {
     phase: String,

@@ -1,5 +1,5 @@
-//! Rows that cannot be read: each is named in the log once, counted, and stepped over, so that one
-//! damaged row takes nothing from the others. Nothing here changes a row.
+//! Damaged rows: each is logged once, counted, and stepped over, so that one damaged row does not
+//! affect the others. Nothing here changes a row.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,10 +10,10 @@ use rusqlite::{Row, Rows};
 use super::{LedgerError, Result};
 use crate::ledger::rows::DamagedRow;
 
-/// How many are remembered; `settled check` finds all of them.
+/// How many damaged rows are remembered; `settled check` finds all of them.
 const REMEMBERED_MAX: usize = 1_000;
 
-/// The damaged rows that were come upon since the start, with what is wrong with each.
+/// The damaged rows found since the start, with what is wrong with each.
 #[derive(Default)]
 pub(super) struct Damages {
     met: Mutex<BTreeMap<DamagedRow, String>>,
@@ -37,7 +37,7 @@ impl Damages {
         }
     }
 
-    /// Up to `max` of `rows`, without the damaged ones: they take nobody's place.
+    /// Up to `max` readable ones of `rows`; damaged rows do not count.
     pub fn pick<T>(
         &self,
         mut rows: Rows<'_>,
@@ -102,7 +102,7 @@ impl DamagedRow {
         }
     }
 
-    /// What it is known by: `source:run_id`, or a name.
+    /// The name of the row: `source:run_id`, or a consumer's name.
     pub fn key(&self) -> String {
         let source = self
             .source
@@ -128,7 +128,7 @@ impl std::fmt::Display for DamagedRow {
     }
 }
 
-/// What a column says, as far as it can be read.
+/// The value of a column as text, as far as it can be read.
 fn legible(row: &Row<'_>, index: usize) -> String {
     match row.get_ref(index) {
         Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => {

@@ -1,9 +1,9 @@
-//! The write-ahead log: kept short without the writer's help, as far as that goes.
+//! The write-ahead log, and the checkpoints that keep it short.
 //!
-//! Moving the log's pages into the file costs syncs, and whoever does it on the writer's connection
-//! makes every sender wait for them. A [`Checkpointer`] does it on a connection and a thread of its
-//! own. It can never quite finish while the writer goes on appending, and only a finished log begins
-//! anew; so at a size of [`limits::LOG_PAGES_MAX`] the writer moves the short rest itself.
+//! A checkpoint costs syncs, and on the writer's connection every sender would wait for them. So a
+//! [`Checkpointer`] does it on a connection and a thread of its own. It can never quite finish while
+//! the writer appends, and only a finished log begins anew. At a size of
+//! [`limits::LOG_PAGES_MAX`] the writer therefore moves the short rest itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Both sides.
+    /// The writer's side and the checkpointer, which share a channel.
     pub(super) fn shared(path: PathBuf) -> (Log, Checkpointer) {
         let (want, wanted) = sync_channel(1);
         let moved = Arc::new(AtomicI32::new(0));
@@ -74,10 +74,10 @@ impl Log {
     }
 }
 
-/// What is to be done about a log.
+/// The checkpoints that a log needs.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
-    /// A round of the checkpointer.
+    /// The checkpointer should run.
     round: bool,
     /// The writer moves what is left, so that the log begins anew.
     rest: bool,
@@ -97,7 +97,7 @@ impl Wanted {
 }
 
 impl Checkpointer {
-    /// Works until the writer is gone.
+    /// Runs until the writer is dropped.
     pub fn run(self) {
         let mut connection = None;
         while self.wanted.recv().is_ok() {
