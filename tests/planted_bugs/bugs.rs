@@ -70,9 +70,15 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a delivery that could not be stored is answered 200",
         file: "src/ingest/mod.rs",
-        old: "            .map_err(|refusal| Problem::new(StatusCode::SERVICE_UNAVAILABLE, \"not_stored\", refusal.to_string()))?;",
-        new: "            .unwrap_or_default();",
-        target: "daemon",
+        old: "        let id = self.ledger.store(report).await.map_err(|refusal| {
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                \"not_stored\",
+                refusal.to_string(),
+            )
+        })?;",
+        new: "        let id = self.ledger.store(report).await.unwrap_or_default();",
+        target: "ingest",
         test: "answers::what_cannot_be_stored_is_503_until_it_can",
     },
     Bug {
@@ -159,7 +165,10 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a settled run settles again instead of being amended",
         file: "src/model/decide.rs",
-        old: "    let publication = Publication::Amendment { number: settled.amendments, previous };",
+        old: "    let publication = Publication::Amendment {
+        number: settled.amendments,
+        previous,
+    };",
         new: "    let _ = previous;
     let publication = Publication::Completion;",
         target: "model",
@@ -199,10 +208,10 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a hint settles",
         file: "src/model/decide.rs",
-        old: "    if !heard.entitled() {
+        old: "    if !observation.entitled() {
         return (None, run.hint(at));
     }",
-        new: "    if !heard.entitled() && !matches!(heard.claim, Claim::Ended(_)) {
+        new: "    if !observation.entitled() && !matches!(observation.claim, Claim::Ended(_)) {
         return (None, run.hint(at));
     }",
         target: "model",
@@ -227,8 +236,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a 404 counts though nothing works with this key",
         file: "src/providers/mod.rs",
-        old: "        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => Claim::Missing,",
-        new: "        [_, .., canary] if worked(canary) || provider.classify(canary) != ResponseClass::Ok => Claim::Missing,",
+        old: "        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => {",
+        new: "        [_, .., canary] if worked(canary) || provider.classify(canary) != ResponseClass::Ok => {",
         target: "providers",
         test: "skyvern::a_missing_task_is_missing_only_if_the_canary_worked",
     },
@@ -244,10 +253,16 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "the signature is compared with what the body parses to",
         file: "src/providers/skyvern.rs",
-        old: "        match signature.as_ref().and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body])) {",
-        new: "        let parsed: Option<Value> = serde_json::from_slice(delivery.body).ok();
-        let text = parsed.map(|parsed| parsed.to_string()).unwrap_or_default();
-        match signature.as_ref().and_then(|signature| signature.signed_by(&keyring.signing, &[text.as_bytes()])) {",
+        old: "            .and_then(|signature| signature.signed_by(&keyring.signing, &[delivery.body]))
+        {
+            Some(key) => Proof::by(Verdict::Signed, key.clone()),",
+        new: "            .and_then(|signature| {
+                let parsed: Option<Value> = serde_json::from_slice(delivery.body).ok();
+                let text = parsed.map(|parsed| parsed.to_string()).unwrap_or_default();
+                signature.signed_by(&keyring.signing, &[text.as_bytes()])
+            })
+        {
+            Some(key) => Proof::by(Verdict::Signed, key.clone()),",
         target: "providers",
         test: "skyvern::the_raw_bytes_are_signed_and_not_what_they_parse_to",
     },
@@ -270,8 +285,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "the path token suffices where a header is required too",
         file: "src/providers/smartbrowse.rs",
-        old: "token.is_some()) && headers.iter().all(Option::is_some);",
-        new: "token.is_some()) && (token.is_some() || headers.iter().all(Option::is_some));",
+        old: "            && headers.iter().all(Option::is_some);",
+        new: "            && (token.is_some() || headers.iter().all(Option::is_some));",
         target: "providers",
         test: "smartbrowse::everything_that_is_configured_must_match",
     },
@@ -293,24 +308,28 @@ pub const BUGS: &[Bug] = &[
         old: "            Some(span) => self.pause_for(span, PauseReason::RetryAfter, \"too many requests\", now),",
         new: "            Some(_) => {}",
         target: "lib",
-        test: "providers::rate_limit::tests::nothing_is_granted_before_a_retry_after_has_passed",
+        test: "polling::rate_limit::tests::nothing_is_granted_before_a_retry_after_has_passed",
     },
     Bug {
         name: "redirects are followed, and the key goes along",
         file: "src/polling/client.rs",
         old: "            .redirect(reqwest::redirect::Policy::none())",
         new: "            .redirect(reqwest::redirect::Policy::limited(5))",
-        target: "daemon",
-        test: "questions::a_redirect_is_not_followed",
+        target: "polling",
+        test: "redirects::a_redirect_is_not_followed",
     },
     Bug {
         name: "a refused key is tried on and on",
         file: "src/polling/rate_limit.rs",
-        old: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });",
-        new: "            self.breaker = Some(Breaker { since: now, why: why.to_owned(), next_probe, probes: 0 });
+        old: "                next_probe,
+                probes: 0,
+            });",
+        new: "                next_probe,
+                probes: 0,
+            });
             self.breaker = None;",
         target: "lib",
-        test: "providers::rate_limit::tests::an_open_breaker_grants_probes_and_nothing_else",
+        test: "polling::rate_limit::tests::an_open_breaker_grants_probes_and_nothing_else",
     },
     // ── The feed ────────────────────────────────────────────────────────────────────────────────────
     Bug {
@@ -407,5 +426,72 @@ pub const BUGS: &[Bug] = &[
         new: "        f.write_str(self.expose())",
         target: "lib",
         test: "secret::tests::a_secret_cannot_be_printed",
+    },
+    // ── Time in which nobody could ask, and one thing's error ─────────────────────────────────────
+    Bug {
+        name: "a run is given up for time in which nobody asked",
+        file: "src/model/schedule.rs",
+        old: "    between.min(longest.saturating_mul(OVERDUE_STRETCH + 3).max(HOUR))",
+        new: "    let _ = longest;
+    between",
+        target: "model",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "a hold that ended while the daemon was off settles without a poll",
+        file: "src/model/decide.rs",
+        old: "        if !at.policy.can_poll || at.now.since(until) <= schedule::LATE {",
+        new: "        if !at.policy.can_poll || at.now >= until {",
+        target: "model",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "runs that are all gone at once have ended",
+        file: "src/model/decide.rs",
+        old: "    if absent && forgotten {",
+        new: "    if absent || absent && forgotten {",
+        target: "model",
+        test: "table::the_decision_table",
+    },
+    Bug {
+        name: "one run's refusal condemns the account",
+        file: "src/polling/exchange.rs",
+        old: "            About::Run(exchange) => exchange.canary,",
+        new: "            About::Run(_) => true,",
+        target: "lib",
+        test: "polling::exchange::tests::a_refusal_of_one_run_is_held_against_that_run_while_the_canary_works",
+    },
+    Bug {
+        name: "a refused list condemns the account",
+        file: "src/polling/exchange.rs",
+        old: "            About::Page(_) => false,",
+        new: "            About::Page(_) => true,",
+        target: "lib",
+        test: "polling::exchange::tests::a_list_that_is_refused_leaves_the_verdict_to_the_canary",
+    },
+    // ── What leaves, and who may ask ──────────────────────────────────────────────────────────────
+    Bug {
+        name: "metadata is redacted at its first level only",
+        file: "src/model/observation.rs",
+        old: "        Value::Object(fields) => Value::Object(sanitized_fields(fields, redact)),",
+        new: "        Value::Object(fields) => Value::Object(fields),",
+        target: "lib",
+        test: "model::observation::tests::every_text_from_outside_is_redacted",
+    },
+    Bug {
+        name: "a page of another site may change things through a bridged socket",
+        file: "src/api/access.rs",
+        old: "            (Some(site), _) => site == \"same-origin\",",
+        new: "            (Some(site), _) => site != \"cross-site\",",
+        target: "lib",
+        test: "api::access::tests::a_change_comes_from_a_page_of_ours_or_from_no_browser",
+    },
+    Bug {
+        name: "DNS rebinding reaches the sockets",
+        file: "src/api/access.rs",
+        old: "name.ends_with(\".localhost\")",
+        new: "name.contains(\"localhost\")",
+        target: "lib",
+        test: "api::access::tests::a_name_that_dns_could_lead_here_is_refused_unless_it_is_configured",
     },
 ];

@@ -115,15 +115,16 @@ struct Tree {
 
 /// The modules below the servers and the commands, and the tests of these alone.
 const PART: &[&str] = &[
-    "calendar",
+    "changes",
     "config",
+    "ledger",
     "limits",
+    "model",
+    "process",
     "providers",
     "reconciler",
     "report",
-    "run",
     "secret",
-    "store",
 ];
 const PART_TESTS: &[&str] = &["model", "ledger", "providers"];
 
@@ -160,7 +161,9 @@ impl Tree {
             let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
             match parts[..] {
                 ["src", module, ..] => PART.contains(&module.trim_end_matches(".rs")),
-                ["tests", test, ..] => PART_TESTS.contains(&test) || test == "vectors",
+                ["tests", test, ..] => {
+                    PART_TESTS.contains(&test) || ["support", "vectors"].contains(&test)
+                }
                 [first, ..] => [
                     "src",
                     "tests",

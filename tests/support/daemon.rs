@@ -150,7 +150,7 @@ impl Daemon {
         command
             .arg("-c")
             .arg(format!("{limit}exec \"$0\" \"$@\""))
-            .arg(env!("CARGO_BIN_EXE_settled"));
+            .arg(super::process::program());
         command
             .arg("serve")
             .arg("--config")

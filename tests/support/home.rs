@@ -85,7 +85,7 @@ impl Home {
 
     /// The program with this configuration and these arguments.
     pub fn settled(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_settled"));
+        let mut command = Command::new(super::process::program());
         command
             .arg("--config")
             .arg(self.path("settled.toml"))

@@ -8,6 +8,14 @@ use std::time::{Duration, Instant};
 /// How long anything may take that has no limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The program under test. A part of the tree that is built without it has no test that needs it.
+pub fn program() -> &'static str {
+    let Some(program) = option_env!("CARGO_BIN_EXE_settled") else {
+        panic!("the program is not part of this build");
+    };
+    program
+}
+
 /// A port on which nobody listens. It lies below the range from which the system gives ports to
 /// clients; the process id spreads test programs apart, and no two calls of one process meet.
 pub fn free_port() -> u16 {

@@ -246,7 +246,7 @@ impl Drop for World {
 
 /// The program in this folder, with nothing of our own environment but the test's key.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_settled")));
+    let mut command = Command::new(PathBuf::from(super::process::program()));
     command
         .args(args)
         .current_dir(folder)
