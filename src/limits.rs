@@ -198,6 +198,13 @@ pub const WAIT_MAX: Duration = Duration::from_secs(600);
 /// How large the body of a request on a socket may be.
 pub const REQUEST_BYTES_MAX: usize = MIB;
 
+/// The most bytes of a request's body that a socket discards, so that a client that is still writing
+/// sees the reply.
+pub const SOCKET_DISCARDED_BYTES_MAX: usize = 64 * MIB;
+
+/// How long a socket discards a body before it replies.
+pub const SOCKET_DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a local client may take to send a request's headers.
 pub const SOCKET_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 

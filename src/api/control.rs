@@ -1,4 +1,4 @@
-//! The control socket: tracking, looking, asking, and asking a provider to send again.
+//! The control socket: tracking runs, lists and views, polls at once, webhooks sent again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,13 @@ use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
-use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::types::{DeliveryView, RunView, SourceView, StatusView, StoreView, TimelineLine};
+use super::types::{
+    AnswerClass, DeliveryList, DeliveryView, MissingWebhooks, PollAnswer, PollReply,
+    RetryWebhookReply, RetryWebhookRequest, ReverifyReply, RunDetail, RunList, RunView, SourceView,
+    StatusView, StoreView, TimelineLine, TrackRequest,
+};
 use super::{
     ApiState, HandlerResult, Params, Segments, Shared, advice, bad_request, body_json, consumers,
     flag,
@@ -23,28 +26,18 @@ use crate::ledger::{DeliveryQuery, RunPage, RunQuery, RunRow};
 use crate::limits;
 use crate::limits::{METADATA_BYTES_MAX, METADATA_DEPTH_MAX};
 use crate::model::decide::Effect;
-use crate::model::observation::portable;
+use crate::model::observation::{Claim, portable};
 use crate::model::record::Cursor;
-use crate::model::{Kind, RunId, RunKey, SourceName};
+use crate::model::{RunId, RunKey, SourceName};
 use crate::polling::client::SourceClient;
-use crate::providers::{Delivery, Headers, RetryResult, Verdict};
+use crate::providers::{ApiResponse, Delivery, Headers, Reading, RetryResult, Verdict};
+use crate::reconciler::Reverified;
 use crate::report::{Meta, Report, TrackMeta, WebhookMeta};
 use crate::server::{self, Problem};
 
-/// What a client says of a run.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tracked {
-    source: String,
-    run_id: String,
-    kind: Option<Kind>,
-    group_id: Option<String>,
-    metadata: Option<serde_json::Map<String, serde_json::Value>>,
-}
-
-/// `POST /v1/runs`.
+/// `POST /v1/runs`: 201 if the run is new, 200 if it is known.
 pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
-    let tracked: Tracked = body_json(body).await?;
+    let tracked: TrackRequest = body_json(body).await?;
     let member = state.member(&tracked.source)?;
     let key = key(&tracked.source, &tracked.run_id)?;
     if tracked
@@ -58,12 +51,12 @@ pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
         return Err(bad_request(message));
     }
     let source = &member.config;
-    let told_by_id = || source.provider.kind_of(&key.run_id, &source.settings);
+    let kind_of_id = || source.provider.kind_of(&key.run_id, &source.settings);
     let meta = TrackMeta {
         run_id: key.run_id.clone(),
         kind: tracked
             .kind
-            .or_else(|| (!source.provider.guesses_kind()).then(told_by_id)),
+            .or_else(|| (!source.provider.guesses_kind()).then(kind_of_id)),
         group_id: tracked.group_id,
         metadata: tracked.metadata,
     };
@@ -90,7 +83,7 @@ pub async fn track(State(state): Shared, body: Body) -> HandlerResult {
     ))
 }
 
-/// Which runs to list.
+/// The query of `GET /v1/runs`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListRuns {
@@ -103,8 +96,8 @@ pub struct ListRuns {
     limit: Option<u32>,
 }
 
-/// `GET /v1/runs`, in the order in which they became known; `next` goes into `after`. With `newest`
-/// the newest first; `next` then goes into `before`. Runs whose row is damaged are named apart.
+/// `GET /v1/runs`: runs in the order in which they became known, and `next` for `after`. With
+/// `newest`: the newest first, and `next` for `before`. Runs whose row is damaged are listed apart.
 pub async fn list_runs(State(state): Shared, Params(list): Params<ListRuns>) -> HandlerResult {
     let phase = match list.phase.as_deref() {
         None => None,
@@ -132,18 +125,22 @@ pub async fn list_runs(State(state): Shared, Params(list): Params<ListRuns>) -> 
     } = state.look(move |view| view.runs(&query)).await?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "runs": state.views(&runs), "damaged": damaged, "next": next }),
+        &RunList {
+            runs: state.views(&runs),
+            damaged,
+            next,
+        },
     ))
 }
 
-/// How long to wait for a run to settle.
+/// The query of `GET /v1/runs/{source}/{run_id}`: seconds to wait for the run to settle.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wait {
     wait: Option<u64>,
 }
 
-/// `GET /v1/runs/{source}/{run_id}`.
+/// `GET /v1/runs/{source}/{run_id}`: the run and its timeline, at once or when it has settled.
 pub async fn show_run(
     State(state): Shared,
     Segments(path): Segments<(String, String)>,
@@ -151,7 +148,8 @@ pub async fn show_run(
 ) -> HandlerResult {
     let key = key(&path.0, &path.1)?;
     let until = Instant::now() + Duration::from_secs(query.wait.unwrap_or(0)).min(limits::WAIT_MAX);
-    let (mut head, mut stop) = (state.ledger.head(), state.stop.clone());
+    let mut head = state.ledger.head();
+    let mut stop = state.stop.clone();
     loop {
         head.borrow_and_update();
         let row = state.run(&key).await;
@@ -166,7 +164,8 @@ pub async fn show_run(
     }
 }
 
-/// `POST /v1/runs/{source}/{run_id}/poll`.
+/// `POST /v1/runs/{source}/{run_id}/poll`: polls at once, beside the rate limit, and stores the
+/// answer as a report.
 pub async fn poll(
     State(state): Shared,
     Segments(path): Segments<(String, String)>,
@@ -174,44 +173,73 @@ pub async fn poll(
     let key = key(&path.0, &path.1)?;
     let client = state.client(&path.0)?;
     let row = state.run(&key).await?;
-    let asked = client.poll_run(&key.run_id, &row.run).await;
+    let polled = client.poll_run(&key.run_id, &row.run).await;
     let broken =
-        || cannot_ask("the provider refuses the API key; polling goes on by itself once it works");
-    let report = asked.ok_or_else(broken)?;
-    let process = state.ledger.process(report).await?;
+        || cannot_poll("the provider refuses the API key; polling goes on by itself once it works");
+    let report = polled.ok_or_else(broken)?;
+    let (learned, answer) = answer_of(&client.member, &report);
+    let processed = state.ledger.process(report).await?;
     let row = state.run(&key).await?;
-    let effect = process.effects.first().map(|(_, effect, _)| *effect);
-    let run = RunView::of(&row, state.reader.epoch());
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "report": process.report, "effect": effect, "run": run }),
+        &PollReply {
+            report: processed.report,
+            learned,
+            answer,
+            effect: processed.effects.first().map(|(_, effect, _)| *effect),
+            run: RunView::of(&row, state.reader.epoch()),
+        },
     ))
 }
 
-/// Where to send a webhook again.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Again {
-    webhook_url: Option<String>,
+/// Whether the report of a poll says anything of its run, and the provider's last answer in it.
+fn answer_of(member: &Source, report: &Report) -> (bool, Option<PollAnswer>) {
+    let Meta::Poll(meta) = &report.meta else {
+        return (false, None);
+    };
+    let source = &member.config;
+    let learned = match report.read(source.provider, &source.settings) {
+        Reading::Said(observations) => observations
+            .iter()
+            .any(|observation| observation.claim != Claim::Nothing),
+        _ => false,
+    };
+    let answers = meta.answers(&report.body);
+    let answer = answers.last().map(|answer| {
+        let (class, reason) = AnswerClass::of(&source.provider.classify(answer));
+        let silent = || "the answer is none that the provider documents for a run".to_owned();
+        let reason = reason.or_else(|| (!learned).then(silent));
+        let status = match answer {
+            ApiResponse::Http(response) => Some(response.status),
+            ApiResponse::Failed { .. } => None,
+        };
+        PollAnswer {
+            class,
+            status,
+            reason: reason.map(|reason| member.redactor().redact(reason)),
+        }
+    });
+    (learned, answer)
 }
 
-/// `POST /v1/runs/{source}/{run_id}/retry-webhook`.
+/// `POST /v1/runs/{source}/{run_id}/retry-webhook`: has the provider send the webhook again, and
+/// processes the signed payload if the provider's answer repeats it.
 pub async fn retry_webhook(
     State(state): Shared,
     Segments(path): Segments<(String, String)>,
     body: Body,
 ) -> HandlerResult {
-    let again: Again = body_json(body).await?;
+    let again: RetryWebhookRequest = body_json(body).await?;
     let key = key(&path.0, &path.1)?;
     let client = state.client(&path.0)?;
     let provider = client.member.config.provider;
-    let question = provider
+    let request = provider
         .retry_request(&key.run_id, again.webhook_url.as_deref())
         .ok_or_else(|| {
             let message = format!("{} has no call that sends a webhook again", provider.name());
             Problem::new(StatusCode::CONFLICT, "no_retry", message)
         })?;
-    let answer = client.poll_now(&question).await;
+    let answer = client.poll_now(&request).await;
     let (delivered_status, error, target_url, latency_ms, payload) =
         match provider.read_retry(&key.run_id, &answer) {
             RetryResult::Refused {
@@ -249,15 +277,16 @@ pub async fn retry_webhook(
     let redacted = |text: Option<String>| text.map(|text| client.member.redactor().redact(text));
     Ok(server::json(
         StatusCode::OK,
-        &json!({
-            "delivered": error.is_none() && delivered_status.is_some_and(|status| (200..300).contains(&status)),
-            "delivered_status": delivered_status,
-            "error": redacted(error),
-            "target_url": redacted(target_url),
-            "latency_ms": latency_ms,
-            "payload_verdict": replay.as_ref().map(|(verdict, _)| *verdict),
-            "effect": effect,
-        }),
+        &RetryWebhookReply {
+            delivered: error.is_none()
+                && delivered_status.is_some_and(|status| (200..300).contains(&status)),
+            delivered_status,
+            error: redacted(error),
+            target_url: redacted(target_url),
+            latency_ms,
+            payload_verdict: replay.as_ref().map(|(verdict, _)| *verdict),
+            effect,
+        },
     ))
 }
 
@@ -272,20 +301,31 @@ pub async fn missing_webhooks(
         .await?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "runs": state.views(&rows) }),
+        &MissingWebhooks {
+            runs: state.views(&rows),
+        },
     ))
 }
 
 /// `POST /v1/sources/{source}/reverify`: applies unverified deliveries that verify by now.
 pub async fn reverify(State(state): Shared, Segments(source): Segments<String>) -> HandlerResult {
     let member = state.member(&source)?;
+    let Reverified {
+        examined,
+        verified,
+        changed,
+    } = state.ledger.reverify(member.id).await?;
     Ok(server::json(
         StatusCode::OK,
-        &state.ledger.reverify(member.id).await?,
+        &ReverifyReply {
+            examined,
+            verified,
+            changed,
+        },
     ))
 }
 
-/// Which deliveries to list.
+/// The query of `GET /v1/deliveries`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListDeliveries {
@@ -296,7 +336,7 @@ pub struct ListDeliveries {
     limit: Option<u32>,
 }
 
-/// `GET /v1/deliveries`, newest first; `next` goes into `before`.
+/// `GET /v1/deliveries`: newest first, and `next` for `before`.
 pub async fn list_deliveries(
     State(state): Shared,
     Params(list): Params<ListDeliveries>,
@@ -323,15 +363,18 @@ pub async fn list_deliveries(
         .map(|row| row.id);
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "deliveries": rows, "next": next }),
+        &DeliveryList {
+            deliveries: rows,
+            next,
+        },
     ))
 }
 
-/// `GET /v1/deliveries/{id}`: any report, a poll's too.
+/// `GET /v1/deliveries/{id}`: any report, also that of a poll.
 pub async fn show_delivery(State(state): Shared, Segments(id): Segments<i64>) -> HandlerResult {
     let found = state.look(move |view| view.delivery(id)).await?;
-    let (row, head) = found.ok_or_else(no_delivery)?;
-    Ok(server::json(StatusCode::OK, &DeliveryView::of(row, head)))
+    let (row, meta) = found.ok_or_else(no_delivery)?;
+    Ok(server::json(StatusCode::OK, &DeliveryView::of(row, meta)))
 }
 
 /// `GET /v1/deliveries/{id}/body`: the raw bytes.
@@ -359,12 +402,12 @@ fn no_delivery() -> Problem {
     )
 }
 
-/// `GET /v1/status`.
+/// `GET /v1/status`: the daemon, its database, sources and consumers.
 pub async fn status(State(state): Shared) -> HandlerResult {
     Ok(server::json(StatusCode::OK, &facts(&state).await?))
 }
 
-/// How everything is, for people and for graphs.
+/// The reply of `GET /v1/status`, which the metrics are made of too.
 pub async fn facts(state: &ApiState) -> Result<StatusView, Problem> {
     let at = (state.clock)();
     let look = move |view: &crate::ledger::View<'_>| {
@@ -459,8 +502,8 @@ fn key(source: &str, run_id: &str) -> Result<RunKey, Problem> {
     })
 }
 
-fn cannot_ask(message: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::CONFLICT, "cannot_ask", message)
+fn cannot_poll(message: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::CONFLICT, "cannot_poll", message)
 }
 
 impl ApiState {
@@ -470,16 +513,16 @@ impl ApiState {
         found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_source", message()))
     }
 
-    /// The evidence of a source that can be asked.
+    /// The client of a source that has an API key.
     fn client(&self, name: &str) -> Result<Arc<SourceClient>, Problem> {
         let member = self.member(name)?;
         if member.config.api_key.is_none() {
-            return Err(cannot_ask(format!(
-                "{name} has no api_key in the configuration, so nothing can be asked"
+            return Err(cannot_poll(format!(
+                "{name} has no api_key in the configuration, so the provider cannot be polled"
             )));
         }
         let found = self.clients.borrow().get(&member.id).cloned();
-        found.ok_or_else(|| cannot_ask("the source is being reloaded; try again"))
+        found.ok_or_else(|| cannot_poll("the source is being reloaded; try again"))
     }
 
     async fn run(&self, key: &RunKey) -> Result<RunRow, Problem> {
@@ -504,13 +547,10 @@ impl ApiState {
             .map(|line| TimelineLine::of(line, self.reader.epoch()))
             .collect();
         let run = RunView::of(row, self.reader.epoch());
-        Ok(server::json(
-            StatusCode::OK,
-            &json!({ "run": run, "timeline": timeline }),
-        ))
+        Ok(server::json(StatusCode::OK, &RunDetail { run, timeline }))
     }
 
-    /// Takes the signed payload out of a provider's answer in, as the report it is.
+    /// Verifies and processes the signed payload of a provider's answer, as a report of its own.
     async fn replay(
         &self,
         member: &Source,

@@ -20,8 +20,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-use super::ConsumerView;
-use super::types::{SourceView, StatusView};
+use super::types::{AnswerClass, ConsumerView, SourceView, StatusView};
 use super::{Shared, control};
 use crate::model::record::Cursor;
 use crate::server::Problem;
@@ -293,14 +292,14 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
             continue;
         };
         let results = [
-            ("ok", responses.ok),
-            ("rate_limited", responses.rate_limited),
-            ("denied", responses.denied),
-            ("unavailable", responses.unavailable),
+            (AnswerClass::Ok, responses.ok),
+            (AnswerClass::RateLimited, responses.rate_limited),
+            (AnswerClass::Denied, responses.denied),
+            (AnswerClass::Unavailable, responses.unavailable),
         ];
-        for (result, count) in results {
+        for (class, count) in results {
             answers
-                .get_or_create(&labels(source, Some(("result", result.to_owned()))))
+                .get_or_create(&labels(source, Some(("result", class.word().to_owned()))))
                 .inc_by(count);
         }
     }

@@ -1,13 +1,15 @@
 //! The Unix sockets: the feed for consumers, and everything else for operators.
 //!
-//! Two routers over one [`ApiState`]. The feed socket can read events and consume; the control socket
-//! can do all of that and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON.
+//! Two routers share one [`ApiState`]. The feed socket serves events and consumers; the control
+//! socket serves these and the rest. Both speak HTTP/1.1 and 1.0, NDJSON or JSON. Requests and replies
+//! are the types of [`types`].
 
 pub mod access;
 mod advice;
 mod backup;
 mod control;
 mod feed;
+mod lent_body;
 mod metrics;
 pub mod types;
 
@@ -34,51 +36,51 @@ use crate::polling::client::SourceClient;
 use crate::reconciler::{Clock, Handle, Refusal};
 use crate::server::{AnyBody, Problem, json};
 
-pub use feed::{ConsumerView, PageCache, Readers};
+pub use feed::{PageCache, Readers};
 
 use feed::{consumers, events};
 
-/// What the sockets' handlers work with.
+/// The state that all handlers share.
 pub struct ApiState {
-    /// The way to the writer.
+    /// Sends commands and reports to the writer.
     pub ledger: Handle,
-    /// Read-only access.
+    /// Reads the ledger.
     pub reader: Reader,
     /// The configured sources.
     pub sources: watch::Receiver<Arc<Sources>>,
-    /// Each source's evidence, by row id.
+    /// The client of each source's provider, by row id of the source.
     pub clients: watch::Receiver<Arc<BTreeMap<i64, Arc<SourceClient>>>>,
     /// Which requests of browsers are answered.
     pub access: access::Access,
-    /// The time.
+    /// Tells the time.
     pub clock: Clock,
     /// When the daemon was ready.
     pub started_at: At,
-    /// BatchWriter true when the daemon stops: streams then end.
+    /// Turns true when the daemon stops: streams then end.
     pub stop: watch::Receiver<bool>,
-    /// What a person has to put right: a configuration that was not taken.
+    /// Why the last reload was refused, if it was.
     pub trouble: watch::Receiver<Option<String>>,
-    /// Streams that may still be opened.
+    /// Permits for streams.
     pub streams: Arc<Semaphore>,
-    /// Lookups that may be made at once.
+    /// Permits for lookups in the ledger.
     pub lookups: Semaphore,
-    /// The consumers that are being read.
+    /// The consumers that have a reader.
     pub consumers: Readers,
-    /// What those who follow read together.
+    /// Pages that several streams read together.
     pub page_cache: PageCache,
 }
 
 type Shared = State<Arc<ApiState>>;
 
-/// What a handler gives.
+/// The result of a handler.
 type HandlerResult = Result<Response<AnyBody>, Problem>;
 
-/// What a consumer may do.
+/// The routes of the feed socket.
 pub fn feed_routes(state: Arc<ApiState>) -> Router {
     guarded(consumer_routes(), state)
 }
 
-/// What an operator may do: all of it.
+/// The routes of the control socket: all of them.
 pub fn control_routes(state: Arc<ApiState>) -> Router {
     let routes = consumer_routes()
         .route("/v1/runs", get(control::list_runs).post(control::track))
@@ -110,13 +112,17 @@ fn guarded(routes: Router<Arc<ApiState>>, state: Arc<ApiState>) -> Router {
         .with_state(state)
 }
 
-/// Answers a request that a foreign page may have caused with its refusal.
+/// Refuses requests that a foreign page may have caused, and discards what the handler has not read
+/// of the request's body, so that the client sees the reply.
 async fn judge(State(state): Shared, request: Request, next: Next) -> Response<Body> {
     let (head, body) = request.into_parts();
-    match state.access.check(&head) {
+    let (lent, body) = lent_body::lend(body);
+    let response = match state.access.check(&head) {
         Ok(()) => next.run(Request::from_parts(head, body)).await,
         Err(problem) => problem.into_response(),
-    }
+    };
+    lent.discard().await;
+    response
 }
 
 fn consumer_routes() -> Router<Arc<ApiState>> {
@@ -148,7 +154,8 @@ fn consumer_routes() -> Router<Arc<ApiState>> {
 /// Whether the writer answers: an empty transaction through the whole hand-off.
 async fn health(State(state): Shared) -> HandlerResult {
     state.ledger.execute(Probe).await?;
-    Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })))
+    let status = "ok".to_owned();
+    Ok(json(StatusCode::OK, &types::HealthReply { status }))
 }
 
 async fn unknown() -> Problem {
@@ -158,7 +165,7 @@ async fn unknown() -> Problem {
 }
 
 impl ApiState {
-    /// A place for one more stream.
+    /// A permit for one more stream.
     fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.streams.clone().try_acquire_owned().map_err(|_| {
             let message = format!(
@@ -178,12 +185,12 @@ impl ApiState {
         self.look(|view| view.bounds()).await
     }
 
-    /// Looks something up without holding up the other tasks.
+    /// Runs a query of the ledger on a thread that may block.
     async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, Problem> {
-        // A new record wakes every stream; a thousand connections would not read faster than a few.
+        // A new record wakes every stream. A thousand connections would not read faster than a few.
         let _turn = self.lookups.acquire().await;
         let reader = self.reader.clone();
         let looked = tokio::task::spawn_blocking(move || reader.read(look)).await;

@@ -11,6 +11,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Context, Failure, exit};
+use crate::api::types::ErrorReply;
+use crate::cli::client::{Client, Target};
+
+/// How long the daemon may take to make the copy.
+const COPY_MAX: Duration = Duration::from_secs(3_600);
 
 /// Copy the database to FILE while the daemon runs
 ///
@@ -22,21 +27,24 @@ use super::{Context, Failure, exit};
 /// Example: settled backup /var/backups/settled-$(date +%F).db
 #[derive(Debug, Args)]
 pub struct Backup {
-    /// Where to
+    /// The file to write
     file: PathBuf,
 }
 
 impl Backup {
     /// Fetches the copy from the daemon.
-    pub fn run(&self, context: &Context) -> Result<ExitCode, Failure> {
+    pub async fn run(&self, context: &Context) -> Result<ExitCode, Failure> {
         let socket = context.sockets()?.control;
+        // The copy is made before its first byte comes, which may take minutes. So ask first whether
+        // the daemon answers at all: a stopped one would keep this command waiting.
+        Client::new(&socket)?.get(Target::new(["healthz"])).await?;
         let stream = match UnixStream::connect(&socket) {
             Ok(stream) => stream,
             Err(error) => return Ok(unreachable(&socket, &error)),
         };
         if self.file.exists() {
             return Err(Failure::Other(format!(
-                "{} is there already; name another file",
+                "{} exists already; name another file",
                 self.file.display()
             )));
         }
@@ -54,10 +62,9 @@ fn unreachable(socket: &Path, error: &io::Error) -> ExitCode {
     ExitCode::from(exit::UNREACHABLE)
 }
 
-/// Asks for the copy and writes it down: whole under its name, or not at all.
+/// Requests the copy and writes it: whole under its name, or not at all.
 fn fetch(mut stream: UnixStream, file: &Path) -> Result<u64, Failure> {
-    // The copy is made before the first byte comes, which takes its time.
-    stream.set_read_timeout(Some(Duration::from_secs(3600)))?;
+    stream.set_read_timeout(Some(COPY_MAX))?;
     stream.write_all(b"POST /v1/backup HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
     let (status, length) = head(&mut answer)?;
@@ -111,13 +118,10 @@ fn head(answer: &mut impl BufRead) -> io::Result<(u16, u64)> {
     Ok((status, length))
 }
 
-/// The sentence in an error of ours.
+/// The message of an error reply.
 fn message(text: &str) -> Option<String> {
-    let answer: serde_json::Value = serde_json::from_str(text).ok()?;
-    answer
-        .pointer("/error/message")?
-        .as_str()
-        .map(str::to_owned)
+    let reply: ErrorReply = serde_json::from_str(text).ok()?;
+    Some(reply.error.message)
 }
 
 fn write(from: &mut impl Read, part: &Path, length: u64) -> io::Result<()> {

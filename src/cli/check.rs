@@ -1,13 +1,15 @@
-//! `settled check`: what the configuration says, whether it can work here, whether the database is
-//! sound, and, with `--online`, whether the providers take the keys.
+//! `settled check`: what the configuration means, whether it can work on this machine, whether the
+//! database is sound, and, with `--online`, whether the providers accept the keys.
 
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::fs::{Access, access};
@@ -24,21 +26,23 @@ use crate::polling::client::{HttpClient, SourceClient};
 use crate::providers::{ApiResponse, ResponseClass};
 use crate::secret::{Key, Keyring};
 
+/// How long the daemon may take to answer that it is well.
+const HEALTH_MAX: Duration = Duration::from_secs(5);
 /// A clock that is this far off makes signatures look old.
 const SKEW_MAX_MS: i64 = 30_000;
 /// `Date` counts in seconds, and the answer has travelled.
 const SKEW_NOISE_MS: i64 = 3_000;
 
-/// Check the configuration and the database, and tell what they come to
+/// Check the configuration and the database
 ///
 /// Ends with 1 if the daemon could not work with it, or if the database is damaged. The database is
-/// read whole, also while the daemon runs. With --online, each provider is asked one cheap question
-/// with the configured key.
+/// read whole, also while the daemon runs. With --online, one cheap call is made to
+/// each provider with the configured key.
 ///
 /// Example: settled --config settled.toml check --online
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Ask each provider too
+    /// Make one call to each provider too
     #[arg(long)]
     online: bool,
     /// Do not read the whole database
@@ -52,7 +56,7 @@ pub struct Check {
     json: bool,
 }
 
-/// Everything that was found.
+/// The findings, as `--json` prints them.
 #[derive(Serialize)]
 struct Report {
     ok: bool,
@@ -68,14 +72,14 @@ struct Report {
     errors: Vec<String>,
 }
 
-/// A place and how it is there.
+/// An address or a path, and its state.
 #[derive(Serialize)]
 struct Part {
     at: String,
     state: String,
 }
 
-/// An account, in words.
+/// A source, in words.
 #[derive(Serialize)]
 struct SourcePart {
     name: String,
@@ -91,7 +95,7 @@ struct SourcePart {
     online: Option<Online>,
 }
 
-/// What the provider said.
+/// The provider's answer to the call of `--online`.
 #[derive(Serialize)]
 struct Online {
     ok: bool,
@@ -143,11 +147,11 @@ impl Check {
         }
         if self.online {
             let http = HttpClient::new().map_err(|error| Failure::Other(error.to_string()))?;
-            let asked = sources
+            let calls = sources
                 .iter()
-                .map(|source| ask(source.clone(), http.clone()));
-            let heard = futures_util::future::join_all(asked).await;
-            for (part, online) in report.sources.iter_mut().zip(heard) {
+                .map(|source| call(source.clone(), http.clone()));
+            let results = futures_util::future::join_all(calls).await;
+            for (part, online) in report.sources.iter_mut().zip(results) {
                 if !online.ok {
                     report
                         .errors
@@ -169,7 +173,7 @@ impl Check {
 }
 
 impl Report {
-    /// There is no configuration to speak of.
+    /// The report of a configuration that cannot be loaded.
     fn broken(why: &str) -> Report {
         Report {
             ok: false,
@@ -230,16 +234,16 @@ impl Report {
     /// Whether the database is sound. One that this user may not read is not called damaged.
     fn examine(&mut self, path: &Path) {
         if let Err(error) = access(path, Access::READ_OK) {
-            let untold = format!("store.path: {}: not examined: {error}", path.display());
+            let skipped = format!("store.path: {}: not examined: {error}", path.display());
             match error {
                 rustix::io::Errno::ACCESS => self
                     .warnings
-                    .push(untold + "; run this as root or as settled"),
-                _ => self.errors.push(untold),
+                    .push(skipped + "; run this as root or as settled"),
+                _ => self.errors.push(skipped),
             }
             return;
         }
-        let told = |error: &LedgerError| match error {
+        let text = |error: &LedgerError| match error {
             LedgerError::Sqlite(error) => format!("store.path: {}: {error}", path.display()),
             error => format!("store.path: {error}"),
         };
@@ -253,7 +257,7 @@ impl Report {
                 );
                 self.database = Some(examination);
             }
-            Err(error) => self.errors.push(told(&error)),
+            Err(error) => self.errors.push(text(&error)),
         }
     }
 
@@ -276,11 +280,11 @@ impl Report {
         for source in &self.sources {
             let _ = write!(text, "\n\n{}", source.text());
         }
-        let told = self
+        let findings = self
             .warnings
             .iter()
             .map(|warning| format!("warning: {warning}"));
-        let told: Vec<String> = told
+        let findings: Vec<String> = findings
             .chain(self.errors.iter().map(|error| format!("error: {error}")))
             .collect();
         let sum = if self.ok {
@@ -288,12 +292,12 @@ impl Report {
         } else {
             "not all is well"
         };
-        let told = if told.is_empty() {
+        let findings = if findings.is_empty() {
             sum.to_owned()
         } else {
-            format!("{}\n{sum}", told.join("\n"))
+            format!("{}\n{sum}", findings.join("\n"))
         };
-        show::clean_lines(&format!("{text}\n\n{told}"))
+        show::clean_lines(&format!("{text}\n\n{findings}"))
     }
 }
 
@@ -326,7 +330,7 @@ fn listening(address: SocketAddr, running: bool) -> Result<String, String> {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && running => {
             Ok("the daemon is listening".to_owned())
         }
-        Err(error) => Err(format!("nobody can listen there: {error}")),
+        Err(error) => Err(format!("this address cannot be listened on: {error}")),
     }
 }
 
@@ -345,20 +349,43 @@ fn writable(path: &Path, running: bool) -> Result<String, String> {
     creatable(path)
 }
 
-/// Whether a socket could be made here, or who is there.
+/// Whether a socket could be made here, or whether a daemon answers on it.
 fn socket(path: &Path) -> Result<String, String> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
             Err("there is something that is no socket; move it away".to_owned())
         }
         Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => Ok("the daemon answers".to_owned()),
+            Ok(stream) => healthy(stream),
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 Ok("there, and not for this user".to_owned())
             }
             Err(_) => Ok("left over; the daemon will replace it".to_owned()),
         },
         Err(_) => creatable(path),
+    }
+}
+
+/// Asks for `/healthz`: a stopped daemon accepts connections, as the kernel does it, and says nothing.
+fn healthy(mut stream: UnixStream) -> Result<String, String> {
+    let ask = |stream: &mut UnixStream| {
+        stream.set_read_timeout(Some(HEALTH_MAX))?;
+        stream.set_write_timeout(Some(HEALTH_MAX))?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut line = Vec::new();
+        BufReader::new(stream.take(1024)).read_until(b'\n', &mut line)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&line).into_owned())
+    };
+    let line = ask(&mut stream).map_err(|_| {
+        let span = shown(HEALTH_MAX);
+        format!("a process has this socket and does not answer (for {span}); it is stopped or overloaded")
+    })?;
+    match line.split(' ').nth(1) {
+        Some("200") => Ok("the daemon answers".to_owned()),
+        Some(status) => Err(format!(
+            "the daemon answers HTTP {status}: it cannot store anything"
+        )),
+        None => Err("a process has this socket and does not speak HTTP".to_owned()),
     }
 }
 
@@ -411,7 +438,7 @@ impl SourcePart {
             api_key: source.api_key.is_some(),
             verified_by: verified_by(&source.keyring),
             polls: format!(
-                "may start {}; a run is first asked about at an age of {}, then more and more rarely, at least every {}; \
+                "may start {}; a run is first polled at an age of {}, then less and less often, at least every {}; \
                  at most {}/s, {} at once",
                 often(&source.poll, now),
                 shown(policy.first_poll),
@@ -441,7 +468,7 @@ impl SourcePart {
         let key = if self.api_key {
             "api_key"
         } else {
-            "no api_key: nothing can be asked"
+            "no api_key: the provider cannot be polled"
         };
         let by = if self.verified_by.is_empty() {
             "nothing".to_owned()
@@ -451,7 +478,7 @@ impl SourcePart {
         let lists = || {
             self.lists
                 .clone()
-                .unwrap_or_else(|| "the provider has none to read".to_owned())
+                .unwrap_or_else(|| "the provider has no list".to_owned())
         };
         let clock = |skew| format!("; {}", clock(skew));
         let online = |online: &Online| {
@@ -463,7 +490,7 @@ impl SourcePart {
                 "provider",
                 Some(format!("{}{api}, at {}", self.provider, self.base_url)),
             ),
-            ("asked with", Some(key.to_owned())),
+            ("polled with", Some(key.to_owned())),
             ("verified by", Some(by)),
             ("polls", self.api_key.then(|| self.polls.clone())),
             ("lists", self.api_key.then(lists)),
@@ -515,17 +542,17 @@ fn often(schedule: &Schedule, now: At) -> String {
 
 // ── Online ──────────────────────────────────────────────────────────────────────────────────────
 
-/// Asks a provider the cheap question that must work whenever the key does.
-async fn ask(source: Arc<SourceConfig>, http: HttpClient) -> Online {
+/// Makes the cheap call that must work whenever the key does.
+async fn call(source: Arc<SourceConfig>, http: HttpClient) -> Online {
     if source.api_key.is_none() {
-        let verdict = "not asked: there is no api_key".to_owned();
+        let verdict = "not called: there is no api_key".to_owned();
         return Online {
             ok: true,
             verdict,
             clock_skew_ms: None,
         };
     }
-    let question = source.provider.canary_request(&source.settings);
+    let request = source.provider.canary_request(&source.settings);
     let client = SourceClient::new(
         Arc::new(Source::new(
             SourceRow {
@@ -537,7 +564,7 @@ async fn ask(source: Arc<SourceConfig>, http: HttpClient) -> Online {
         http,
         system_clock(),
     );
-    let answer = client.poll_now(&question).await;
+    let answer = client.poll_now(&request).await;
     let (ok, verdict) = judge(&source.provider.classify(&answer), &answer);
     Online {
         ok,
@@ -561,12 +588,11 @@ fn judge(class: &ResponseClass, answer: &ApiResponse) -> (bool, String) {
         (ResponseClass::Ok, ApiResponse::Failed { what }) => (false, format!("no answer: {what}")),
         (ResponseClass::RateLimited { .. }, _) => (
             true,
-            "the provider asks us to slow down; whether the key works cannot be told now"
-                .to_owned(),
+            "the provider limits our rate; whether the key works is not known now".to_owned(),
         ),
         (ResponseClass::Denied { why }, _) => (false, format!("the key is refused: {why}")),
         (ResponseClass::Unavailable { why, .. }, _) => {
-            (false, format!("the provider cannot be asked: {why}"))
+            (false, format!("the provider cannot be reached: {why}"))
         }
     }
 }

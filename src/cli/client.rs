@@ -1,8 +1,11 @@
-//! The commands' side of the sockets: HTTP over a Unix socket, answers as the exact bytes the daemon
-//! sent, failures that say what to do.
+//! The commands' side of the sockets: HTTP over a Unix socket, replies as the exact bytes that the
+//! daemon sent, failures that say what to do.
 //!
-//! Deliberately absent: proxies, redirects, retries (a command that wants to try again says so
-//! itself), and any knowledge of what an answer means.
+//! No request waits for ever: each has a deadline for the first byte of its reply and for every
+//! further read. [`ANSWER_MAX`] is the usual one; [`Target::answered_within`] sets another.
+//!
+//! Deliberately absent: proxies, redirects, retries (a command that tries again does so itself), and
+//! any knowledge of what a reply means.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -13,35 +16,54 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, Url};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
-use crate::limits;
+use super::show;
+use crate::api::types::{ErrorBody, ErrorReply};
+use crate::config;
 
-/// Longer than the daemon ever takes: it answers a `wait` within [`limits::WAIT_MAX`].
-const SILENCE_MAX: Duration = limits::WAIT_MAX.saturating_add(Duration::from_secs(60));
+/// How long the daemon may take to begin its reply. It reads SQLite and waits for one commit.
+pub const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// The same where the daemon first has to ask a provider, with up to a few requests.
+pub const PROVIDER_ANSWER_MAX: Duration = Duration::from_secs(120);
+/// After this long, a person at a terminal is told what the command waits for.
+const NOTICE_AFTER: Duration = Duration::from_millis(1_500);
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers on the socket.
+    /// The connection to the socket failed.
     #[error("the daemon cannot be reached on {}: {why}; {}", .socket.display(), remedy(.why))]
     Unreachable {
         /// Which socket.
         socket: PathBuf,
-        /// What the system says.
+        /// The system's error.
         why: io::Error,
     },
-    /// The daemon answered with an error.
+    /// The connection was accepted, and no reply came within the deadline.
+    #[error(
+        "the daemon on {} does not answer (for {}); it is stopped or overloaded, see `systemctl status settled`",
+        .socket.display(), config::shown(*.after)
+    )]
+    Silent {
+        /// Which socket.
+        socket: PathBuf,
+        /// The deadline that has passed.
+        after: Duration,
+    },
+    /// The daemon replied with an error.
     #[error("{message}")]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// Its word for programs.
+        /// The error's code, for programs.
         code: String,
-        /// Its sentence for people.
+        /// The error's sentence, for people.
         message: String,
-        /// What else it said, by name.
+        /// Further values of the error, by name.
         more: Map<String, Value>,
     },
     /// The connection broke off in the middle.
@@ -49,15 +71,15 @@ pub enum ClientError {
     Broken {
         /// Which socket.
         socket: PathBuf,
-        /// How.
+        /// What the system or the HTTP client reports.
         why: String,
     },
-    /// The answer is not what this version knows.
+    /// The reply is not of the type that this version reads.
     #[error(
         "the daemon's answer is not understood ({0}); do the daemon and this command have the same version?"
     )]
     Unreadable(serde_json::Error),
-    /// The HTTP client itself.
+    /// The HTTP client could not be built.
     #[error("the HTTP client cannot be set up: {0}")]
     Setup(reqwest::Error),
 }
@@ -72,12 +94,28 @@ fn remedy(why: &io::Error) -> &'static str {
 }
 
 impl ClientError {
-    /// Whether nobody answered at all.
+    /// Whether no daemon answered at all.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, ClientError::Unreachable { .. })
+        matches!(
+            self,
+            ClientError::Unreachable { .. } | ClientError::Silent { .. }
+        )
     }
 
-    /// The daemon's word for what is wrong, if it gave one.
+    /// Whether the connection failed: the daemon may be restarting.
+    pub fn is_lost(&self) -> bool {
+        self.is_unreachable() || matches!(self, ClientError::Broken { .. })
+    }
+
+    /// Whether the daemon may be back, or less busy, in a moment.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            ClientError::Refused { status, .. } => matches!(status, 429 | 503),
+            error => error.is_lost(),
+        }
+    }
+
+    /// The code of the daemon's error, if it sent one.
     pub fn code(&self) -> Option<&str> {
         match self {
             ClientError::Refused { code, .. } => Some(code),
@@ -86,9 +124,12 @@ impl ClientError {
     }
 }
 
-/// What is asked for: a path and a query, percent-encoded.
+/// The target of a request: a path and a query, percent-encoded, and how long the reply may take.
 #[derive(Clone, Debug)]
-pub struct Target(Url);
+pub struct Target {
+    url: Url,
+    answer_max: Duration,
+}
 
 impl Target {
     /// The path made of these segments, each of which may contain anything.
@@ -101,7 +142,10 @@ impl Target {
             .expect("http has a path")
             .clear()
             .extend(segments);
-        Target(url)
+        Target {
+            url,
+            answer_max: ANSWER_MAX,
+        }
     }
 
     /// A run's path.
@@ -115,17 +159,24 @@ impl Target {
     /// Never; see [`Target::new`].
     #[must_use]
     pub fn then(mut self, segment: &str) -> Target {
-        self.0
+        self.url
             .path_segments_mut()
             .expect("http has a path")
             .push(segment);
         self
     }
 
+    /// With another deadline for the first byte of the reply.
+    #[must_use]
+    pub fn answered_within(mut self, answer_max: Duration) -> Target {
+        self.answer_max = answer_max;
+        self
+    }
+
     /// With a query parameter.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Display) -> Target {
-        self.0
+        self.url
             .query_pairs_mut()
             .append_pair(name, &value.to_string());
         self
@@ -141,36 +192,36 @@ impl Target {
     }
 }
 
-/// A whole answer.
+/// A whole reply.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct WholeReply {
     /// The HTTP status, below 300.
     pub status: u16,
-    /// The exact bytes.
+    /// The exact bytes of the body.
     pub body: Bytes,
 }
 
-impl Reply {
-    /// Reads the JSON.
+impl WholeReply {
+    /// The body as one of the types of the API.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         serde_json::from_slice(&self.body).map_err(ClientError::Unreadable)
     }
 
-    /// The JSON as it came, without a line's end.
+    /// The JSON as it came, without the newline at its end.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim_end().to_owned()
     }
 }
 
-/// An answer that goes on.
+/// A reply whose body is read piece by piece.
 #[derive(Debug)]
-pub struct Stream {
+pub struct ByteStream {
     response: reqwest::Response,
     socket: PathBuf,
 }
 
-impl Stream {
-    /// The next bytes; `None` at the end.
+impl ByteStream {
+    /// The next bytes; `None` at the end. The caller sets its own deadline.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         self.response
             .chunk()
@@ -187,7 +238,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of this socket. Nothing is connected yet.
+    /// A client of this socket, which connects when a request is sent.
     pub fn new(socket: &Path) -> Result<Client, ClientError> {
         let http = reqwest::Client::builder()
             .unix_socket(socket.to_owned())
@@ -196,7 +247,6 @@ impl Client {
             .user_agent(concat!("settled/", env!("CARGO_PKG_VERSION")))
             // Nothing is encrypted on a Unix socket, so no certificates need to be read.
             .tls_certs_only([])
-            .read_timeout(SILENCE_MAX)
             .build()
             .map_err(ClientError::Setup)?;
         Ok(Client {
@@ -205,31 +255,50 @@ impl Client {
         })
     }
 
-    /// `GET`.
-    pub async fn get(&self, target: Target) -> Result<Reply, ClientError> {
+    /// Sends a `GET`.
+    pub async fn get(&self, target: Target) -> Result<WholeReply, ClientError> {
         self.whole(Method::GET, target, None).await
     }
 
-    /// `POST` with a JSON body.
-    pub async fn post(&self, target: Target, body: &Value) -> Result<Reply, ClientError> {
-        self.whole(Method::POST, target, Some(body)).await
+    /// Sends a `POST` with a JSON body.
+    pub async fn post(
+        &self,
+        target: Target,
+        body: &impl Serialize,
+    ) -> Result<WholeReply, ClientError> {
+        self.send(Method::POST, target, Some(body)).await
     }
 
-    /// Any method, with a JSON body or none.
-    pub async fn send(
+    /// Sends a `POST` without a body.
+    pub async fn post_empty(&self, target: Target) -> Result<WholeReply, ClientError> {
+        self.whole(Method::POST, target, None).await
+    }
+
+    /// Sends a request of any method, with a JSON body or none.
+    pub async fn send<B: Serialize>(
         &self,
         method: Method,
         target: Target,
-        body: Option<&Value>,
-    ) -> Result<Reply, ClientError> {
+        body: Option<&B>,
+    ) -> Result<WholeReply, ClientError> {
+        let body = body.map(serde_json::to_string).transpose();
+        let body = body.map_err(ClientError::Unreadable)?;
         self.whole(method, target, body).await
     }
 
-    /// `GET` of an answer that goes on.
-    pub async fn stream(&self, target: Target) -> Result<Stream, ClientError> {
-        let response = self.ask(Method::GET, target, None).await?;
+    /// The error for a deadline of the command's own, such as `wait --timeout`.
+    pub fn silent(&self, after: Duration) -> ClientError {
+        ClientError::Silent {
+            socket: self.socket.clone(),
+            after,
+        }
+    }
+
+    /// Sends a `GET` whose reply goes on.
+    pub async fn stream(&self, target: Target) -> Result<ByteStream, ClientError> {
+        let response = self.begin(Method::GET, target, None).await?;
         if response.status().is_success() {
-            return Ok(Stream {
+            return Ok(ByteStream {
                 response,
                 socket: self.socket.clone(),
             });
@@ -241,9 +310,9 @@ impl Client {
         &self,
         method: Method,
         target: Target,
-        body: Option<&Value>,
-    ) -> Result<Reply, ClientError> {
-        let response = self.ask(method, target, body).await?;
+        body: Option<String>,
+    ) -> Result<WholeReply, ClientError> {
+        let response = self.begin(method, target, body).await?;
         let reply = self.body(response).await?;
         if reply.status < 300 {
             Ok(reply)
@@ -252,41 +321,61 @@ impl Client {
         }
     }
 
-    async fn ask(
+    /// Sends the request and waits for the head of the reply, at most until the target's deadline.
+    async fn begin(
         &self,
         method: Method,
         target: Target,
-        body: Option<&Value>,
+        body: Option<String>,
     ) -> Result<reqwest::Response, ClientError> {
-        let mut request = self.http.request(method, target.0);
+        let Target { url, answer_max } = target;
+        let mut request = self.http.request(method, url);
         if let Some(body) = body {
-            request = request
-                .header(CONTENT_TYPE, "application/json")
-                .body(body.to_string());
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| match connecting(&error) {
-                Some(why) => ClientError::Unreachable {
-                    socket: self.socket.clone(),
-                    why,
-                },
-                None => broken(&self.socket, &error),
-            })
+        let answered = timeout(answer_max, self.noticed(request.send())).await;
+        let answered = answered.map_err(|_| self.silent(answer_max))?;
+        answered.map_err(|error| match connecting(&error) {
+            Some(why) => ClientError::Unreachable {
+                socket: self.socket.clone(),
+                why,
+            },
+            None => broken(&self.socket, &error),
+        })
     }
 
-    async fn body(&self, response: reqwest::Response) -> Result<Reply, ClientError> {
+    /// Waits for an answer; says so on a terminal if it takes long.
+    async fn noticed<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        if let Ok(answer) = timeout(NOTICE_AFTER, &mut answer).await {
+            return answer;
+        }
+        show::aside(&format!(
+            "waiting for the daemon on {} to answer",
+            self.socket.display()
+        ));
+        answer.await
+    }
+
+    async fn body(&self, mut response: reqwest::Response) -> Result<WholeReply, ClientError> {
         let status = response.status().as_u16();
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| broken(&self.socket, &error))?;
-        Ok(Reply { status, body })
+        let mut body = Vec::new();
+        loop {
+            let piece = timeout(ANSWER_MAX, response.chunk()).await;
+            let piece = piece.map_err(|_| self.silent(ANSWER_MAX))?;
+            match piece.map_err(|error| broken(&self.socket, &error))? {
+                Some(piece) => body.extend_from_slice(&piece),
+                None => break,
+            }
+        }
+        Ok(WholeReply {
+            status,
+            body: body.into(),
+        })
     }
 }
 
-/// What the system said when there was nobody to connect to.
+/// The system's error, if the connection was refused.
 fn connecting(error: &reqwest::Error) -> Option<io::Error> {
     if !error.is_connect() {
         return None;
@@ -298,10 +387,9 @@ fn connecting(error: &reqwest::Error) -> Option<io::Error> {
         Some(io::ErrorKind::NotFound) => {
             io::Error::new(io::ErrorKind::NotFound, "there is no such socket")
         }
-        Some(io::ErrorKind::ConnectionRefused) => io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            "nobody is listening there",
-        ),
+        Some(io::ErrorKind::ConnectionRefused) => {
+            io::Error::new(io::ErrorKind::ConnectionRefused, "no process listens there")
+        }
         Some(kind) => io::Error::new(kind, last_cause(error)),
         None => io::Error::other(last_cause(error)),
     })
@@ -318,31 +406,27 @@ fn last_cause(error: &reqwest::Error) -> String {
 }
 
 fn broken(socket: &Path, error: &reqwest::Error) -> ClientError {
-    let why = if error.is_timeout() {
-        "it has been silent for too long".to_owned()
-    } else {
-        last_cause(error)
-    };
     ClientError::Broken {
         socket: socket.to_owned(),
-        why,
+        why: last_cause(error),
     }
 }
 
-fn refused(reply: &Reply) -> ClientError {
-    let said = serde_json::from_slice::<Value>(&reply.body).ok();
-    let mut more = match said.map(|mut said| said["error"].take()) {
-        Some(Value::Object(error)) => error,
-        _ => Map::new(),
-    };
-    let mut word = |name: &str| match more.remove(name) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    };
+fn refused(reply: &WholeReply) -> ClientError {
     let status = reply.status;
-    let code = word("code").unwrap_or_else(|| "unknown".to_owned());
-    let message = word("message")
-        .unwrap_or_else(|| format!("the daemon answered HTTP {status} and nothing more"));
+    let error = serde_json::from_slice(&reply.body).map_or_else(
+        |_| ErrorBody {
+            code: "unknown".to_owned(),
+            message: format!("the daemon answered HTTP {status} and nothing more"),
+            more: Map::new(),
+        },
+        |reply: ErrorReply| reply.error,
+    );
+    let ErrorBody {
+        code,
+        message,
+        more,
+    } = error;
     ClientError::Refused {
         status,
         code,
@@ -361,22 +445,22 @@ mod tests {
             .then("poll")
             .with("wait", "1&2=ü");
         assert_eq!(
-            target.0.as_str(),
+            target.url.as_str(),
             "http://settled/v1/runs/a%20b/x%2Fy%232%3Fz%25/poll?wait=1%262%3D%C3%BC"
         );
         assert_eq!(
             Target::new(["healthz"])
                 .with_some("a", None::<u8>)
-                .0
+                .url
                 .as_str(),
             "http://settled/healthz"
         );
     }
 
     #[test]
-    fn an_error_is_taken_apart() {
+    fn an_error_reply_gives_its_code_message_and_values() {
         let body = br#"{"error":{"code":"cursor_expired","message":"gone","earliest":"a.1"}}"#;
-        let error = refused(&Reply {
+        let error = refused(&WholeReply {
             status: 410,
             body: Bytes::from_static(body),
         });
@@ -388,7 +472,7 @@ mod tests {
             panic!("not refused")
         };
         assert_eq!(more["earliest"], "a.1");
-        let mute = refused(&Reply {
+        let mute = refused(&WholeReply {
             status: 500,
             body: Bytes::from_static(b"<html>"),
         });
@@ -399,7 +483,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_not_there_is_named_with_a_remedy() {
+    async fn a_socket_without_a_daemon_is_named_with_a_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         let ask = || async {
@@ -424,7 +508,7 @@ mod tests {
             ask()
                 .await
                 .to_string()
-                .contains(": nobody is listening there; start it")
+                .contains(": no process listens there; start it")
         );
     }
 }

@@ -1,8 +1,8 @@
 //! `settled consume`: one process per event.
 //!
-//! Three things go on beside each other: the stream is read (so that a slow command does not look
-//! like a dead reader), the command is run on one batch after the other, and signals are listened
-//! to. Whatever breaks, the position in the daemon says where to go on.
+//! Three futures run beside each other: one reads the stream (so that a slow command does not look
+//! like a dead reader), one runs the command on one batch after the other, and one receives signals.
+//! After any failure the position in the daemon says where to continue.
 
 mod child;
 
@@ -13,57 +13,65 @@ use std::time::Duration;
 
 use clap::Args;
 use reqwest::Method;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::child::{Event, Fields, Program, Unfinished};
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Client, ClientError, Reply, Stream, Target};
+use crate::api::types::{
+    CreateConsumerRequest, EventQuery, FeedLine, ParkRequest, ParkedList, ParkedView, StreamData,
+    StreamLine, WordList,
+};
+use crate::cli::client::{ByteStream, Client, ClientError, Target, WholeReply};
 use crate::limits;
 use crate::model::record::RecordType;
 
-/// The daemon speaks at least every [`limits::HEARTBEAT`]; one that does not is gone.
+/// The daemon sends a line at least every [`limits::HEARTBEAT`]. After this long it is taken for gone.
 const SILENCE_MAX: Duration = limits::HEARTBEAT.saturating_mul(4);
-/// Between attempts: from here, doubled …
+/// The first pause between attempts; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// … up to here, to reach a daemon that is gone.
+/// The longest pause between attempts to reach the daemon.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether somebody wants a parked event tried again.
-const LOT_CHECK: Duration = Duration::from_secs(10);
-/// How long the line is waited for that says who has taken over.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-/// Events read ahead of the command.
+/// How often the command looks for parked events that are marked for another attempt.
+const PARKED_CHECK: Duration = Duration::from_secs(10);
+/// How long the stream's last line may take after the daemon refused an acknowledgement.
+const LAST_LINE_MAX: Duration = Duration::from_secs(5);
+/// How many events are read ahead of the command.
 const AHEAD: usize = 256;
 
-/// Run a command for every completion, once it is there
+/// Run a command for every completion
 ///
 /// The command gets the event as a line of JSON on its standard input, and its main fields as
-/// SETTLED_RUN_ID, SETTLED_OUTCOME, SETTLED_SOURCE and so on. When it exits with 0, the event is
-/// done for good; otherwise it is tried again, later and later, and nothing after it is begun. With
+/// SETTLED_RUN_ID, SETTLED_OUTCOME, SETTLED_SOURCE and so on. If it exits with 0, the event is done
+/// for good. Otherwise it is tried again, later and later, and no later event begins. With
 /// --max-attempts, an event that keeps failing is parked: see `settled consumers parked`. An event
-/// may come a second time if this program or the machine dies between the command's end and the
-/// acknowledgement, with the same SETTLED_ID.
+/// may come a second time, with the same SETTLED_ID, if this program or the machine dies between the
+/// command's end and the acknowledgement.
 ///
-/// The first SIGTERM or Ctrl-C lets the running command finish, the second ends it.
+/// The command's environment is clean: besides the SETTLED_ variables it has PATH, HOME, USER,
+/// LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ, TMPDIR and TERM. Add others with --env. The texts come
+/// from providers: write \"$SETTLED_RUN_ID\" with its quotes in a shell. In variables, control
+/// characters are spaces and a leading - is %2D, so that no value can be taken for an option; the
+/// JSON has the exact texts.
+///
+/// The first SIGTERM, SIGHUP or Ctrl-C lets the running command finish, the second ends it.
 ///
 /// Example: settled consume mail --outcome failed -- sh -c 'mail -s "$SETTLED_RUN_ID failed" ops'
 #[derive(Debug, Args)]
 pub struct Consume {
-    /// Whose position is kept in the daemon; made if there is none of this name
+    /// The consumer's name, under which the daemon keeps the position; created if it is new
     name: String,
     /// Where a new consumer begins: earliest, latest, or a cursor
     #[arg(long, value_name = "CURSOR", default_value = "earliest")]
     from: String,
     #[command(flatten)]
-    filter: Filtered,
-    /// Give the command up to so many events at once, if there are so many; all or none are done
+    filter: FilterOptions,
+    /// Give the command up to N events at once; all of them are done, or none
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch: u16,
-    /// After so many failures park the event and go on [default: try for ever]
+    /// Park an event after N failures and continue [default: try for ever]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: Option<u32>,
     /// A command that takes longer is ended, and has failed
@@ -75,14 +83,17 @@ pub struct Consume {
     /// The daemon's socket [default: as configured]
     #[arg(long, value_name = "PATH")]
     socket: Option<std::path::PathBuf>,
-    /// What to run
+    /// Pass this variable on to the command, or set it; may be given several times
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = child::variable_option)]
+    env: Vec<(String, Option<String>)>,
+    /// The command to run
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
-/// Which records a consumer wants. Fixed when it is made.
+/// Which records a consumer gets; fixed when it is created.
 #[derive(Args, Clone, Debug)]
-pub struct Filtered {
+pub struct FilterOptions {
     /// Which records: completion, amendment, status [default: completion]
     #[arg(long, value_name = "TYPES")]
     types: Option<String>,
@@ -103,27 +114,30 @@ pub struct Filtered {
     group: Option<String>,
 }
 
-impl Filtered {
-    /// As the daemon wants it.
-    pub fn json(&self) -> Value {
-        let named = [
-            ("types", &self.types),
-            ("source", &self.source),
-            ("provider", &self.provider),
-            ("outcome", &self.outcome),
-            ("origin", &self.origin),
-            ("group", &self.group),
-        ];
-        named
-            .into_iter()
-            .filter_map(|(name, words)| Some((name.to_owned(), json!(words.as_ref()?))))
-            .collect()
+impl FilterOptions {
+    /// The filter of a request.
+    pub fn query(&self) -> EventQuery {
+        let list = |words: &Option<String>| words.clone().map(WordList::Text);
+        EventQuery {
+            types: list(&self.types),
+            source: list(&self.source),
+            provider: list(&self.provider),
+            outcome: list(&self.outcome),
+            origin: list(&self.origin),
+            group: list(&self.group),
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.json()
-            .as_object()
-            .is_some_and(serde_json::Map::is_empty)
+        let options = [
+            &self.types,
+            &self.source,
+            &self.provider,
+            &self.outcome,
+            &self.origin,
+            &self.group,
+        ];
+        options.iter().all(|option| option.is_none())
     }
 }
 
@@ -134,24 +148,27 @@ impl Consume {
             json: false,
             socket: self.socket.clone(),
         })?;
-        let (told, stop) = watch::channel(0);
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
+        let (stops, stop) = watch::channel(0);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // A closed terminal must not leave the command running in its own process group, beside the
+        // same event after a restart.
+        let mut hangup = signal(SignalKind::hangup())?;
         let signals = async {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = hangup.recv() => {}
                 }
-                told.send_modify(|count| *count += 1);
+                stops.send_modify(|count| *count += 1);
             }
         };
         let program = Program {
             words: self.command.clone(),
             consumer: self.name.clone(),
             timeout: self.timeout,
+            environment: child::environment(&self.env)?,
         };
         let mut worker = Worker {
             options: self,
@@ -160,7 +177,7 @@ impl Consume {
             stop,
             trying: None,
             acked: None,
-            looked_at: None,
+            parked_checked_at: None,
         };
         tokio::select! {
             ended = worker.run() => ended,
@@ -172,26 +189,26 @@ impl Consume {
 /// Why a stream is no longer read, or a batch no longer worked on.
 #[derive(Clone, Debug, PartialEq)]
 enum End {
-    /// We were told to stop.
+    /// A signal asked us to stop.
     Stopped,
     /// It broke off; the daemon may be back in a moment.
     Lost(String),
-    /// The position was put somewhere else: read again from there.
+    /// The position was moved: read again from there.
     Moved,
-    /// Somebody else reads under this name.
+    /// Another reader has the consumer.
     Superseded,
-    /// The consumer is gone, or needs a person.
+    /// The consumer was deleted, or a person has to act.
     Refused(String),
-    /// We are no longer the reader; the stream's last line says why.
+    /// The daemon refuses our generation; the stream's last line says why.
     Stale,
-    /// The stream has ended, and has said why.
+    /// The stream has ended, and its last line said why.
     Over,
 }
 
-/// What the reader hands to the worker.
-enum Item {
+/// What the reader passes to the worker.
+enum Input {
     Record(Event),
-    /// Nothing else for us up to here.
+    /// No further event up to here.
     Mark(String),
 }
 
@@ -199,17 +216,17 @@ struct Worker {
     options: Consume,
     client: Client,
     program: Program,
-    /// How often we were told to stop.
+    /// How many signals have asked us to stop.
     stop: watch::Receiver<u32>,
     /// The event that failed last, and how often.
     trying: Option<(String, u32)>,
     /// The last position the daemon has confirmed.
     acked: Option<String>,
-    /// When the parking lot was last looked at.
-    looked_at: Option<Instant>,
+    /// When the parked events were last checked.
+    parked_checked_at: Option<Instant>,
 }
 
-/// One connection's worth of reading.
+/// One connection to the feed.
 struct Session {
     generation: i64,
     /// Why the stream has ended, once it has.
@@ -223,7 +240,7 @@ impl Worker {
             let began = Instant::now();
             let end = match self.session().await {
                 Ok(end) => end,
-                Err(Failure::Client(error)) if passing(&error) => End::Lost(error.to_string()),
+                Err(Failure::Client(error)) if error.is_passing() => End::Lost(error.to_string()),
                 Err(failure) => return Err(failure),
             };
             if self.stopping() {
@@ -258,7 +275,7 @@ impl Worker {
     /// Reads and works until one of them ends.
     async fn session(&mut self) -> Result<End, Failure> {
         self.acked = None;
-        self.make().await?;
+        self.create().await?;
         let target = self.target().then("events").with("follow", 1);
         let mut lines = Lines {
             stream: self
@@ -271,18 +288,20 @@ impl Worker {
         let Some(hello) = lines.next().await else {
             return Ok(End::Lost("the daemon broke off".to_owned()));
         };
-        let hello: Own = serde_json::from_str(&hello).map_err(ClientError::Unreadable)?;
+        let hello: StreamLine = serde_json::from_str(&hello).map_err(ClientError::Unreadable)?;
+        let generation = match hello.data {
+            StreamData::Hello(hello) => hello.generation.unwrap_or_default(),
+            StreamData::Error(error) => return Ok(End::Lost(error.message)),
+            _ => return Ok(End::Lost("the stream began without a hello".to_owned())),
+        };
         let (items, queue) = mpsc::channel(AHEAD);
         let (ended, over) = watch::channel(None);
-        let session = Session {
-            generation: hello.data.generation.unwrap_or_default(),
-            over,
-        };
+        let session = Session { generation, over };
         let mut reading = pin!(read(lines, items));
         let mut working = pin!(self.work(queue, &session));
         tokio::select! {
             worked = &mut working => match worked? {
-                End::Stale => Ok(timeout(LAST_WORDS, reading).await.unwrap_or(End::Superseded)),
+                End::Stale => Ok(timeout(LAST_LINE_MAX, reading).await.unwrap_or(End::Superseded)),
                 end => Ok(end),
             },
             end = &mut reading => {
@@ -295,12 +314,16 @@ impl Worker {
         }
     }
 
-    /// Makes the consumer, unless it is there and nothing was said about what it should be.
-    async fn make(&self) -> Result<(), Failure> {
+    /// Creates the consumer, unless it exists and no filter was given.
+    async fn create(&self) -> Result<(), Failure> {
         if self.options.filter.is_empty() && self.client.get(self.target()).await.is_ok() {
             return Ok(());
         }
-        let body = json!({ "start": self.options.from, "filter": self.options.filter.json() });
+        let body = CreateConsumerRequest {
+            start: Some(self.options.from.clone()),
+            filter: self.options.filter.query(),
+            window: None,
+        };
         self.client
             .send(Method::PUT, self.target(), Some(&body))
             .await?;
@@ -325,7 +348,7 @@ impl Worker {
     /// Runs the command on what comes.
     async fn work(
         &mut self,
-        mut queue: mpsc::Receiver<Item>,
+        mut queue: mpsc::Receiver<Input>,
         session: &Session,
     ) -> Result<End, Failure> {
         let mut items = Vec::new();
@@ -346,8 +369,8 @@ impl Worker {
             let mut events = Vec::new();
             for item in items.drain(..) {
                 match item {
-                    Item::Record(event) => events.push(event),
-                    Item::Mark(cursor) => {
+                    Input::Record(event) => events.push(event),
+                    Input::Mark(cursor) => {
                         if let Some(end) = self.finish(std::mem::take(&mut events), session).await?
                         {
                             return Ok(end);
@@ -399,13 +422,13 @@ impl Worker {
             )));
             if self.options.max_attempts.is_some_and(|max| attempt >= max) {
                 match self.park(&events, attempt, &why, session).await? {
-                    Parked::Yes => {
+                    ParkOutcome::Parked => {
                         self.trying = None;
                         return Ok(None);
                     }
-                    Parked::No(end) => return Ok(Some(end)),
-                    Parked::Full => {
-                        show::note("the parking lot is full; see `settled consumers parked`");
+                    ParkOutcome::Ended(end) => return Ok(Some(end)),
+                    ParkOutcome::Full => {
+                        show::note("no more events can be parked; see `settled consumers parked`");
                     }
                 }
             }
@@ -415,7 +438,7 @@ impl Worker {
             let mut over = session.over.clone();
             tokio::select! {
                 () = self.pause(jittered(pause)) => {}
-                // The event will be read again, by us or by somebody else.
+                // This or another reader will read the event again.
                 _ = over.wait_for(Option::is_some) => return Ok(Some(End::Over)),
             }
             if self.stopping() {
@@ -431,7 +454,7 @@ impl Worker {
         ))
     }
 
-    /// Moves the position, however long the daemon is away.
+    /// Acknowledges a position, however long the daemon is away.
     async fn ack(&mut self, cursor: &str, session: &Session) -> Result<Option<End>, Failure> {
         if self.acked.as_deref() == Some(cursor) {
             return Ok(None);
@@ -441,7 +464,7 @@ impl Worker {
             .then("ack")
             .with("cursor", cursor)
             .with("gen", session.generation);
-        match self.insist(Method::POST, target, None).await? {
+        match self.insist(Method::POST, target, None::<&()>).await? {
             Ok(_) => {
                 self.acked = Some(cursor.to_owned());
                 Ok(None)
@@ -456,19 +479,22 @@ impl Worker {
         attempts: u32,
         why: &str,
         session: &Session,
-    ) -> Result<Parked, Failure> {
+    ) -> Result<ParkOutcome, Failure> {
         for event in events {
             let target = self
                 .target()
                 .then("parked")
                 .with("cursor", &event.cursor)
                 .with("gen", session.generation);
-            let body = json!({ "attempts": attempts, "error": why });
+            let body = ParkRequest {
+                attempts,
+                error: why.to_owned(),
+            };
             match self.insist(Method::POST, target, Some(&body)).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(end)) => return Ok(Parked::No(end)),
+                Ok(Err(end)) => return Ok(ParkOutcome::Ended(end)),
                 Err(Failure::Client(error)) if error.code() == Some("parking_full") => {
-                    return Ok(Parked::Full);
+                    return Ok(ParkOutcome::Full);
                 }
                 Err(failure) => return Err(failure),
             }
@@ -478,15 +504,19 @@ impl Worker {
             names(events),
             self.options.name
         ));
-        Ok(Parked::Yes)
+        Ok(ParkOutcome::Parked)
     }
 
-    /// Tries once what somebody wants tried again. That nobody can be asked is no reason to stop.
+    /// Tries parked events once that are marked for another attempt. A daemon that does not answer is
+    /// no reason to stop: the stream will notice.
     async fn retry_parked(&mut self, session: &Session) -> Result<Option<End>, Failure> {
-        if self.looked_at.is_some_and(|at| at.elapsed() < LOT_CHECK) {
+        if self
+            .parked_checked_at
+            .is_some_and(|at| at.elapsed() < PARKED_CHECK)
+        {
             return Ok(None);
         }
-        self.looked_at = Some(Instant::now());
+        self.parked_checked_at = Some(Instant::now());
         loop {
             let target = self
                 .target()
@@ -496,12 +526,13 @@ impl Worker {
             let Ok(reply) = self.client.get(target).await else {
                 return Ok(None);
             };
-            let lot: Lot = reply.read()?;
-            let Some(Waiting {
+            let page: ParkedList = reply.read()?;
+            let Some(ParkedView {
                 cursor,
                 attempts,
                 event,
-            }) = lot.parked.into_iter().next()
+                ..
+            }) = page.parked.into_iter().next()
             else {
                 return Ok(None);
             };
@@ -518,7 +549,7 @@ impl Worker {
                 Ok(()) => {
                     show::note(&format!("{}: done, no longer parked", names(&events)));
                     let target = self.target().then("parked").with("cursor", &cursor);
-                    if let Err(end) = self.insist(Method::DELETE, target, None).await? {
+                    if let Err(end) = self.insist(Method::DELETE, target, None::<&()>).await? {
                         return Ok(Some(end));
                     }
                 }
@@ -526,8 +557,8 @@ impl Worker {
                 Err(Unfinished::Impossible(error)) => return Err(self.impossible(&error)),
                 Err(Unfinished::Failed(why)) => {
                     match self.park(&events, attempt, &why, session).await? {
-                        Parked::Yes | Parked::Full => {}
-                        Parked::No(end) => return Ok(Some(end)),
+                        ParkOutcome::Parked | ParkOutcome::Full => {}
+                        ParkOutcome::Ended(end) => return Ok(Some(end)),
                     }
                 }
             }
@@ -537,18 +568,18 @@ impl Worker {
         }
     }
 
-    /// Asks until there is an answer, or until we are to stop.
-    async fn insist(
+    /// Sends a request until the daemon answers, or a signal asks us to stop.
+    async fn insist<B: Serialize>(
         &self,
         method: Method,
         target: Target,
-        body: Option<&Value>,
-    ) -> Result<Result<Reply, End>, Failure> {
+        body: Option<&B>,
+    ) -> Result<Result<WholeReply, End>, Failure> {
         let mut pause = PAUSE_MIN;
         loop {
             match self.client.send(method.clone(), target.clone(), body).await {
                 Ok(reply) => return Ok(Ok(reply)),
-                Err(error) if passing(&error) => {
+                Err(error) if error.is_passing() => {
                     if self.stopping() {
                         return Ok(Err(End::Stopped));
                     }
@@ -566,7 +597,7 @@ impl Worker {
         }
     }
 
-    /// Sleeps, unless told to stop.
+    /// Sleeps, unless a signal asks us to stop.
     async fn pause(&self, span: Duration) {
         let mut stop = self.stop.clone();
         tokio::select! {
@@ -580,51 +611,25 @@ impl Worker {
     }
 }
 
-enum Parked {
-    Yes,
-    No(End),
+/// Whether events were parked.
+enum ParkOutcome {
+    /// The daemon keeps them.
+    Parked,
+    /// The session has ended.
+    Ended(End),
+    /// The consumer has as many parked events as it may.
     Full,
-}
-
-#[derive(Deserialize)]
-struct Lot {
-    parked: Vec<Waiting>,
-}
-
-#[derive(Deserialize)]
-struct Waiting {
-    cursor: String,
-    attempts: u32,
-    event: Box<RawValue>,
-}
-
-/// A line of the stream's own.
-#[derive(Deserialize)]
-struct Own {
-    r#type: String,
-    cursor: Option<String>,
-    #[serde(default)]
-    data: OwnData,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct OwnData {
-    generation: Option<i64>,
-    by: Option<String>,
-    code: Option<String>,
-    message: Option<String>,
 }
 
 impl Event {
     fn read(line: &str) -> Option<Event> {
         #[derive(Deserialize)]
-        struct Line {
+        struct EventLine {
             cursor: String,
             #[serde(flatten)]
             fields: Fields,
         }
-        let Line { cursor, fields } = serde_json::from_str(line).ok()?;
+        let EventLine { cursor, fields } = serde_json::from_str(line).ok()?;
         Some(Event {
             line: line.to_owned(),
             cursor,
@@ -633,35 +638,26 @@ impl Event {
     }
 }
 
-/// Hands on what comes, and says how it ended.
-async fn read(mut lines: Lines, items: mpsc::Sender<Item>) -> End {
+/// Passes events and bookmarks on, and says how the stream ended.
+async fn read(mut lines: Lines, items: mpsc::Sender<Input>) -> End {
     while let Some(line) = lines.next().await {
-        let Ok(own) = serde_json::from_str::<Own>(&line) else {
+        let Ok(head) = serde_json::from_str::<FeedLine>(&line) else {
             return End::Refused(format!("a line of the feed is not understood: {line}"));
         };
-        let item = match own.r#type.as_str() {
-            kind if RecordType::from_word(kind).is_some() => Event::read(&line).map(Item::Record),
-            "settled.feed.bookmark" => own.cursor.map(Item::Mark),
-            "settled.feed.superseded" if own.data.by.as_deref() == Some("seek") => {
-                return End::Moved;
+        let item = if RecordType::from_word(&head.line_type).is_some() {
+            Event::read(&line).map(Input::Record)
+        } else if head.line_type == "settled.feed.bookmark" {
+            head.cursor.map(Input::Mark)
+        } else if let Ok(StreamLine { data, .. }) = serde_json::from_str(&line) {
+            if let Some(end) = last_line(data) {
+                return end;
             }
-            "settled.feed.superseded" => return End::Superseded,
-            "settled.feed.end" => return End::Lost("the daemon is stopping".to_owned()),
-            "settled.feed.error" => {
-                let why = own.data.message.unwrap_or_default();
-                let fatal = matches!(
-                    own.data.code.as_deref(),
-                    Some("consumer_deleted" | "cursor_expired")
-                );
-                return if fatal {
-                    End::Refused(why)
-                } else {
-                    End::Lost(why)
-                };
-            }
-            _ => None,
+            None
+        } else {
+            // A type that a later release added.
+            None
         };
-        // When nobody works any more, only the last line is of interest.
+        // After the worker has ended, the channel is closed and only the last line counts.
         if let Some(item) = item {
             let _ = items.send(item).await;
         }
@@ -669,9 +665,27 @@ async fn read(mut lines: Lines, items: mpsc::Sender<Item>) -> End {
     End::Lost("the connection to the daemon broke off".to_owned())
 }
 
+/// What a line about the stream means, if it is the last one.
+fn last_line(data: StreamData) -> Option<End> {
+    match data {
+        StreamData::Superseded(superseded) if superseded.by == "seek" => Some(End::Moved),
+        StreamData::Superseded(_) => Some(End::Superseded),
+        StreamData::End(_) => Some(End::Lost("the daemon is stopping".to_owned())),
+        StreamData::Error(error) => {
+            let fatal = matches!(error.code.as_str(), "consumer_deleted" | "cursor_expired");
+            Some(if fatal {
+                End::Refused(error.message)
+            } else {
+                End::Lost(error.message)
+            })
+        }
+        StreamData::Hello(_) | StreamData::Paused(_) | StreamData::Bookmark {} => None,
+    }
+}
+
 /// A stream as lines.
 struct Lines {
-    stream: Stream,
+    stream: ByteStream,
     waiting: Vec<u8>,
 }
 
@@ -692,7 +706,7 @@ impl Lines {
     }
 }
 
-/// Once we were told twice to stop.
+/// Ends once two signals have asked us to stop.
 async fn insisted(mut stop: watch::Receiver<u32>) {
     let _ = stop.wait_for(|count| *count > 1).await;
 }
@@ -702,15 +716,6 @@ fn names(events: &[Event]) -> String {
         [event] => event.cursor.clone(),
         [first, .., last] => format!("{} to {}", first.cursor, last.cursor),
         [] => String::new(),
-    }
-}
-
-/// Whether the daemon may be back, or less busy, in a moment.
-fn passing(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
-        ClientError::Refused { status, .. } => matches!(status, 429 | 503),
-        _ => false,
     }
 }
 

@@ -1,118 +1,101 @@
-//! `settled consumers`: who reads the feed under a name, how far they have come, and what they
-//! have parked.
+//! `settled consumers`: the named consumers of the feed, their positions and their parked events.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::json;
-use serde_json::value::RawValue;
 
-use super::consume::Filtered;
-use super::pages::{Pages, read};
+use super::consume::FilterOptions;
+use super::pages::{Item, Pages, read};
 use super::{Context, Failure, Talk, show, status};
-use crate::api::ConsumerView;
-use crate::cli::client::{Client, Target};
+use crate::api::types::{
+    ConsumerList, ConsumerView, CreateConsumerRequest, ParkedList, ParkedView,
+};
+use crate::cli::client::{Client, ClientError, Target};
 
-/// List named consumers; make, move and delete them; see to what they have parked
+/// List named consumers; create, move and delete them; handle their parked events
 ///
 /// Example: settled consumers seek mail earliest
 #[derive(Debug, Args)]
 pub struct Consumers {
     #[command(subcommand)]
-    what: Option<What>,
+    action: Option<Action>,
     #[command(flatten)]
     talk: Talk,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// Make a consumer, or see that it is there
+enum Action {
+    /// Create a consumer; one that exists and is the same is left as it is
     Create {
-        /// Its name
+        /// The consumer's name
         name: String,
         /// Where it begins: earliest, latest, or a cursor
         #[arg(long, value_name = "CURSOR", default_value = "earliest")]
         from: String,
         #[command(flatten)]
-        filter: Filtered,
-        /// Events that may be out unacknowledged; 0: any number
+        filter: FilterOptions,
+        /// The most events that may be out unacknowledged; 0 is any number
         #[arg(long, value_name = "N", default_value_t = crate::limits::WINDOW)]
         window: u32,
     },
-    /// Put a consumer's position somewhere else
+    /// Move a consumer's position
     Seek {
-        /// Its name
+        /// The consumer's name
         name: String,
         /// earliest, latest, or a cursor
         to: String,
     },
-    /// Delete a consumer with everything it has parked
+    /// Delete a consumer and its parked events
     Delete {
-        /// Its name
+        /// The consumer's name
         name: String,
     },
-    /// List what a consumer has parked
+    /// List a consumer's parked events
     Parked {
-        /// Its name
+        /// The consumer's name
         name: String,
     },
     /// Have `settled consume` try parked events again
-    Retry(Which),
+    Retry(ParkedOptions),
     /// Forget parked events
-    Drop(Which),
+    Drop(ParkedOptions),
 }
 
 #[derive(Args, Debug)]
-struct Which {
+struct ParkedOptions {
     /// The consumer's name
     name: String,
     /// The event's cursor
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     cursor: Option<String>,
-    /// All that it has parked
+    /// All of its parked events
     #[arg(long)]
     all: bool,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    consumers: Vec<Box<RawValue>>,
-}
-
-#[derive(Deserialize)]
-struct Parked {
-    cursor: String,
-    attempts: u32,
-    error: String,
-    at: String,
-    retry: bool,
-    event: ParkedEvent,
-}
-
-#[derive(Deserialize)]
-struct ParkedEvent {
-    id: String,
 }
 
 impl Consumers {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.feed(&self.talk)?;
-        match &self.what {
+        match &self.action {
             None => self.list(&client, context).await?,
-            Some(What::Create {
+            Some(Action::Create {
                 name,
                 from,
                 filter,
                 window,
             }) => {
-                let body = json!({ "start": from, "filter": filter.json(), "window": window });
+                let body = CreateConsumerRequest {
+                    start: Some(from.clone()),
+                    filter: filter.query(),
+                    window: Some(*window),
+                };
                 self.change(&client, Method::PUT, target(name), Some(&body))
                     .await?;
             }
-            Some(What::Seek { name, to }) => {
+            Some(Action::Seek { name, to }) => {
                 self.change(
                     &client,
                     Method::POST,
@@ -121,16 +104,16 @@ impl Consumers {
                 )
                 .await?;
             }
-            Some(What::Delete { name }) => {
+            Some(Action::Delete { name }) => {
                 self.change(&client, Method::DELETE, target(name), None)
                     .await?;
             }
-            Some(What::Parked { name }) => self.parked(&client, name, context).await?,
-            Some(What::Retry(which)) => {
+            Some(Action::Parked { name }) => self.parked(&client, name, context).await?,
+            Some(Action::Retry(which)) => {
                 self.change(&client, Method::POST, which.target(Some("retry")), None)
                     .await?;
             }
-            Some(What::Drop(which)) => {
+            Some(Action::Drop(which)) => {
                 self.change(&client, Method::DELETE, which.target(None), None)
                     .await?;
             }
@@ -143,7 +126,7 @@ impl Consumers {
         client: &Client,
         method: Method,
         target: Target,
-        body: Option<&serde_json::Value>,
+        body: Option<&CreateConsumerRequest>,
     ) -> Result<(), Failure> {
         let reply = client.send(method, target, body).await?;
         if self.talk.json {
@@ -153,7 +136,8 @@ impl Consumers {
     }
 
     async fn list(&self, client: &Client, context: &Context) -> Result<(), Failure> {
-        let listed: Listed = client.get(Target::new(["v1", "consumers"])).await?.read()?;
+        let listed: ConsumerList<Item> =
+            client.get(Target::new(["v1", "consumers"])).await?.read()?;
         if self.talk.json {
             return Ok(listed
                 .consumers
@@ -161,7 +145,9 @@ impl Consumers {
                 .try_for_each(|one| show::json(one.get()))?);
         }
         if listed.consumers.is_empty() {
-            show::note("no consumers; `settled consume` and `settled consumers create` make them");
+            show::note(
+                "no consumers; `settled consume` and `settled consumers create` create them",
+            );
             return Ok(());
         }
         let views = listed
@@ -173,18 +159,19 @@ impl Consumers {
     }
 
     async fn parked(&self, client: &Client, name: &str, context: &Context) -> Result<(), Failure> {
-        let mut pages = Pages::new(
-            client,
-            target(name).then("parked"),
-            ("parked", "after"),
-            None,
-        );
+        let mut pages: Pages<'_, ParkedList<Item>> =
+            Pages::new(client, target(name).then("parked"), "after", None);
         let mut found = Vec::new();
         while let Some(items) = pages.page().await? {
             if self.talk.json {
                 items.iter().try_for_each(|item| show::json(item.get()))?;
             } else {
-                found.extend(items.iter().map(read).collect::<Result<Vec<Parked>, _>>()?);
+                found.extend(
+                    items
+                        .iter()
+                        .map(read)
+                        .collect::<Result<Vec<ParkedView>, _>>()?,
+                );
             }
         }
         if self.talk.json {
@@ -199,20 +186,29 @@ impl Consumers {
         for one in found {
             let state = if one.retry { "to retry" } else { "parked" };
             let (attempts, last) = (one.attempts.to_string(), show::when_text(now, &one.at));
-            let (id, error) = (show::clean(&one.event.id), show::clean(&one.error));
+            let (id, error) = (show::clean(&event_id(&one)?), show::clean(&one.error));
             table.add_row([one.cursor, id, attempts, last, state.to_owned(), error]);
         }
         Ok(show::line(&table.to_string())?)
     }
 }
 
-impl Which {
+impl ParkedOptions {
     fn target(&self, then: Option<&str>) -> Target {
         let lot = target(&self.name).then("parked");
         let lot = then.into_iter().fold(lot, Target::then);
         lot.with_some("cursor", self.cursor.as_ref())
             .with_some("all", self.all.then_some(1))
     }
+}
+
+/// The CloudEvents id of a parked event.
+fn event_id(parked: &ParkedView) -> Result<String, ClientError> {
+    #[derive(Deserialize)]
+    struct EventId {
+        id: String,
+    }
+    Ok(read::<EventId>(&parked.event)?.id)
 }
 
 fn target(name: &str) -> Target {

@@ -1,4 +1,4 @@
-//! `settled deliveries`: what came in, and what verification found.
+//! `settled deliveries`: the stored deliveries, and what verification found.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use super::pages::{Pages, read};
+use super::pages::{Item, Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::api::types::DeliveryView;
+use crate::api::types::{DeliveryList, DeliveryView};
 use crate::cli::client::Target;
 use crate::ledger::DeliveryRow;
 use crate::model::At;
@@ -25,19 +25,19 @@ pub struct Deliveries {
     /// Only deliveries to this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Only deliveries that were found to be this
+    /// Only deliveries with this verdict
     #[arg(long, value_parser = PossibleValuesParser::new(Verdict::ALL.iter().map(|verdict| verdict.word())))]
     verdict: Option<String>,
-    /// Only deliveries that spoke of this run
+    /// Only deliveries that named this run
     #[arg(long, value_name = "RUN_ID")]
     run: Option<String>,
-    /// At most so many
+    /// The most deliveries to list
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
     /// Show this one in full; a report of any kind, as a run's timeline names it
     #[arg(long, value_name = "N", conflicts_with_all = ["source", "verdict", "run", "limit"])]
     id: Option<i64>,
-    /// Its body instead
+    /// Write its raw body instead
     #[arg(long, requires = "id", conflicts_with = "json")]
     body: bool,
     #[command(flatten)]
@@ -73,7 +73,8 @@ impl Deliveries {
             .with_some("source", self.source.as_ref())
             .with_some("verdict", self.verdict.as_ref())
             .with_some("run_id", self.run.as_ref());
-        let mut pages = Pages::new(&client, target, ("deliveries", "before"), Some(self.limit));
+        let mut pages: Pages<'_, DeliveryList<Item>> =
+            Pages::new(&client, target, "before", Some(self.limit));
         let mut found = Vec::new();
         while let Some(items) = pages.page().await? {
             if self.talk.json {
@@ -91,13 +92,13 @@ impl Deliveries {
             table(&found, context.now())?;
         }
         if pages.cut_short() {
-            show::aside("there may be older ones; --limit N shows so many");
+            show::aside("there may be older ones; --limit N lists the newest N");
         }
         Ok(())
     }
 }
 
-/// The bytes as they are; on a terminal only what is harmless of them.
+/// Writes the bytes as they are; on a terminal without what a terminal would obey.
 fn raw(body: &Bytes) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     if out.is_terminal() {
@@ -168,7 +169,7 @@ fn about(view: &DeliveryView, now: At) -> String {
             .map(|status| format!("HTTP {status}, {} bytes", answer.bytes));
         let said = said.or_else(|| answer.failed.clone()).unwrap_or_default();
         (
-            "asked",
+            "request",
             Some(show::clean(&format!("{}: {said}", answer.path))),
         )
     }));

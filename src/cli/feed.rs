@@ -11,14 +11,15 @@ use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{Context, Failure, Talk, show};
-use crate::cli::client::{Client, ClientError, Stream, Target};
+use crate::api::types::{FeedLine, StreamData, StreamLine};
+use crate::cli::client::{ByteStream, Client, ClientError, Target};
 use crate::limits;
 use crate::model::record::RecordType;
 use crate::model::{Origin, Outcome};
 
-/// The daemon speaks at least every [`limits::HEARTBEAT`]; one that does not is gone.
+/// The daemon sends a line at least every [`limits::HEARTBEAT`]. After this long it is taken for gone.
 const SILENCE_MAX: Duration = limits::HEARTBEAT.saturating_mul(4);
-/// How often it is looked whether anybody still reads our output.
+/// How often the command checks that its output is still open.
 const READER_CHECK: Duration = Duration::from_secs(1);
 /// Between attempts to reach a daemon that is gone: from here, doubled …
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -58,30 +59,24 @@ pub struct Feed {
     /// Only of these workflows, recipes, agents or monitors
     #[arg(long, value_name = "IDS")]
     group: Option<String>,
-    /// Stop after so many
+    /// Stop after N records
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     #[command(flatten)]
     talk: Talk,
 }
 
-/// A line of the feed, as far as it is looked at.
-#[derive(Deserialize)]
-struct Line<'l> {
-    #[serde(rename = "type")]
-    kind: &'l str,
-    /// Not every line of the stream's own has one.
-    #[serde(default)]
-    cursor: Option<&'l str>,
-    #[serde(default)]
+/// The fields of a record that a line for people shows.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ShownRecord {
     time: Option<String>,
-    #[serde(default)]
-    data: Data,
+    data: ShownData,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Data {
+struct ShownData {
     source: Option<String>,
     run_id: Option<String>,
     outcome: Option<String>,
@@ -91,25 +86,24 @@ struct Data {
     provider_status: Option<String>,
     reason: Option<String>,
     error: Option<String>,
-    message: Option<String>,
 }
 
 /// How a stream came to its end.
 #[derive(Debug, PartialEq)]
 enum End {
-    /// All that was asked for has come.
+    /// All requested records have come.
     Over,
     /// It broke off, or the daemon ended it; there may be more.
     Lost(String),
 }
 
-/// Where we are.
+/// How far the command has read.
 struct Position {
     /// Everything up to here has been printed, or does not match.
     after: String,
-    /// Records still wanted.
+    /// How many records are still to be printed.
     left: Option<u64>,
-    /// The daemon has been reached before.
+    /// A stream was open before.
     met: bool,
     /// Records are printed as they are.
     json: bool,
@@ -161,7 +155,7 @@ impl Feed {
         }
         let stream = match client.stream(self.target(position)).await {
             Ok(stream) => stream,
-            Err(error) if self.follow && position.met && passing(&error) => {
+            Err(error) if self.follow && position.met && error.is_passing() => {
                 return Ok(End::Lost(error.to_string()));
             }
             Err(error) => return Err(with_earliest(error)),
@@ -170,7 +164,7 @@ impl Feed {
         let end = position.take(stream, pause).await?;
         Ok(match end {
             _ if position.left == Some(0) => End::Over,
-            // Nobody but a daemon that stops ends a stream that follows.
+            // Only a daemon that stops ends a stream that follows.
             End::Over if self.follow => End::Lost("the daemon has stopped".to_owned()),
             end => end,
         })
@@ -191,16 +185,7 @@ impl Feed {
     }
 }
 
-/// Whether the daemon may be back, or less busy, in a moment.
-fn passing(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
-        ClientError::Refused { status, .. } => matches!(status, 429 | 503),
-        _ => false,
-    }
-}
-
-/// A cursor that is of no use any more comes with one that is.
+/// The daemon refuses an expired cursor with one that can be used: the message names it.
 fn with_earliest(error: ClientError) -> Failure {
     match &error {
         ClientError::Refused { message, more, .. } if more.contains_key("earliest") => {
@@ -213,14 +198,14 @@ fn with_earliest(error: ClientError) -> Failure {
 
 impl Position {
     /// Prints what comes until it ends.
-    async fn take(&mut self, mut stream: Stream, pause: &mut Duration) -> Result<End, Failure> {
+    async fn take(&mut self, mut stream: ByteStream, pause: &mut Duration) -> Result<End, Failure> {
         let mut waiting = Vec::new();
         let mut check = interval(READER_CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let chunk = tokio::select! {
                 chunk = timeout(SILENCE_MAX, stream.chunk()) => chunk,
-                () = nobody_reads(&mut check) => return Err(Failure::ClosedPipe),
+                () = output_closed(&mut check) => return Err(Failure::ClosedPipe),
             };
             let chunk = match chunk {
                 Ok(Ok(Some(chunk))) => chunk,
@@ -245,68 +230,59 @@ impl Position {
 
     /// Takes one line; the last one says how the stream ended.
     fn line(&mut self, text: &str) -> Result<Option<End>, Failure> {
-        let line: Line<'_> = serde_json::from_str(text).map_err(ClientError::Unreadable)?;
-        if RecordType::from_word(line.kind).is_some() {
+        let line: FeedLine = read(text)?;
+        let is_record = RecordType::from_word(&line.line_type).is_some();
+        if is_record {
             if self.json {
                 show::json(text)?;
             } else {
-                show::line(&sentence(&line))?;
+                show::line(&sentence(&read(text)?))?;
             }
             self.left = self.left.map(|left| left.saturating_sub(1));
         }
         if let Some(cursor) = line.cursor {
-            cursor.clone_into(&mut self.after);
+            self.after = cursor;
         }
-        Ok(match line.kind {
-            "settled.feed.end" => Some(End::of(text)),
-            "settled.feed.error" => Some(End::Lost(line.data.message.unwrap_or_default())),
+        // Later releases may add types of record, whose data is not that of a line about the stream.
+        if is_record || !line.line_type.starts_with("settled.feed.") {
+            return Ok(None);
+        }
+        Ok(match read::<StreamLine>(text)?.data {
+            // The daemon also ends streams because it stops; then there may be more.
+            StreamData::End(end) if !end.more => Some(End::Over),
+            StreamData::End(_) => Some(End::Lost("the daemon has stopped".to_owned())),
+            StreamData::Error(error) => Some(End::Lost(error.message)),
             _ => None,
         })
     }
 }
 
-impl End {
-    /// What the daemon's last line means: it also ends streams because it stops itself.
-    fn of(text: &str) -> End {
-        #[derive(Deserialize)]
-        struct Last {
-            data: More,
-        }
-        #[derive(Deserialize)]
-        struct More {
-            more: bool,
-        }
-        match serde_json::from_str::<Last>(text) {
-            Ok(Last {
-                data: More { more: false },
-            }) => End::Over,
-            _ => End::Lost("the daemon has stopped".to_owned()),
-        }
-    }
+fn read<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, ClientError> {
+    serde_json::from_str(text).map_err(ClientError::Unreadable)
 }
 
-/// Ends when the other side of our output has been closed, which a write would tell only when there
-/// is something to write.
-async fn nobody_reads(check: &mut tokio::time::Interval) {
+/// Ends when the reader of our output has closed it. A write would notice that too, but only once
+/// there is a record to write.
+async fn output_closed(check: &mut tokio::time::Interval) {
     loop {
         check.tick().await;
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
-        let told = poll(
+        let polled = poll(
             &mut fds,
             Some(&Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             }),
         );
-        if told.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+        if polled.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
             return;
         }
     }
 }
 
 /// A record in one line for people.
-fn sentence(line: &Line<'_>) -> String {
+fn sentence(line: &ShownRecord) -> String {
     let data = &line.data;
     let text = |text: &Option<String>| text.as_deref().map(show::clean).unwrap_or_default();
     let by = format!(
@@ -341,7 +317,7 @@ fn sentence(line: &Line<'_>) -> String {
     )
 }
 
-/// `2026-11-21T08:00:00.123Z` without what nobody reads.
+/// `2026-11-21T08:00:00.123Z` without the milliseconds.
 fn second(time: &str) -> String {
     let time = show::clean(time);
     time.split_once('.')
@@ -354,18 +330,18 @@ mod tests {
 
     fn line(kind: &str, data: &str) -> String {
         format!(
-            r#"{{"specversion":"1.0","type":"{kind}","time":"2026-11-21T08:00:00.123Z","cursor":"k3v9.42","data":{data}}}"#
+            r#"{{"specversion":"1.0","id":"i","source":"/settled","type":"{kind}","time":"2026-11-21T08:00:00.123Z","datacontenttype":"application/json","cursor":"k3v9.42","data":{data}}}"#
         )
     }
 
-    fn told(kind: &str, data: &str) -> String {
+    fn shown(kind: &str, data: &str) -> String {
         sentence(&serde_json::from_str(&line(kind, data)).unwrap())
     }
 
     #[test]
-    fn records_are_told_in_a_line() {
+    fn a_record_is_one_line_for_people() {
         let run = r#""source":"prod","run_id":"wr_1""#;
-        let completion = told(
+        let completion = shown(
             "settled.run.completion",
             &format!(
                 r#"{{{run},"outcome":"failed","origin":"webhook","confirmed":false,"reason":"terminated","error":"no\nluck"}}"#
@@ -376,7 +352,7 @@ mod tests {
             completion,
             format!("{time}failed (by webhook, not confirmed): terminated: no luck")
         );
-        let amendment = told(
+        let amendment = shown(
             "settled.run.amendment",
             &format!(
                 r#"{{{run},"outcome":"failed","previous_outcome":"succeeded","origin":"poll","confirmed":true}}"#
@@ -386,7 +362,7 @@ mod tests {
             amendment,
             format!("{time}failed (amended, was succeeded; by poll)")
         );
-        let status = told(
+        let status = shown(
             "settled.run.status",
             &format!(r#"{{{run},"provider_status":"running"}}"#),
         );
@@ -402,7 +378,10 @@ mod tests {
             json: true,
         };
         let mut take = |kind: &str, data: &str| position.line(&line(kind, data)).unwrap();
-        assert_eq!(take("settled.feed.hello", r#"{"protocol":1}"#), None);
+        assert_eq!(
+            take("settled.feed.hello", r#"{"protocol":1,"later":true}"#),
+            None
+        );
         assert_eq!(take("settled.feed.bookmark", "{}"), None);
         assert_eq!(
             take("settled.feed.end", r#"{"more":false}"#),
@@ -413,7 +392,7 @@ mod tests {
             Some(End::Lost("the daemon has stopped".to_owned()))
         );
         assert_eq!(
-            take("settled.feed.error", r#"{"message":"x"}"#),
+            take("settled.feed.error", r#"{"code":"y","message":"x"}"#),
             Some(End::Lost("x".to_owned()))
         );
         assert_eq!(

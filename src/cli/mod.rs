@@ -35,13 +35,13 @@ use crate::model::At;
 
 /// Exit codes, one sentence each.
 pub mod exit {
-    /// It worked; of `wait`: the run succeeded.
+    /// The command worked; of `wait`: the run succeeded.
     pub const OK: u8 = 0;
-    /// It did not, and stderr says why.
+    /// The command failed, and stderr says why.
     pub const FAILED: u8 = 1;
-    /// The command line makes no sense (clap's own code).
+    /// The command line is wrong (clap's own code).
     pub const USAGE: u8 = 2;
-    /// The daemon cannot be reached on its socket.
+    /// No daemon answers on the socket.
     pub const UNREACHABLE: u8 = 3;
     /// Of `wait`: the run failed.
     pub const RUN_FAILED: u8 = 10;
@@ -49,7 +49,7 @@ pub mod exit {
     pub const RUN_CANCELLED: u8 = 11;
     /// Of `wait`: the provider's own time limit ended the run.
     pub const RUN_TIMED_OUT: u8 = 12;
-    /// Of `wait`: the run is over and nobody entitled has said how it ended.
+    /// Of `wait`: the run is over, and no authoritative report says how it ended.
     pub const RUN_INDETERMINATE: u8 = 13;
     /// Of `wait`: the run was still open when `--timeout` had passed.
     pub const STILL_OPEN: u8 = 14;
@@ -57,9 +57,8 @@ pub mod exit {
 
 /// settled: exactly one completion per run.
 ///
-/// Records the webhooks of Skyvern, Browser Use, SmartBrowse and Firecrawl before it answers them,
-/// polls the runs whose webhook does not come, and gives consumers one completion per run on a Unix
-/// socket.
+/// Records the webhooks of your providers before it answers them, polls the runs whose webhook does
+/// not come, and gives consumers one completion per run on a Unix socket.
 #[derive(Debug, Parser)]
 #[command(name = "settled", version, max_term_width = 100)]
 pub struct Cli {
@@ -94,7 +93,7 @@ enum Command {
     Wait(wait::Wait),
 }
 
-/// Where the daemon is asked, and for whom the answer is shown.
+/// Which socket a command uses, and how it prints the reply.
 #[derive(Args, Debug)]
 struct Talk {
     /// Print JSON, for programs
@@ -117,10 +116,10 @@ pub enum Failure {
     /// The demo did not come to an end.
     #[error("{0}")]
     Demo(#[from] crate::demo::DemoError),
-    /// The daemon said no, or nothing. Its words may be a provider's.
+    /// The daemon refused the request or did not answer. Its text may quote a provider.
     #[error("{}", show::clean(&.0.to_string()))]
     Client(#[from] ClientError),
-    /// Whoever read our output has stopped; that is no failure.
+    /// The reader of our output has closed it; that is no failure.
     #[error("the output was closed")]
     ClosedPipe,
     /// Anything else; the text says what to do.
@@ -147,7 +146,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// What every command may need.
+/// The configuration and environment of a command.
 pub struct Context {
     config: Option<PathBuf>,
     env: Env,
@@ -159,8 +158,8 @@ impl Context {
         Ok(self.load()?)
     }
 
-    /// The same, of the system's service where that is what would be read: its unit sets what the
-    /// shell of a person does not.
+    /// The same for the system's service, if this would read its file: the unit sets variables that a
+    /// person's shell does not have.
     pub fn service_config(&self) -> Result<Config, Failure> {
         let default = Path::new(config::DEFAULT_FILE);
         let named = self
@@ -208,7 +207,7 @@ impl Context {
         Ok(Client::new(&socket)?)
     }
 
-    /// The time, for showing how long ago something was.
+    /// The time, to show ages.
     #[expect(clippy::unused_self, reason = "commands get what they need from here")]
     fn now(&self) -> At {
         crate::daemon::system_clock()()
@@ -227,7 +226,7 @@ impl Cli {
             .build()?;
         let ended = runtime.block_on(async {
             match self.command {
-                Command::Backup(command) => command.run(&context),
+                Command::Backup(command) => command.run(&context).await,
                 Command::Check(command) => command.run(&context).await,
                 Command::Completions(command) => command.run(),
                 Command::Consume(command) => command.run(&context).await,

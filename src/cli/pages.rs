@@ -1,25 +1,48 @@
 //! A list that comes in pages, each item as the exact JSON the daemon sent.
 
-use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::api::types::{DeliveryList, ParkedList, RunList};
 use crate::cli::client::{Client, ClientError, Target};
 use crate::ledger::DamagedRow;
 
-/// The most the daemon puts on one page.
+/// The most items that the daemon puts on one page.
 const PAGE: u32 = 1_000;
 
-/// One item of a list, unread.
+/// One item of a list, not yet parsed.
 pub type Item = Box<RawValue>;
 
+/// A reply that is one page of a list.
+pub trait PagedReply: DeserializeOwned {
+    /// The items, the damaged rows, and where the next page begins.
+    fn split(self) -> (Vec<Item>, Vec<DamagedRow>, Option<i64>);
+}
+
+impl PagedReply for RunList<Item> {
+    fn split(self) -> (Vec<Item>, Vec<DamagedRow>, Option<i64>) {
+        (self.runs, self.damaged, self.next)
+    }
+}
+
+impl PagedReply for DeliveryList<Item> {
+    fn split(self) -> (Vec<Item>, Vec<DamagedRow>, Option<i64>) {
+        (self.deliveries, Vec::new(), self.next)
+    }
+}
+
+impl PagedReply for ParkedList<Item> {
+    fn split(self) -> (Vec<Item>, Vec<DamagedRow>, Option<i64>) {
+        (self.parked, Vec::new(), self.next)
+    }
+}
+
 /// Reads a list page by page.
-pub struct Pages<'c> {
+pub struct Pages<'c, L> {
     client: &'c Client,
     target: Target,
-    /// The field that holds the items.
-    items: &'static str,
     /// The parameter that takes `next`.
     position: &'static str,
     next: Option<i64>,
@@ -27,26 +50,27 @@ pub struct Pages<'c> {
     over: bool,
     /// Rows of the list that the daemon could not read.
     pub damaged: Vec<DamagedRow>,
+    reply: PhantomData<L>,
 }
 
-impl<'c> Pages<'c> {
-    /// At most `limit` items (`None`: all) of the field `items`, going on by the parameter `position`.
+impl<'c, L: PagedReply> Pages<'c, L> {
+    /// At most `limit` items (`None`: all); `next` of a page goes into the parameter `position`.
     pub fn new(
         client: &'c Client,
         target: Target,
-        (items, position): (&'static str, &'static str),
+        position: &'static str,
         limit: Option<u32>,
-    ) -> Pages<'c> {
+    ) -> Pages<'c, L> {
         let left = limit.unwrap_or(u32::MAX);
         Pages {
             client,
             target,
-            items,
             position,
             next: None,
             left,
             over: left == 0,
             damaged: Vec::new(),
+            reply: PhantomData,
         }
     }
 
@@ -60,15 +84,12 @@ impl<'c> Pages<'c> {
             .clone()
             .with("limit", self.left.min(PAGE))
             .with_some(self.position, self.next);
-        let fields: BTreeMap<String, Item> = self.client.get(target).await?.read()?;
-        let items: Vec<Item> = field(fields.get(self.items))?;
-        self.damaged
-            .extend(field::<Option<Vec<DamagedRow>>>(fields.get("damaged"))?.unwrap_or_default());
-        self.next = field(fields.get("next"))?;
-        self.over = self.next.is_none();
-        self.left = self
-            .left
-            .saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        let (items, damaged, next) = self.client.get(target).await?.read::<L>()?.split();
+        self.damaged.extend(damaged);
+        self.next = next;
+        self.over = next.is_none();
+        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_sub(count);
         Ok(Some(items))
     }
 
@@ -76,11 +97,6 @@ impl<'c> Pages<'c> {
     pub fn cut_short(&self) -> bool {
         !self.over && self.left == 0
     }
-}
-
-/// Reads a field; one that is not there reads as `null`.
-fn field<T: DeserializeOwned>(value: Option<&Item>) -> Result<T, ClientError> {
-    serde_json::from_str(value.map_or("null", |value| value.get())).map_err(ClientError::Unreadable)
 }
 
 /// Reads an item.

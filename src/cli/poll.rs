@@ -1,20 +1,19 @@
-//! `settled poll`: asks the provider about one run now.
+//! `settled poll`: polls one run at once, and says what the provider answered.
 
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
-use serde_json::json;
 
 use super::{Context, Failure, Talk, show};
-use crate::api::types::{DeliveryView, RunView};
-use crate::cli::client::{Client, ClientError, Target};
+use crate::api::types::{AnswerClass, PollAnswer, PollReply};
+use crate::cli::client::{PROVIDER_ANSWER_MAX, Target};
 use crate::model::At;
 use crate::model::decide::Effect;
 
-/// Ask the provider about a run now
+/// Poll a run now, and show what the provider answered
 ///
-/// Ends with 1 if the provider could not be asked.
+/// Ends with 1 if the answer says nothing of the run, for example if the provider does not accept
+/// the key, fails, or cannot be reached.
 ///
 /// Example: settled poll skyvern-prod wr_123
 #[derive(Debug, Args)]
@@ -27,69 +26,69 @@ pub struct Poll {
     talk: Talk,
 }
 
-#[derive(Deserialize)]
-struct Told {
-    report: i64,
-    effect: Option<Effect>,
-    run: RunView,
-}
-
 impl Poll {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.control(&self.talk)?;
-        let reply = client
-            .post(
-                Target::run(&self.source, &self.run_id).then("poll"),
-                &json!({}),
-            )
-            .await?;
-        let told: Told = reply.read()?;
+        let target = Target::run(&self.source, &self.run_id)
+            .then("poll")
+            .answered_within(PROVIDER_ANSWER_MAX);
+        let reply = client.post_empty(target).await?;
+        let polled: PollReply = reply.read()?;
         if self.talk.json {
             show::json(&reply.text())?;
         }
-        if let Some(trouble) = trouble(&client, &told).await? {
-            let (run_id, state) = (show::clean(&told.run.run_id), show::state(&told.run));
-            return Err(Failure::Other(format!(
-                "{} {trouble}; {run_id} is {state}",
-                show::clean(&told.run.provider)
-            )));
+        if !polled.learned {
+            return Err(Failure::Other(nothing_learned(&polled)));
         }
         if !self.talk.json {
-            show::line(&sentence(&told, context.now()))?;
+            show::line(&sentence(&polled, context.now()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Why the answer says nothing about the run, if that is so: it is in the report of the poll.
-async fn trouble(client: &Client, told: &Told) -> Result<Option<String>, ClientError> {
-    let target = Target::new(["v1", "deliveries", &told.report.to_string()]);
-    let view: DeliveryView = client.get(target).await?.read()?;
-    Ok(view
-        .answers
-        .last()
-        .and_then(|answer| match (answer.status, &answer.failed) {
-            (None, failed) => Some(format!(
-                "could not be asked: {}",
-                show::or_dash(failed.as_deref())
-            )),
-            (Some(401 | 403), _) => Some("does not accept the API key".to_owned()),
-            (Some(429), _) => Some("asks us to slow down".to_owned()),
-            (Some(status @ 500..), _) => Some(format!("is in trouble (HTTP {status})")),
-            (Some(_), _) => None,
-        }))
+/// `skyvern answered HTTP 503 (unavailable): HTTP 503; nothing was learned, tsk_1 is open`.
+fn nothing_learned(polled: &PollReply) -> String {
+    let run = &polled.run;
+    format!(
+        "{} {}; nothing was learned, {} is {}",
+        show::clean(&run.provider),
+        polled
+            .answer
+            .as_ref()
+            .map_or_else(|| "was not asked".to_owned(), answered),
+        show::clean(&run.run_id),
+        show::state(run)
+    )
 }
 
-fn sentence(told: &Told, now: At) -> String {
-    let Told { effect, run, .. } = told;
-    let effect = effect.map_or("the answer says nothing of the run", meaning);
+/// Status, class and reason of an answer: `answered HTTP 401 (denied): the API key is not accepted`.
+fn answered(answer: &PollAnswer) -> String {
+    let status = answer.status.map_or_else(
+        || "did not answer".to_owned(),
+        |status| format!("answered HTTP {status}"),
+    );
+    let class = match answer.class {
+        AnswerClass::Ok => String::new(),
+        class => format!(" ({})", class.word()),
+    };
+    let reason = answer.reason.as_deref().map(show::clean);
+    let reason = reason
+        .map(|reason| format!(": {reason}"))
+        .unwrap_or_default();
+    format!("{status}{class}{reason}")
+}
+
+fn sentence(polled: &PollReply, now: At) -> String {
+    let PollReply { effect, run, .. } = polled;
+    let effect = effect.map_or("nothing new", meaning);
     let next = run
         .next_poll_at
         .as_deref()
         .filter(|_| run.outcome.is_none());
     let next = next
-        .map(|at| format!("; next question {}", show::when_text(now, at)))
+        .map(|at| format!("; next poll {}", show::when_text(now, at)))
         .unwrap_or_default();
     format!(
         "{effect}: {} {} is {}{next}",
@@ -99,22 +98,22 @@ fn sentence(told: &Told, now: At) -> String {
     )
 }
 
-/// What an effect means, in the words of somebody who has just asked.
+/// What an effect means, after a poll or a webhook that was sent again.
 pub fn meaning(effect: Effect) -> &'static str {
     match effect {
-        Effect::Opened => "watched from now on",
+        Effect::Opened => "tracked from now on",
         Effect::Status => "its status has changed",
         Effect::Unchanged => "nothing new",
-        Effect::Held => "an end that is held until it is confirmed",
+        Effect::Held => "an end that is held until a poll confirms it",
         Effect::Withdrawn => "it goes on after all",
         Effect::Settled => "settled",
-        Effect::Amended => "what was published is corrected",
+        Effect::Amended => "the published outcome is corrected",
         Effect::Confirmed => "confirmed",
-        Effect::Disputed => "a contradiction that is being looked into",
-        Effect::Exhausted => "a contradiction that stays unpublished, after too many",
+        Effect::Disputed => "a contradiction that a poll has to resolve",
+        Effect::Exhausted => "a contradiction that is not published, as there were too many",
         Effect::Missed => "the provider does not know it",
         Effect::Overdue => "past its deadline",
-        Effect::Hinted => "asked about soon",
+        Effect::Hinted => "polled soon",
         Effect::Ignored => "without consequence",
     }
 }

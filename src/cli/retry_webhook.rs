@@ -1,25 +1,25 @@
-//! `settled retry-webhook`: asks the provider to send webhooks again.
+//! `settled retry-webhook`: has the provider send webhooks again.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
+use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use super::poll::meaning;
 use super::{Context, Failure, Talk, exit, show};
-use crate::api::types::{RunView, StatusView};
-use crate::cli::client::{Client, ClientError, Reply, Target};
+use crate::api::types::{
+    ErrorBody, MissingWebhooks, RetryWebhookReply, RetryWebhookRequest, RunView, StatusView,
+};
+use crate::cli::client::{Client, ClientError, PROVIDER_ANSWER_MAX, Target, WholeReply};
 use crate::model::RunId;
-use crate::model::decide::Effect;
 use crate::providers::{self, Provider};
 
 /// The most runs the daemon names at one time.
 const MISSING_MAX: usize = 1_000;
 
-/// Ask the provider to send a run's webhook again
+/// Have the provider send a run's webhook again
 ///
 /// With --missing: of every settled run whose webhook never came. Ends with 1 if any of them could
 /// not be delivered. With --json, --missing prints one object a line.
@@ -43,17 +43,6 @@ pub struct RetryWebhook {
     talk: Talk,
 }
 
-/// What came of it.
-#[derive(Deserialize)]
-struct Told {
-    delivered: bool,
-    delivered_status: Option<u16>,
-    error: Option<String>,
-    target_url: Option<String>,
-    latency_ms: Option<u64>,
-    effect: Option<Effect>,
-}
-
 impl RetryWebhook {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
@@ -65,18 +54,17 @@ impl RetryWebhook {
     }
 
     async fn one(&self, client: &Client, source: &str, run_id: &str) -> Result<ExitCode, Failure> {
-        let body = self
-            .url
-            .as_ref()
-            .map_or_else(|| json!({}), |url| json!({ "webhook_url": url }));
+        let body = RetryWebhookRequest {
+            webhook_url: self.url.clone(),
+        };
         let reply = client.post(again(source, run_id), &body).await?;
-        let told: Told = reply.read()?;
+        let retried: RetryWebhookReply = reply.read()?;
         if self.talk.json {
             show::json(&reply.text())?;
         } else {
-            show::line(&sentence(&told))?;
+            show::line(&sentence(&retried))?;
         }
-        Ok(code(told.delivered))
+        Ok(code(retried.delivered))
     }
 
     async fn all(&self, client: &Client) -> Result<ExitCode, Failure> {
@@ -86,8 +74,8 @@ impl RetryWebhook {
             tally.more |= missing.len() == MISSING_MAX;
             let bar = bar(&source, missing.len());
             for run in &missing {
-                let answer = client.post(again(&source, &run.run_id), &json!({})).await;
-                let over = self.told(&mut tally, run, answer, &bar)?;
+                let answer = client.post_empty(again(&source, &run.run_id)).await;
+                let over = self.count(&mut tally, run, answer, &bar)?;
                 bar.inc(1);
                 if over {
                     break;
@@ -120,7 +108,7 @@ impl RetryWebhook {
             Some(source) if !can(&source.provider) => {
                 let provider = show::clean(&source.provider);
                 Err(Failure::Other(format!(
-                    "{provider} has no call that sends a webhook again; `settled poll` asks it"
+                    "{provider} has no call that sends a webhook again; use `settled poll`"
                 )))
             }
             // An unknown one is the daemon's to refuse.
@@ -128,19 +116,19 @@ impl RetryWebhook {
         }
     }
 
-    /// Takes an answer down. True: it is no use to go on with this source.
-    fn told(
+    /// Counts and shows a reply. True: the other runs of this source would fail in the same way.
+    fn count(
         &self,
         tally: &mut Tally,
         run: &RunView,
-        answer: Result<Reply, ClientError>,
+        answer: Result<WholeReply, ClientError>,
         bar: &ProgressBar,
     ) -> Result<bool, Failure> {
         let (trouble, over) = match &answer {
-            Ok(reply) => (reply.read::<Told>()?.trouble(), false),
+            Ok(reply) => (trouble(&reply.read()?), false),
             Err(ClientError::Refused { code, message, .. }) => (
                 Some(message.clone()),
-                matches!(code.as_str(), "cannot_ask" | "provider_unreachable"),
+                matches!(code.as_str(), "cannot_poll" | "provider_unreachable"),
             ),
             Err(_) => return answer.map(|_| false).map_err(Failure::from),
         };
@@ -168,18 +156,16 @@ fn can(provider: &str) -> bool {
 }
 
 fn again(source: &str, run_id: &str) -> Target {
-    Target::run(source, run_id).then("retry-webhook")
+    Target::run(source, run_id)
+        .then("retry-webhook")
+        .answered_within(PROVIDER_ANSWER_MAX)
 }
 
 async fn missing(client: &Client, source: &str) -> Result<Vec<RunView>, ClientError> {
-    #[derive(Deserialize)]
-    struct Missing {
-        runs: Vec<RunView>,
-    }
     let reply = client
         .get(Target::new(["v1", "sources", source, "missing-webhooks"]))
         .await?;
-    Ok(reply.read::<Missing>()?.runs)
+    Ok(reply.read::<MissingWebhooks>()?.runs)
 }
 
 /// Hidden unless stderr is a terminal.
@@ -190,63 +176,71 @@ fn bar(source: &str, length: usize) -> ProgressBar {
         .with_prefix(show::clean(source))
 }
 
-fn json_line(run: &RunView, answer: &Result<Reply, ClientError>) -> Result<String, Failure> {
-    let (source, run_id) = (
-        Value::from(run.source.as_str()),
-        Value::from(run.run_id.as_str()),
-    );
-    let (name, value) = match answer {
-        Ok(reply) => ("result", reply.read::<Box<RawValue>>()?.get().to_owned()),
-        Err(error) => (
-            "error",
-            json!({ "code": error.code(), "message": error.to_string() }).to_string(),
-        ),
+/// A line of `--missing --json`: the run, and the reply or the error.
+#[derive(Serialize)]
+struct OfRun<'r> {
+    source: &'r str,
+    run_id: &'r str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorBody>,
+}
+
+fn json_line(run: &RunView, answer: &Result<WholeReply, ClientError>) -> Result<String, Failure> {
+    let (result, error) = match answer {
+        Ok(reply) => (Some(reply.read()?), None),
+        Err(error) => {
+            let body = ErrorBody {
+                code: error.code().unwrap_or("unreachable").to_owned(),
+                message: error.to_string(),
+                more: serde_json::Map::new(),
+            };
+            (None, Some(body))
+        }
     };
-    Ok(format!(
-        "{{\"source\":{source},\"run_id\":{run_id},\"{name}\":{value}}}"
-    ))
+    let line = serde_json::to_string(&OfRun {
+        source: &run.source,
+        run_id: &run.run_id,
+        result,
+        error,
+    });
+    Ok(line.map_err(ClientError::Unreadable)?)
 }
 
 fn code(delivered: bool) -> ExitCode {
     ExitCode::from(if delivered { exit::OK } else { exit::FAILED })
 }
 
-impl Told {
-    /// What went wrong.
-    fn trouble(&self) -> Option<String> {
-        let status = || {
-            self.delivered_status
-                .map_or("no answer".to_owned(), |status| format!("HTTP {status}"))
-        };
-        (!self.delivered).then(|| self.error.clone().unwrap_or_else(status))
-    }
+/// Why the webhook was not delivered; `None` if it was.
+fn trouble(retried: &RetryWebhookReply) -> Option<String> {
+    let status = || {
+        let status = retried.delivered_status;
+        status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"))
+    };
+    (!retried.delivered).then(|| retried.error.clone().unwrap_or_else(status))
 }
 
-fn sentence(told: &Told) -> String {
-    let to = told
-        .target_url
-        .as_deref()
-        .map(|url| format!(" to {}", show::clean(url)))
-        .unwrap_or_default();
-    let took = told
-        .latency_ms
-        .map(|ms| format!(" in {ms} ms"))
-        .unwrap_or_default();
-    let status = told
-        .delivered_status
-        .map(|status| format!(": HTTP {status}"))
-        .unwrap_or_default();
-    let effect = told
+fn sentence(retried: &RetryWebhookReply) -> String {
+    let url = retried.target_url.as_deref().map(show::clean);
+    let to = url.map(|url| format!(" to {url}")).unwrap_or_default();
+    let effect = retried
         .effect
         .map(|effect| format!("; here: {}", meaning(effect)))
         .unwrap_or_default();
-    match told.trouble() {
-        None => format!("sent again{to}{took}{status}{effect}"),
-        Some(trouble) => format!(
-            "sent again{to}, but not delivered: {}{effect}",
-            show::clean(&trouble)
-        ),
+    if let Some(trouble) = trouble(retried) {
+        let trouble = show::clean(&trouble);
+        return format!("sent again{to}, but not delivered: {trouble}{effect}");
     }
+    let latency = retried.latency_ms.map(|ms| format!(" in {ms} ms"));
+    let status = retried
+        .delivered_status
+        .map(|status| format!(": HTTP {status}"));
+    format!(
+        "sent again{to}{}{}{effect}",
+        latency.unwrap_or_default(),
+        status.unwrap_or_default()
+    )
 }
 
 #[derive(Default)]
@@ -288,7 +282,17 @@ mod tests {
     }
 
     #[test]
-    fn some_providers_can_and_strangers_cannot() {
-        assert!(can("skyvern") && !can("firecrawl") && !can("nobody"));
+    fn providers_without_the_call_and_unknown_ones_cannot() {
+        assert!(
+            providers::REGISTRY
+                .iter()
+                .any(|provider| can(provider.name()))
+        );
+        assert!(!can("no-such-provider"));
+        let without = providers::REGISTRY.iter().find(|provider| {
+            let any = RunId::new("any").unwrap();
+            provider.retry_request(&any, None).is_none()
+        });
+        assert!(!can(without.unwrap().name()));
     }
 }

@@ -1,20 +1,31 @@
 //! `settled reverify`: applies unverified deliveries once the secret is right.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 use super::{Context, Failure, Talk, show};
-use crate::api::types::StatusView;
-use crate::cli::client::{Client, Target};
-use crate::reconciler::Reverified;
+use crate::api::types::{ReverifyReply, StatusView};
+use crate::cli::client::{Client, ClientError, Target};
 
-/// Verify again what could not be verified, after a secret was corrected
+/// How long verifying the whole unverified buffer of a source may take.
+const REVERIFY_MAX: Duration = Duration::from_secs(600);
+
+/// A line of `--json`: the reply, and which source it is of.
+#[derive(Serialize)]
+struct OfSource<'s> {
+    source: &'s str,
+    #[serde(flatten)]
+    done: ReverifyReply,
+}
+
+/// Verify unverified deliveries again, after a secret was corrected
 ///
-/// Looks at the unverified deliveries that are still kept, oldest first, with the secrets in force
-/// now (correct the configuration and reload first). Those that verify are applied in the order in
-/// which they came, as if they had verified then.
+/// Reads the unverified deliveries that are still kept, oldest first, and verifies them with the
+/// secrets in force now. Correct the configuration and reload first. Those that verify are applied
+/// in the order in which they came, as if they had verified then.
 ///
 /// Example: settled reverify skyvern-prod
 #[derive(Debug, Args)]
@@ -35,20 +46,18 @@ impl Reverify {
         };
         for source in sources {
             let reply = client
-                .post(
-                    Target::new(["v1", "sources", &source, "reverify"]),
-                    &json!({}),
+                .post_empty(
+                    Target::new(["v1", "sources", &source, "reverify"])
+                        .answered_within(REVERIFY_MAX),
                 )
                 .await?;
-            let done: Reverified = reply.read()?;
+            let done: ReverifyReply = reply.read()?;
             if self.talk.json {
-                let Reverified {
-                    examined,
-                    verified,
-                    changed,
-                } = done;
-                let line = json!({ "source": source, "examined": examined, "verified": verified, "changed": changed });
-                show::json(&line.to_string())?;
+                let line = serde_json::to_string(&OfSource {
+                    source: &source,
+                    done,
+                });
+                show::json(&line.map_err(ClientError::Unreadable)?)?;
             } else {
                 show::line(&sentence(&source, done))?;
             }
@@ -67,17 +76,17 @@ async fn configured(client: &Client) -> Result<Vec<String>, Failure> {
         .collect())
 }
 
-fn sentence(source: &str, done: Reverified) -> String {
-    let Reverified {
+fn sentence(source: &str, done: ReverifyReply) -> String {
+    let ReverifyReply {
         examined,
         verified,
         changed,
     } = done;
     if examined == 0 {
-        format!("{source}: nothing is kept that could not be verified")
+        format!("{source}: no unverified delivery is kept")
     } else {
         format!(
-            "{source}: {verified} of {examined} deliveries verify now; runs told something by them: {changed}"
+            "{source}: {verified} of {examined} deliveries verify now; runs changed by them: {changed}"
         )
     }
 }

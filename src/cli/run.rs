@@ -1,12 +1,11 @@
-//! `settled run`: one run and everything that was ever heard of it.
+//! `settled run`: one run and its timeline.
 
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::Deserialize;
 
 use super::{Context, Failure, Talk, show};
-use crate::api::types::{RunView, TimelineLine};
+use crate::api::types::{RunDetail, RunView, TimelineLine};
 use crate::cli::client::Target;
 use crate::model::{At, Kind, Origin};
 
@@ -24,16 +23,6 @@ pub struct Run {
     talk: Talk,
 }
 
-/// What the daemon says of one run.
-#[derive(Deserialize)]
-pub struct Told {
-    /// Where it stands.
-    pub run: RunView,
-    /// How it got there.
-    #[serde(default)]
-    pub timeline: Vec<TimelineLine>,
-}
-
 impl Run {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
@@ -45,12 +34,12 @@ impl Run {
             show::json(&reply.text())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let told: Told = reply.read()?;
+        let detail: RunDetail = reply.read()?;
         let now = context.now();
-        show::line(&about(&told.run, now))?;
-        if !told.timeline.is_empty() {
+        show::line(&about(&detail.run, now))?;
+        if !detail.timeline.is_empty() {
             show::line("")?;
-            show::line(&timeline(&told.timeline, now))?;
+            show::line(&timeline(&detail.timeline, now))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -111,7 +100,7 @@ fn about(run: &RunView, now: At) -> String {
         ),
         ("webhooks", Some(webhooks)),
         ("polls", Some(format!("{}{answered}", run.polls))),
-        ("next question", ago(&run.next_poll_at)),
+        ("next poll", ago(&run.next_poll_at)),
         (
             "amendments",
             (run.amendments > 0).then(|| run.amendments.to_string()),

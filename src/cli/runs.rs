@@ -1,15 +1,15 @@
-//! `settled runs`: which runs there are.
+//! `settled runs`: the list of runs.
 
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::pages::{Pages, read};
+use super::pages::{Item, Pages, read};
 use super::{Context, Failure, Talk, show};
-use crate::api::types::RunView;
+use crate::api::types::{RunList, RunView};
 use crate::cli::client::Target;
 
-/// List runs, those that became known last first
+/// List runs, the newest first
 ///
 /// With --json: one object a line. Runs whose row in the database is damaged are named on stderr.
 ///
@@ -17,10 +17,10 @@ use crate::cli::client::Target;
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Runs {
-    /// Only runs that are not over
+    /// Only open runs
     #[arg(long, conflicts_with = "settled")]
     open: bool,
-    /// Only runs that are over
+    /// Only settled runs
     #[arg(long)]
     settled: bool,
     /// Only open runs past their deadline
@@ -29,13 +29,13 @@ pub struct Runs {
     /// Only runs of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Those that became known first, first
+    /// The oldest first: in the order in which settled learned of them
     #[arg(long)]
     oldest: bool,
-    /// At most so many
+    /// The most runs to list
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
-    /// As many as there are
+    /// List all of them
     #[arg(long, conflicts_with = "limit")]
     all: bool,
     #[command(flatten)]
@@ -48,7 +48,8 @@ impl Runs {
         let client = context.control(&self.talk)?;
         let limit = (!self.all).then_some(self.limit);
         let position = if self.oldest { "after" } else { "before" };
-        let mut pages = Pages::new(&client, self.target(), ("runs", position), limit);
+        let mut pages: Pages<'_, RunList<Item>> =
+            Pages::new(&client, self.target(), position, limit);
         let mut found = Vec::new();
         while let Some(items) = pages.page().await? {
             if self.talk.json {
@@ -72,7 +73,7 @@ impl Runs {
             ));
         }
         if pages.cut_short() {
-            show::aside("there may be more; --all shows all of them, --limit N so many");
+            show::aside("there may be more; --all lists all of them, --limit N the first N");
         }
         Ok(ExitCode::SUCCESS)
     }

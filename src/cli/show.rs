@@ -1,7 +1,7 @@
-//! What goes to the terminal: tables, times and sizes for people, JSON for programs.
+//! Output: tables, times and sizes for people, JSON for programs.
 //!
-//! Providers' texts are strangers' texts: everything that is printed for people goes through
-//! [`clean`], so that no run can move the cursor, recolour the screen or turn its own name around.
+//! A provider's texts are not trusted: everything printed for people goes through [`clean`], so that
+//! no run can move the cursor, colour the screen or reverse the direction of its name.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +13,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use crate::api::types::RunView;
 use crate::model::At;
 
-/// The least room for the last column of a table.
+/// The least width of the last column of a table.
 const LAST_COLUMN_MIN: u16 = 24;
 
 /// Writes a line to stdout.
@@ -34,19 +34,19 @@ pub fn json(text: &str) -> io::Result<()> {
     }
 }
 
-/// Says something beside the output, to a person. Nobody listening is no mistake.
+/// Writes a note for people to stderr. A closed stderr is no error.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "settled: {text}");
 }
 
-/// As [`note`], only if somebody is there to read it.
+/// As [`note`], only if stderr is a terminal.
 pub fn aside(text: &str) {
     if io::stderr().is_terminal() {
         note(text);
     }
 }
 
-/// A stranger's text as one harmless line.
+/// An untrusted text as one line without what a terminal would obey.
 pub fn clean(text: &str) -> String {
     text.chars()
         .map(|c| if commands(c) { ' ' } else { c })
@@ -55,7 +55,7 @@ pub fn clean(text: &str) -> String {
         .to_owned()
 }
 
-/// A stranger's text as harmless lines.
+/// An untrusted text as lines without what a terminal would obey.
 pub fn clean_lines(text: &str) -> String {
     text.chars()
         .map(|c| {
@@ -72,7 +72,7 @@ pub fn clean_lines(text: &str) -> String {
 /// what reverses the direction of writing.
 fn commands(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// JSON in which such characters, which can only stand in strings there, are written as `\u…`.
@@ -97,7 +97,7 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// What is known, by name, without what is not.
+/// A table of names and values, without the values that are missing.
 pub fn facts<'f>(facts: impl IntoIterator<Item = (&'f str, Option<String>)>) -> String {
     let mut table = Table::new();
     table.add_rows(
@@ -118,7 +118,7 @@ fn plain(table: &mut Table, columns: usize) {
         column.set_constraint(if index + 1 < columns {
             ColumnConstraint::ContentWidth
         } else {
-            // Rather too wide for the terminal than one letter a line.
+            // Too wide for the terminal is better than one letter a line.
             ColumnConstraint::LowerBoundary(Width::Fixed(LAST_COLUMN_MIN))
         });
     }
@@ -174,7 +174,7 @@ pub fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
-/// Where a run stands, in a few words.
+/// The state of a run in a few words.
 pub fn state(run: &RunView) -> String {
     let said = run.provider_status.as_deref().map(clean);
     let word = run.outcome.map_or("open", crate::model::Outcome::word);
@@ -192,7 +192,7 @@ pub fn state(run: &RunView) -> String {
     }
 }
 
-/// Why a run ended as it did, as far as anybody said.
+/// The reason and the error of a run, as far as they are known.
 pub fn why(reason: Option<&str>, error: Option<&str>) -> String {
     let parts: Vec<String> = [reason, error].into_iter().flatten().map(clean).collect();
     parts.join(": ")
@@ -212,9 +212,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_strangers_text_cannot_command_the_terminal() {
+    fn an_untrusted_text_cannot_command_the_terminal() {
         assert_eq!(
-            clean("\u{1b}[31mred\nline\u{9b}2J\u{202e}x\u{0}"),
+            clean("\u{1b}[31mred\nline\u{9b}2J\u{202e}x\u{61c}\u{0}"),
             "[31mred line 2J x"
         );
         assert_eq!(
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_told_from_now() {
+    fn moments_are_shown_from_now() {
         let now = At(1_000_000_000_000);
         let ago = |seconds: u64| when(now.plus(Duration::from_secs(seconds)), now);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `settled status`: how the daemon and its sources are.
+//! `settled status`: the state of the daemon, its sources and its consumers.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -7,28 +7,27 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Context, Failure, Talk, show};
-use crate::api::ConsumerView;
-use crate::api::types::{SourceView, StatusView};
-use crate::cli::client::{Client, ClientError, Reply, Target};
+use crate::api::types::{ConsumerView, SourceView, StatusView};
+use crate::cli::client::{Client, ClientError, Target, WholeReply};
 use crate::ledger::{LOSS_SPANS, Loss};
 use crate::model::At;
 use crate::polling::rate_limit::RateLimiterState;
 
-/// How often `--watch` looks.
+/// How often `--watch` reads the status.
 const EVERY: Duration = Duration::from_secs(2);
 /// How many damaged rows are named.
 const NAMED_MAX: usize = 5;
-/// Clears a terminal and goes to its upper left corner.
+/// Clears a terminal and moves the cursor to its upper left corner.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J\u{1b}[3J";
 
-/// Show how the daemon and its sources are
+/// Show the state of the daemon and its sources
 ///
 /// With --watch and --json: one object a line, every two seconds.
 ///
 /// Example: settled status --watch
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Look again every two seconds, until Ctrl-C
+    /// Show it again every two seconds, until Ctrl-C
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -39,29 +38,29 @@ impl Status {
     /// Runs the command.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let client = context.control(&self.talk)?;
-        self.tell(&ask(&client).await?, context.now())?;
+        self.print(&ask(&client).await?, context.now())?;
         if !self.watch {
             return Ok(ExitCode::SUCCESS);
         }
         loop {
             tokio::time::sleep(EVERY).await;
             match ask(&client).await {
-                Ok(reply) => self.tell(&reply, context.now())?,
-                // It may be on its way back; whoever watches wants to see that.
+                Ok(reply) => self.print(&reply, context.now())?,
+                // A daemon that restarts is back soon, and `--watch` shows that.
                 Err(error) if self.talk.json => show::note(&error.to_string()),
                 Err(error) => self.page(&format!("settled: {error}"))?,
             }
         }
     }
 
-    fn tell(&self, reply: &Reply, now: At) -> Result<(), Failure> {
+    fn print(&self, reply: &WholeReply, now: At) -> Result<(), Failure> {
         if self.talk.json {
             return Ok(show::json(&reply.text())?);
         }
         self.page(&text(&reply.read()?, now))
     }
 
-    /// One look, in place of the last on a terminal.
+    /// Prints one status; on a terminal that watches, in place of the last.
     fn page(&self, text: &str) -> Result<(), Failure> {
         match (self.watch, io::stdout().is_terminal()) {
             (true, true) => show::line(&format!("{CLEAR}{text}"))?,
@@ -72,7 +71,7 @@ impl Status {
     }
 }
 
-async fn ask(client: &Client) -> Result<Reply, ClientError> {
+async fn ask(client: &Client) -> Result<WholeReply, ClientError> {
     client.get(Target::new(["v1", "status"])).await
 }
 
@@ -163,17 +162,8 @@ fn notes(source: &SourceView, now: At) -> Vec<String> {
 
 fn sources(sources: &[SourceView], now: At) -> String {
     let mut table = show::table([
-        "SOURCE",
-        "PROVIDER",
-        "OPEN",
-        "OVERDUE",
-        "WEBHOOK",
-        "ANSWER",
-        "FINE",
-        "THROTTLED",
-        "REFUSED",
-        "TROUBLE",
-        "ASKING",
+        "SOURCE", "PROVIDER", "OPEN", "OVERDUE", "WEBHOOK", "ANSWER", "OK", "429", "DENIED",
+        "ERRORS", "RATE",
     ]);
     for source in sources {
         let responses = source.limiter.as_ref().map(|limiter| limiter.responses);
@@ -192,21 +182,21 @@ fn sources(sources: &[SourceView], now: At) -> String {
             source
                 .limiter
                 .as_ref()
-                .map_or("not configured any more".to_owned(), |limiter| {
-                    asking(limiter, now)
+                .map_or("no longer configured".to_owned(), |limiter| {
+                    rate(limiter, now)
                 }),
         ]);
     }
     table.trim_fmt()
 }
 
-/// Which completions had to do without their webhook.
+/// How many completions had no webhook, by source and span of time.
 fn losses(sources: &[SourceView]) -> String {
     let [hour, day, month] = LOSS_SPANS.map(|(name, _)| format!("IN {}", name.to_uppercase()));
-    let mut table = show::table(["WITHOUT THEIR WEBHOOK", &hour, &day, &month]);
+    let mut table = show::table(["LOST WEBHOOKS", &hour, &day, &month]);
     for source in sources {
-        let told = |name| source.loss.get(name).map_or("-".to_owned(), lost);
-        let [hour, day, month] = LOSS_SPANS.map(|(name, _)| told(name));
+        let losses = |name| source.loss.get(name).map_or("-".to_owned(), lost);
+        let [hour, day, month] = LOSS_SPANS.map(|(name, _)| losses(name));
         table.add_row([show::clean(&source.name), hour, day, month]);
     }
     table.trim_fmt()
@@ -230,12 +220,12 @@ fn lost(loss: &Loss) -> String {
     }
 }
 
-/// Who reads the feed under a name.
+/// The table of named consumers.
 pub(super) fn consumers(consumers: &[ConsumerView], now: At) -> String {
     let mut table = show::table(["CONSUMER", "ACKED", "LAG", "PARKED", "SEEN", "STATE"]);
     for view in consumers {
         let state = match (view.expired, view.connected) {
-            (true, _) => "expired: events it wanted were removed; seek",
+            (true, _) => "expired: retention removed its next events; seek",
             (false, true) => "connected",
             (false, false) => "away",
         };
@@ -251,8 +241,8 @@ pub(super) fn consumers(consumers: &[ConsumerView], now: At) -> String {
     table.trim_fmt()
 }
 
-/// Whether and how fast a source is asked.
-fn asking(limiter: &RateLimiterState, now: At) -> String {
+/// How fast a source is polled, or why it is not.
+fn rate(limiter: &RateLimiterState, now: At) -> String {
     if let Some(breaker) = &limiter.breaker {
         let probe = show::when(now, breaker.next_probe);
         return format!(

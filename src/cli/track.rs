@@ -1,20 +1,19 @@
-//! `settled track`: tells the daemon of a run, so that it is watched even if no webhook ever comes.
+//! `settled track`: makes a run known to the daemon, which then polls it even if no webhook comes.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{Context, Failure, Talk, show};
-use crate::api::types::RunView;
-use crate::cli::client::{Reply, Target};
+use crate::api::types::{RunView, TrackRequest};
+use crate::cli::client::{Target, WholeReply};
 use crate::model::{At, Kind};
 
-/// Watch a run from now on
+/// Track a run from now on
 ///
-/// Told twice, the daemon says the same. A run that it has watched to the end already is answered
-/// with its outcome.
+/// Tracking a run twice changes nothing. For a run that has settled already, the outcome is shown.
 ///
 /// Example: settled track skyvern-prod wr_123 --metadata order=4711 --metadata customer=acme
 #[derive(Debug, Args)]
@@ -23,13 +22,13 @@ pub struct Track {
     source: String,
     /// The provider's id of the run
     run_id: String,
-    /// What sort of run it is [default: judged by the id and the source]
+    /// The kind of run [default: by the id and the source]
     #[arg(long, value_parser = PossibleValuesParser::new(Kind::ALL.iter().map(|kind| kind.word())))]
     kind: Option<String>,
     /// The workflow, recipe, agent or monitor it belongs to
     #[arg(long, value_name = "ID")]
     group: Option<String>,
-    /// Something of yours that its completion is to carry; may be repeated
+    /// A value that its completion repeats; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair, conflicts_with = "metadata_json")]
     metadata: Vec<(String, String)>,
     /// The same as a JSON object
@@ -64,13 +63,13 @@ impl Track {
             .metadata_json
             .take()
             .or((!pairs.is_empty()).then_some(pairs));
-        let body = json!({
-            "source": self.source,
-            "run_id": self.run_id,
-            "kind": self.kind,
-            "group_id": self.group,
-            "metadata": metadata,
-        });
+        let body = TrackRequest {
+            source: self.source,
+            run_id: self.run_id,
+            kind: self.kind.as_deref().and_then(Kind::from_word),
+            group_id: self.group,
+            metadata,
+        };
         let reply = context
             .control(&self.talk)?
             .post(Target::new(["v1", "runs"]), &body)
@@ -78,22 +77,22 @@ impl Track {
         if self.talk.json {
             show::json(&reply.text())?;
         } else {
-            show::line(&told(&reply, &reply.read()?, context.now()))?;
+            show::line(&sentence(&reply, &reply.read()?, context.now()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn told(reply: &Reply, run: &RunView, now: At) -> String {
+fn sentence(reply: &WholeReply, run: &RunView, now: At) -> String {
     let name = format!("{} {}", show::clean(&run.source), show::clean(&run.run_id));
     let next = run
         .next_poll_at
         .as_deref()
-        .map(|at| format!("; next question {}", show::when_text(now, at)));
+        .map(|at| format!("; next poll {}", show::when_text(now, at)));
     let next = next.unwrap_or_default();
     match (reply.status, run.outcome) {
         (_, Some(_)) => format!("{name} has settled already: {}", show::state(run)),
-        (201, None) => format!("{name} is watched from now on{next}"),
+        (201, None) => format!("{name} is tracked from now on{next}"),
         _ => format!("{name} is known: {}{next}", show::state(run)),
     }
 }

@@ -6,24 +6,23 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::run::Told;
 use super::{Context, Failure, Talk, exit, show};
-use crate::api::types::RunView;
-use crate::cli::client::{Client, ClientError, Reply, Target};
+use crate::api::types::{RunDetail, RunView};
+use crate::cli::client::{ANSWER_MAX, Client, ClientError, Target, WholeReply};
 use crate::config;
 use crate::model::Outcome;
 
-/// How long one request waits: short enough that a change of the daemon is noticed.
+/// How long one request waits: short enough to notice that the daemon was replaced.
 const TURN: Duration = Duration::from_secs(60);
-/// A daemon that was there and is gone is being restarted, for this long.
+/// How long a daemon that has gone away may take to restart.
 const RESTART_MAX: Duration = Duration::from_secs(60);
-/// Between attempts to reach it again.
+/// Pause between attempts to reach it again.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Wait until a run has settled
 ///
 /// Prints the outcome and ends with 0 if the run succeeded, 10 failed, 11 was cancelled, 12 timed
-/// out, 13 indeterminate, 14 if it was still open at the timeout.
+/// out, 13 indeterminate, 14 if it was still open at the timeout, and 3 if no daemon answered.
 ///
 /// Example: settled wait skyvern-prod wr_123 --timeout 10m && next-step
 #[derive(Debug, Args)]
@@ -32,7 +31,7 @@ pub struct Wait {
     source: String,
     /// The provider's id of the run
     run_id: String,
-    /// Give up after this long, for example 90s, 10m or 2h [default: never]
+    /// Stop waiting after this long, also for the daemon itself, for example 90s, 10m or 2h [default: never]
     #[arg(long, value_name = "DURATION", value_parser = config::duration)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -45,20 +44,26 @@ impl Wait {
         let client = context.control(&self.talk)?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let target = Target::run(&self.source, &self.run_id);
-        let mut reply = client.get(target.clone()).await?;
-        let mut run = reply.read::<Told>()?.run;
+        // The timeout covers this request too: nothing is known of the run yet, so the command fails.
+        let mut reply = match (self.timeout, deadline) {
+            (Some(span), Some(at)) => timeout_at(at, client.get(target.clone()))
+                .await
+                .map_err(|_| client.silent(span))??,
+            _ => client.get(target.clone()).await?,
+        };
+        let mut run = reply.read::<RunDetail>()?.run;
         while run.outcome.is_none() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
             let Some(newer) = next(&client, &target, deadline).await? else {
                 break;
             };
-            run = newer.read::<Told>()?.run;
+            run = newer.read::<RunDetail>()?.run;
             reply = newer;
         }
-        self.tell(&reply, &run)?;
+        self.print(&reply, &run)?;
         Ok(ExitCode::from(code(run.outcome)))
     }
 
-    fn tell(&self, reply: &Reply, run: &RunView) -> Result<(), Failure> {
+    fn print(&self, reply: &WholeReply, run: &RunView) -> Result<(), Failure> {
         if self.talk.json {
             return Ok(show::json(&reply.text())?);
         }
@@ -88,45 +93,56 @@ fn code(outcome: Option<Outcome>) -> u8 {
     }
 }
 
-/// The next answer, which comes when the run settles or a turn is over; `None` at the deadline.
+/// The next reply, which comes when the run settles or a turn is over; `None` at the deadline.
 async fn next(
     client: &Client,
     target: &Target,
     deadline: Option<Instant>,
-) -> Result<Option<Reply>, ClientError> {
-    let asked = Instant::now();
-    let until = deadline.unwrap_or(asked + TURN * 2);
-    let turn = until.saturating_duration_since(asked).min(TURN).as_secs() + 1;
-    let question = target.clone().with("wait", turn);
-    let answer = match timeout_at(until, client.get(question)).await {
-        Err(_) if deadline.is_some() => return Ok(None),
-        Err(_) => return Ok(Some(client.get(target.clone()).await?)),
-        Ok(Err(ClientError::Unreachable { .. } | ClientError::Broken { .. })) => {
-            return again(client, target, until).await;
-        }
-        Ok(answer) => answer?,
+) -> Result<Option<WholeReply>, ClientError> {
+    let sent = Instant::now();
+    let left = deadline.map_or(TURN, |deadline| deadline.saturating_duration_since(sent));
+    let turn = left.min(TURN).as_secs() + 1;
+    let request = target
+        .clone()
+        .with("wait", turn)
+        .answered_within(Duration::from_secs(turn) + ANSWER_MAX);
+    let reply = match before(deadline, client.get(request)).await {
+        None => return Ok(None),
+        Some(Err(error)) if error.is_lost() => return again(client, target, deadline).await,
+        Some(reply) => reply?,
     };
-    // A daemon that stops answers at once; asked again without a pause it would be asked in circles.
-    if asked.elapsed() < PAUSE && answer.read::<Told>()?.run.outcome.is_none() {
+    // A daemon that stops answers at once. Without this pause the loop would spin until it is gone.
+    if sent.elapsed() < PAUSE && reply.read::<RunDetail>()?.run.outcome.is_none() {
         sleep(PAUSE).await;
     }
-    Ok(Some(answer))
+    Ok(Some(reply))
 }
 
-/// Waits for a daemon that is being restarted.
+/// Waits for a daemon that is being restarted; `None` at the deadline.
 async fn again(
     client: &Client,
     target: &Target,
-    until: Instant,
-) -> Result<Option<Reply>, ClientError> {
+    deadline: Option<Instant>,
+) -> Result<Option<WholeReply>, ClientError> {
     let lost = Instant::now();
     loop {
-        sleep(PAUSE).await;
-        match client.get(target.clone()).await {
-            Err(ClientError::Unreachable { .. } | ClientError::Broken { .. })
-                if lost.elapsed() < RESTART_MAX && Instant::now() < until => {}
-            answer => return answer.map(Some),
+        let reply = before(deadline, async {
+            sleep(PAUSE).await;
+            client.get(target.clone()).await
+        });
+        match reply.await {
+            None => return Ok(None),
+            Some(Err(error)) if error.is_lost() && lost.elapsed() < RESTART_MAX => {}
+            Some(reply) => return reply.map(Some),
         }
+    }
+}
+
+/// What a future gives, or `None` if the deadline passes first.
+async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, future).await.ok(),
+        None => Some(future.await),
     }
 }
 

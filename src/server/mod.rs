@@ -22,7 +22,7 @@ use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -260,7 +260,26 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<AnyBody> {
     response
 }
 
-/// An error as every server here answers it: `{"error":{"code","message",…}}`.
+/// The body of every error reply: `{"error":{"code","message",…}}`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ErrorReply {
+    /// The error and its values.
+    pub error: ErrorBody,
+}
+
+/// An error: a code for programs, a sentence for people, and values that depend on the code.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ErrorBody {
+    /// A word that does not change between releases.
+    pub code: String,
+    /// A sentence that says what to do.
+    pub message: String,
+    /// Further values by name, such as `earliest`.
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Why a server refuses a request; becomes an [`ErrorReply`].
 #[derive(Clone, Debug)]
 pub struct Problem {
     /// The HTTP status.
@@ -284,6 +303,15 @@ impl Problem {
         }
     }
 
+    /// The problem without its HTTP status.
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody {
+            code: self.code.to_owned(),
+            message: self.message.clone(),
+            more: self.more.clone(),
+        }
+    }
+
     /// Adds a named field to the error's JSON.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Problem {
@@ -293,11 +321,8 @@ impl Problem {
 
     /// The response.
     pub fn response(&self) -> Response<AnyBody> {
-        let mut error = serde_json::Map::new();
-        error.insert("code".to_owned(), self.code.into());
-        error.insert("message".to_owned(), self.message.as_str().into());
-        error.extend(self.more.clone());
-        let mut response = json(self.status, &serde_json::json!({ "error": error }));
+        let error = self.body();
+        let mut response = json(self.status, &ErrorReply { error });
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()

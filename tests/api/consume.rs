@@ -233,6 +233,60 @@ fn a_stop_lets_the_command_finish_and_a_second_one_does_not() {
 }
 
 #[test]
+fn a_closed_terminal_lets_the_command_finish_and_leaves_nothing_running() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.complete([1]);
+    let script = "echo >> begun; sleep 2; echo $SETTLED_RUN_ID >> done";
+    let mut consumer = Consumer::start(&home, &[], script);
+    until("it has begun", &home, || home.path("begun").exists());
+    signal(consumer.0.id(), "HUP");
+    assert!(consumer.0.wait().unwrap().success());
+    assert_eq!(lines(&home.path("done")), ["wr_1"]);
+    assert_eq!(lag(&home), 0, "the command's end is acknowledged");
+}
+
+#[test]
+fn the_commands_environment_holds_nothing_but_what_is_listed() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    home.complete([1]);
+    let log = fs::File::create(home.path("consume.log")).unwrap();
+    let mut command = home.settled(&["consume", "mail", "--env", "PASSED", "--env", "SET=a=b"]);
+    command
+        .args(["--", "sh", "-c", "env > env.part; mv env.part env"])
+        .envs([("SOME_API_KEY", "hidden"), ("PASSED", "on"), ("TZ", "UTC")])
+        .current_dir(home.path(""))
+        .stdin(Stdio::null())
+        .stderr(log);
+    let consumer = Consumer(command.spawn().unwrap());
+    until("it is done", &home, || {
+        home.path("env").exists() && lag(&home) == 0
+    });
+    consumer.stop();
+    let seen = lines(&home.path("env"));
+    for wanted in ["PASSED=on", "SET=a=b", "TZ=UTC", "SETTLED_RUN_ID=wr_1"] {
+        assert!(seen.iter().any(|line| line == wanted), "{wanted}: {seen:?}");
+    }
+    assert!(
+        seen.iter().any(|line| line.starts_with("PATH=")),
+        "{seen:?}"
+    );
+    assert!(!seen.iter().any(|line| line.contains("hidden")), "{seen:?}");
+    assert!(
+        !seen.iter().any(|line| line.starts_with("SETTLED_CONFIG=")),
+        "{seen:?}"
+    );
+
+    let unset = home
+        .settled(&["consume", "mail", "--env", "NOT_SET_ANYWHERE", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(unset.status.code(), Some(1), "{unset:?}");
+    assert!(String::from_utf8_lossy(&unset.stderr).contains("NOT_SET_ANYWHERE is not set here"));
+}
+
+#[test]
 fn a_command_that_hangs_is_ended_with_all_it_started() {
     let home = Home::new();
     let _daemon = home.serve();

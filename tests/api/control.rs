@@ -1,5 +1,7 @@
 //! What the control socket answers to whoever asks it without our own commands.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -141,4 +143,35 @@ fn a_status_adds_up_what_is_open_and_overdue() {
         .map(|run| run["run_id"].as_str().unwrap())
         .collect();
     assert_eq!(listed, runs(1..=2));
+}
+
+#[test]
+fn a_client_that_sends_a_body_to_a_route_that_refuses_it_sees_the_answer() {
+    let home = Home::new();
+    let _daemon = home.serve();
+    // More than the buffers of a socket hold: the client is still writing when the route refuses.
+    let body = "x".repeat(8 << 20);
+    for (socket, method, path, host, status) in [
+        ("feed.sock", "POST", "/v1/runs", "settled", 404),
+        ("feed.sock", "POST", "/v1/events", "settled", 405),
+        ("control.sock", "POST", "/v1/runs", "settled", 413),
+        ("control.sock", "POST", "/v1/runs", "evil.example", 403),
+        ("control.sock", "PUT", "/v1/consumers/A%20B", "settled", 400),
+    ] {
+        let mut stream = UnixStream::connect(home.path(socket)).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let sent = stream.write_all(body.as_bytes());
+        assert!(sent.is_ok(), "{method} {path}: {sent:?}");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let line = answer.lines().next().unwrap_or_default();
+        assert!(
+            line.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{method} {path}: {line}"
+        );
+    }
 }

@@ -8,6 +8,7 @@ mod examples;
 mod kills;
 mod load;
 mod metrics;
+mod reference;
 mod retention;
 mod schema;
 #[path = "../support/mod.rs"]

@@ -27,11 +27,11 @@ fn a_run_is_tracked_looked_at_and_waited_for() {
         .good();
     assert_eq!(
         told,
-        "prod tsk_1 is watched from now on; next question in 59 min\n"
+        "prod tsk_1 is tracked from now on; next poll in 59 min\n"
     );
     let told = world.settled(&["track", "prod", "tsk_1"]).good();
     assert!(
-        told.starts_with("prod tsk_1 is known: open; next question in "),
+        told.starts_with("prod tsk_1 is known: open; next poll in "),
         "{told}"
     );
     let run = &world.settled(&["track", "prod", "tsk_1", "--json"]).json()[0];
@@ -214,7 +214,7 @@ fn a_provider_is_asked_and_asked_to_send_again() {
     world.settled(&["track", "prod", "tsk_1"]).good();
     let told = world.settled(&["poll", "prod", "tsk_1"]).good();
     assert!(
-        told.starts_with("its status has changed: prod tsk_1 is open (running); next question in "),
+        told.starts_with("its status has changed: prod tsk_1 is open (running); next poll in "),
         "{told}"
     );
     world.cloud.says("tsk_1", state("tsk_1", "completed"), 200);
@@ -269,7 +269,7 @@ fn a_provider_that_cannot_be_asked_is_no_news_of_the_run() {
         (polled.code, polled.err.as_str()),
         (
             1,
-            "settled: skyvern is in trouble (HTTP 503); tsk_1 is open\n"
+            "settled: skyvern answered HTTP 503 (unavailable): HTTP 503; nothing was learned, tsk_1 is open\n"
         )
     );
     assert!(serde_json::from_str::<serde_json::Value>(&polled.out).unwrap()["run"].is_object());
@@ -279,7 +279,7 @@ fn a_provider_that_cannot_be_asked_is_no_news_of_the_run() {
         (code, error.as_str()),
         (
             1,
-            "settled: skyvern does not accept the API key; tsk_1 is open\n"
+            "settled: skyvern answered HTTP 401 (denied): the API key is not accepted (401); nothing was learned, tsk_1 is open\n"
         )
     );
     let told = world.settled(&["status"]).good();
@@ -289,6 +289,102 @@ fn a_provider_that_cannot_be_asked_is_no_news_of_the_run() {
     );
     let (code, error) = world.settled(&["poll", "prod", "tsk_1"]).bad();
     assert_eq!(code, 1, "{error}");
+}
+
+#[test]
+fn a_poll_whose_answer_says_nothing_of_the_run_fails() {
+    let world = World::start();
+    world.cloud.says("tsk_1", state("tsk_1", "running"), 200);
+    world.settled(&["track", "prod", "tsk_1"]).good();
+    // A landing page, or an API of another version: HTTP 200 and none of the documented fields.
+    world
+        .cloud
+        .says("tsk_1", serde_json::json!({"welcome": true}), 200);
+    let (code, error) = world.settled(&["poll", "prod", "tsk_1"]).bad();
+    assert!(
+        code == 1 && error.contains("answered HTTP 200: ") && error.contains("nothing was learned"),
+        "{error}"
+    );
+    let polled = world.settled(&["poll", "prod", "tsk_1", "--json"]);
+    let polled: serde_json::Value = serde_json::from_str(&polled.out).unwrap();
+    assert_eq!(
+        (
+            &polled["learned"],
+            &polled["answer"]["class"],
+            &polled["answer"]["status"]
+        ),
+        (&false.into(), &"ok".into(), &200.into())
+    );
+}
+
+#[test]
+fn no_command_waits_for_a_stopped_daemon() {
+    let world = World::start();
+    world.settled(&["track", "prod", "tsk_1"]).good();
+    let waiting = world
+        .command(&["wait", "prod", "tsk_1", "--timeout", "4s"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(SECOND);
+    let stopped = Stopped::new(world.daemon_pid());
+    // Known to be open before the daemon stopped: 14. Nothing known: 3.
+    let begun = Instant::now();
+    let waited = waiting.wait_with_output().unwrap();
+    assert_eq!(waited.status.code(), Some(14), "{waited:?}");
+    let (code, error) = world
+        .settled(&["wait", "prod", "tsk_1", "--timeout", "2s"])
+        .bad();
+    assert!(code == 3 && error.contains("does not answer"), "{error}");
+    assert!(begun.elapsed() < SECOND * 9, "{:?}", begun.elapsed());
+    let commands: [&[&str]; 5] = [
+        &["status"],
+        &["runs"],
+        &["track", "prod", "tsk_2"],
+        &["feed"],
+        &["backup", "copy.db"],
+    ];
+    std::thread::scope(|scope| {
+        for args in commands {
+            let world = &world;
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let (code, error) = world.settled(args).bad();
+                assert!(
+                    code == 3 && error.contains("does not answer"),
+                    "{args:?}: {error}"
+                );
+                assert!(begun.elapsed() < SECOND * 20, "{args:?}");
+            });
+        }
+    });
+    let checked = world.settled(&["check", "--quick"]);
+    assert!(
+        checked.code == 1
+            && checked.out.contains("does not answer")
+            && !checked.out.contains("the daemon answers"),
+        "{}",
+        checked.out
+    );
+    drop(stopped);
+    world.settled(&["status"]).good();
+}
+
+/// A process that SIGSTOP holds, until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(pid: u32) -> Stopped {
+        support::process::signal(pid, "STOP");
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        support::process::signal(self.0, "CONT");
+    }
 }
 
 #[test]
@@ -446,7 +542,7 @@ fn status_tells_of_the_daemon_and_its_sources() {
     world.settled(&["poll", "prod", "tsk_2"]).good();
     world.settled(&["consumers", "create", "mail"]).good();
     let told = world.settled(&["status"]).good();
-    assert!(told.contains("\nWITHOUT THEIR WEBHOOK  IN 1H"), "{told}");
+    assert!(told.contains("\nLOST WEBHOOKS  IN 1H"), "{told}");
     assert_eq!(told.matches("1 of 2 (50.0 %)").count(), 3, "{told}");
     let row: Vec<&str> = told
         .lines()
@@ -801,9 +897,10 @@ fn the_manual_and_the_completions_know_every_command() {
 }
 
 const POLL_HELP: &str = "\
-Ask the provider about a run now
+Poll a run now, and show what the provider answered
 
-Ends with 1 if the provider could not be asked.
+Ends with 1 if the answer says nothing of the run, for example if the provider does not accept the
+key, fails, or cannot be reached.
 
 Example: settled poll skyvern-prod wr_123
 

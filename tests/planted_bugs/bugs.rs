@@ -343,8 +343,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "the cursor is told before what it stands for is delivered",
         file: "src/api/feed/stream.rs",
-        old: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
-        new: "        let (kind, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
+        old: "        let (line_type, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(self.position));",
+        new: "        let (line_type, cursor) = (format!(\"settled.feed.{kind}\"), self.cursor(*self.head.borrow()));",
         target: "api",
         test: "events::a_line_of_the_streams_own_stands_for_what_was_sent_before_it",
     },

@@ -191,6 +191,11 @@ impl World {
         });
     }
 
+    /// The daemon's process id.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
     /// Stops the daemon as a crash would.
     pub fn kill_daemon(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {

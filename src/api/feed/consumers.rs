@@ -1,122 +1,41 @@
-//! Named consumers: readers whose position is kept here, in the ledger.
+//! Named consumers: readers whose position the ledger keeps.
 //!
-//! One reader per name. A newcomer takes over without waiting for the old one to notice: it gets a
-//! new generation, in the ledger, and whatever the old one still says under its own is refused. A
-//! reader that says its generation when it reads again goes on as itself, which costs no write.
+//! A name has one reader. A second reader takes over at once: the ledger gives it a new generation,
+//! and refuses acknowledgements under the old one. A reader that sends its generation when it reads
+//! again stays the reader, which costs no write.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use hyper::StatusCode;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::watch;
 
+use super::super::types::{
+    ConsumerDeleted, ConsumerList, ConsumerView, CreateConsumerRequest, DropParkedReply,
+    ParkRequest, ParkedList, ParkedView, PositionReply, RetryParkedReply,
+};
 use super::super::{
     ApiState, HandlerResult, Params, Segments, Shared, bad_request, body_json, flag,
 };
-use super::events::{self, EventQuery, cursor_expired, epoch_mismatch, position};
-use super::stream::{ReadOptions, ReaderLease, Stream};
+use super::lease::{Cause, ReaderLease};
+use super::query::{self, cursor_expired, epoch_mismatch, position};
+use super::stream::{ReadOptions, Reader};
 use crate::ledger::commands::{
     Ack, CreateConsumer, Created, DeleteConsumer, Deleted, DropParked, Moved, OpenConsumer, Park,
     RetryParked, Seek,
 };
-use crate::ledger::{Consumer, FeedBounds, Filter, LedgerError, ParkedRow, View};
+use crate::ledger::{Consumer, FeedBounds, LedgerError, ParkedRow, View};
 use crate::limits;
 use crate::model::is_name;
 use crate::model::record::Cursor;
 use crate::server::{self, Peer, Problem};
 
-/// Why a reader is no longer the one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Cause {
-    /// Another reader came.
-    #[default]
-    Reader,
-    /// The position was put somewhere else.
-    Seek,
-    /// The consumer is gone.
-    Deleted,
-}
-
-impl Cause {
-    /// The word on the wire.
-    pub fn word(self) -> &'static str {
-        match self {
-            Cause::Reader => "reader",
-            Cause::Seek => "seek",
-            Cause::Deleted => "delete",
-        }
-    }
-}
-
-/// What has happened to a consumer, for the stream that reads it. An acknowledgement wakes it and says
-/// nothing: the ledger knows the rest.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ConsumerEvent {
-    /// The newest generation.
-    pub generation: i64,
-    /// What made it.
-    pub cause: Cause,
-}
-
-/// The consumers that are being read, by name.
-#[derive(Default)]
-pub struct Readers {
-    by_name: Mutex<HashMap<String, watch::Sender<ConsumerEvent>>>,
-}
-
-impl Readers {
-    /// News about a consumer from now on.
-    fn listen(&self, name: &str) -> watch::Receiver<ConsumerEvent> {
-        let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        by_name.retain(|_, stirs| stirs.receiver_count() > 0);
-        by_name.entry(name.to_owned()).or_default().subscribe()
-    }
-
-    /// Whether anybody reads it.
-    fn connected(&self, name: &str) -> bool {
-        let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        by_name
-            .get(name)
-            .is_some_and(|stirs| stirs.receiver_count() > 0)
-    }
-
-    fn supersede(&self, name: &str, generation: i64, cause: Cause) {
-        self.tell(name, |event| {
-            if generation > event.generation {
-                (event.generation, event.cause) = (generation, cause);
-            }
-        });
-    }
-
-    fn acked(&self, name: &str) {
-        self.tell(name, |_| ());
-    }
-
-    fn tell(&self, name: &str, change: impl FnOnce(&mut ConsumerEvent)) {
-        let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stirs) = by_name.get(name) {
-            stirs.send_modify(change);
-        }
-    }
-}
-
-/// What a consumer is made of.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Making {
-    start: Option<String>,
-    filter: EventQuery,
-    window: Option<u32>,
-}
-
-/// `PUT /v1/consumers/{name}`.
+/// `PUT /v1/consumers/{name}`: 201 if it is new, 200 if it exists and is the same.
 pub async fn create(
     State(state): Shared,
     Segments(name): Segments<String>,
@@ -128,9 +47,9 @@ pub async fn create(
             "a consumer's name has 1 to 64 of a-z 0-9 . _ -, and begins with a letter or digit";
         return Err(bad_request(message));
     }
-    let making: Making = body_json(body).await?;
-    let filter = making.filter.filter()?;
-    let window = making.window.unwrap_or(limits::WINDOW);
+    let wanted: CreateConsumerRequest = body_json(body).await?;
+    let filter = query::filter(&wanted.filter)?;
+    let window = wanted.window.unwrap_or(limits::WINDOW);
     if window > limits::WINDOW_MAX {
         return Err(bad_request(format!(
             "window is 0 (none) to {}",
@@ -140,12 +59,12 @@ pub async fn create(
     let bounds = state.bounds().await?;
     let start = match position(
         "start",
-        making.start.as_deref(),
+        wanted.start.as_deref(),
         state.reader.epoch(),
         bounds,
     ) {
         Ok(start) => start,
-        // A start that cannot be had any more does not matter to a consumer that is there already.
+        // The start counts at creation only: an expired one does not matter to a consumer that exists.
         Err(problem) => state.consumer(&name).await.map_err(|_| problem)?.acked,
     };
     let create = CreateConsumer {
@@ -158,16 +77,17 @@ pub async fn create(
     let Created { consumer, new } = state.ledger.execute(create).await?;
     if consumer.filter != filter || consumer.window != window {
         let message = format!(
-            "the consumer {name} exists with another filter or window, which are fixed: records it has passed cannot \
-             be had back; use another name, or delete it first"
+            "the consumer {name} exists with another filter or window, which are fixed, because it has \
+             passed the records that a wider filter would want; use another name, or delete it first"
         );
         let problem = Problem::new(StatusCode::CONFLICT, "consumer_exists", message);
+        let existing = serde_json::to_value(&consumer.filter).unwrap_or_default();
         return Err(problem
-            .with("filter", json!(consumer.filter))
+            .with("filter", existing)
             .with("window", consumer.window));
     }
     if new {
-        let (uid, pid) = who(peer.as_ref());
+        let (uid, pid) = process_of(peer.as_ref());
         tracing::info!(consumer = name, uid, pid, "consumer created");
     }
     let status = if new {
@@ -178,16 +98,14 @@ pub async fn create(
     Ok(server::json(status, &state.describe(consumer).await?))
 }
 
-/// `GET /v1/consumers`.
+/// `GET /v1/consumers`: every named consumer.
 pub async fn list(State(state): Shared) -> HandlerResult {
     let (bounds, consumers) = state.look(|view| Ok((view.bounds()?, all(view)?))).await?;
-    Ok(server::json(
-        StatusCode::OK,
-        &json!({ "consumers": state.consumer_views(consumers, bounds) }),
-    ))
+    let consumers = state.consumer_views(consumers, bounds);
+    Ok(server::json(StatusCode::OK, &ConsumerList { consumers }))
 }
 
-/// Every consumer, with how much it has parked.
+/// Every consumer, with the number of its parked events.
 pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, LedgerError> {
     let consumers = view.consumers()?.into_iter();
     let counted = |consumer: Consumer| {
@@ -197,7 +115,7 @@ pub(in crate::api) fn all(view: &View<'_>) -> Result<Vec<(Consumer, i64)>, Ledge
     consumers.map(counted).collect()
 }
 
-/// `GET /v1/consumers/{name}`.
+/// `GET /v1/consumers/{name}`: its position and its options.
 pub async fn show(State(state): Shared, Segments(name): Segments<String>) -> HandlerResult {
     let consumer = state.consumer(&name).await?;
     Ok(server::json(
@@ -206,7 +124,7 @@ pub async fn show(State(state): Shared, Segments(name): Segments<String>) -> Han
     ))
 }
 
-/// `DELETE /v1/consumers/{name}`, with all it has parked.
+/// `DELETE /v1/consumers/{name}`: deletes its parked events too, and ends its stream.
 pub async fn delete(
     State(state): Shared,
     Segments(name): Segments<String>,
@@ -216,15 +134,18 @@ pub async fn delete(
     let deleted = state.ledger.execute(delete).await?;
     let Deleted { parked, generation } = deleted.ok_or_else(|| unknown(&name))?;
     state.consumers.supersede(&name, generation, Cause::Deleted);
-    let (uid, pid) = who(peer.as_ref());
+    let (uid, pid) = process_of(peer.as_ref());
     tracing::info!(consumer = name, parked, uid, pid, "consumer deleted");
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "deleted": name, "parked_dropped": parked }),
+        &ConsumerDeleted {
+            deleted: name,
+            parked_dropped: parked,
+        },
     ))
 }
 
-/// How a named consumer is read.
+/// The query of `GET /v1/consumers/{name}/events`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reading {
@@ -235,7 +156,7 @@ pub struct Reading {
     r#gen: Option<i64>,
 }
 
-/// `GET /v1/consumers/{name}/events`.
+/// `GET /v1/consumers/{name}/events`: a stream after the consumer's position.
 pub async fn read(
     State(state): Shared,
     Segments(name): Segments<String>,
@@ -251,8 +172,8 @@ pub async fn read(
         reading.heartbeat,
         &headers,
     )?;
-    // Listening begins before the take-over is written, so that the next one cannot be missed.
-    let stirs = state.consumers.listen(&name);
+    // Subscribe before the take-over is written, so that the stream cannot miss the next one.
+    let events = state.consumers.listen(&name);
     let consumer = match reading.r#gen {
         Some(generation) => state
             .consumer(&name)
@@ -276,12 +197,12 @@ pub async fn read(
         name,
         generation,
         window,
-        stirs,
+        events,
         out: VecDeque::new(),
-        told: false,
+        paused: false,
         moved: true,
     };
-    Ok(Stream::new(state, acked, filter, options, Some(lease), slot).respond())
+    Ok(Reader::new(state, acked, filter, options, Some(lease), slot).respond())
 }
 
 fn same_reader(consumer: Consumer, generation: i64) -> Result<Consumer, Problem> {
@@ -292,7 +213,7 @@ fn same_reader(consumer: Consumer, generation: i64) -> Result<Consumer, Problem>
     }
 }
 
-/// A position, and the reader that says it.
+/// The query of an acknowledgement: a position, and the number of the reader that sends it.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mark {
@@ -317,14 +238,14 @@ pub async fn ack(
     state.moved(&name, moved)
 }
 
-/// Where to.
+/// The query of `POST /v1/consumers/{name}/seek`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Target {
     to: Option<String>,
 }
 
-/// `POST /v1/consumers/{name}/seek?to=`: the one way back, and over what is missing.
+/// `POST /v1/consumers/{name}/seek?to=`: moves the position, back or over records that retention has removed.
 pub async fn seek(
     State(state): Shared,
     Segments(name): Segments<String>,
@@ -346,7 +267,7 @@ pub async fn seek(
     state
         .consumers
         .supersede(&name, consumer.generation, Cause::Seek);
-    let (uid, pid) = who(peer.as_ref());
+    let (uid, pid) = process_of(peer.as_ref());
     tracing::info!(consumer = name, to = seq, uid, pid, "consumer moved");
     Ok(server::json(
         StatusCode::OK,
@@ -354,15 +275,7 @@ pub async fn seek(
     ))
 }
 
-/// How an event failed.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Failed {
-    attempts: u32,
-    error: String,
-}
-
-/// `POST /v1/consumers/{name}/parked?cursor=[&gen=]`: sets an event aside and moves past it, in one
+/// `POST /v1/consumers/{name}/parked?cursor=[&gen=]`: parks an event and acknowledges it, in one
 /// transaction.
 pub async fn park(
     State(state): Shared,
@@ -371,7 +284,7 @@ pub async fn park(
     body: Body,
 ) -> HandlerResult {
     let seq = state.seq("cursor", mark.cursor.as_deref()).await?;
-    let Failed {
+    let ParkRequest {
         attempts,
         mut error,
     } = body_json(body).await?;
@@ -396,7 +309,7 @@ pub async fn park(
     state.moved(&name, moved)
 }
 
-/// Which parked events to list.
+/// The query of `GET /v1/consumers/{name}/parked`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListParked {
@@ -405,18 +318,7 @@ pub struct ListParked {
     limit: Option<u32>,
 }
 
-/// A parked event.
-#[derive(Serialize)]
-struct ParkedView {
-    cursor: String,
-    attempts: u32,
-    error: String,
-    at: String,
-    retry: bool,
-    event: Box<RawValue>,
-}
-
-/// `GET /v1/consumers/{name}/parked`; `next` goes into `after`.
+/// `GET /v1/consumers/{name}/parked`: oldest first, and `next` for `after`.
 pub async fn parked(
     State(state): Shared,
     Segments(name): Segments<String>,
@@ -439,23 +341,27 @@ pub async fn parked(
         .collect::<Result<Vec<_>, _>>()?;
     Ok(server::json(
         StatusCode::OK,
-        &json!({ "parked": views, "next": next }),
+        &ParkedList {
+            parked: views,
+            next,
+        },
     ))
 }
 
-/// One parked event, or all of a consumer.
+/// The query that names one parked event, or all of a consumer.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Which {
+pub struct ParkedQuery {
     cursor: Option<String>,
     all: Option<String>,
 }
 
-/// `POST /v1/consumers/{name}/parked/retry?cursor=` or `?all=1`: polls the consumer to try again.
+/// `POST /v1/consumers/{name}/parked/retry?cursor=` or `?all=1`: marks events, which
+/// `settled consume` then tries again.
 pub async fn retry_parked(
     State(state): Shared,
     Segments(name): Segments<String>,
-    Params(which): Params<Which>,
+    Params(which): Params<ParkedQuery>,
 ) -> HandlerResult {
     let seq = state.which(&name, &which).await?;
     let retry = RetryParked {
@@ -463,15 +369,19 @@ pub async fn retry_parked(
         seq,
     };
     let count = state.ledger.execute(retry).await?;
-    some(count, &name)?;
-    Ok(server::json(StatusCode::OK, &json!({ "to_retry": count })))
+    at_least_one(count, &name)?;
+    Ok(server::json(
+        StatusCode::OK,
+        &RetryParkedReply { to_retry: count },
+    ))
 }
 
-/// `DELETE /v1/consumers/{name}/parked?cursor=` or `?all=1`: it is done, or not worth doing.
+/// `DELETE /v1/consumers/{name}/parked?cursor=` or `?all=1`: forgets events that are done,
+/// or not worth doing.
 pub async fn drop_parked(
     State(state): Shared,
     Segments(name): Segments<String>,
-    Params(which): Params<Which>,
+    Params(which): Params<ParkedQuery>,
 ) -> HandlerResult {
     let seq = state.which(&name, &which).await?;
     let drop = DropParked {
@@ -479,11 +389,14 @@ pub async fn drop_parked(
         seq,
     };
     let count = state.ledger.execute(drop).await?;
-    some(count, &name)?;
-    Ok(server::json(StatusCode::OK, &json!({ "dropped": count })))
+    at_least_one(count, &name)?;
+    Ok(server::json(
+        StatusCode::OK,
+        &DropParkedReply { dropped: count },
+    ))
 }
 
-fn some(count: usize, name: &str) -> Result<(), Problem> {
+fn at_least_one(count: usize, name: &str) -> Result<(), Problem> {
     let nothing = || {
         Problem::new(
             StatusCode::NOT_FOUND,
@@ -505,40 +418,12 @@ fn stale(generation: i64) -> Problem {
     Problem::new(StatusCode::CONFLICT, "stale_generation", message).with("generation", generation)
 }
 
-fn who(peer: Option<&Extension<Arc<Peer>>>) -> (Option<u32>, Option<i32>) {
+/// User and process at the other end, for the log.
+fn process_of(peer: Option<&Extension<Arc<Peer>>>) -> (Option<u32>, Option<i32>) {
     match peer.map(|Extension(peer)| &**peer) {
         Some(Peer::Unix { uid, pid }) => (*uid, *pid),
         _ => (None, None),
     }
-}
-
-/// A consumer as it is shown.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct ConsumerView {
-    /// Its name.
-    pub name: String,
-    /// Everything up to here is done.
-    pub acked: String,
-    /// The newest record.
-    pub head: String,
-    /// Records after its position, whether its filter wants them or not.
-    pub lag: i64,
-    /// Retention has removed records it had not acknowledged: it has to seek.
-    pub expired: bool,
-    /// Records that may be out unacknowledged; 0: any number.
-    pub window: u32,
-    /// What it wants.
-    pub filter: Filter,
-    /// Of its last reader, seek or creation.
-    pub generation: i64,
-    /// Somebody is reading it.
-    pub connected: bool,
-    /// Events it has parked.
-    pub parked: i64,
-    /// When it was made.
-    pub created_at: String,
-    /// When it was last opened, acknowledged or moved.
-    pub seen_at: String,
 }
 
 impl ApiState {
@@ -563,7 +448,7 @@ impl ApiState {
         let consumer = opened.ok_or_else(|| unknown(name))?;
         self.consumers
             .supersede(name, consumer.generation, Cause::Reader);
-        let (uid, pid) = who(peer);
+        let (uid, pid) = process_of(peer);
         tracing::info!(
             consumer = name,
             generation = consumer.generation,
@@ -611,17 +496,17 @@ impl ApiState {
         }
     }
 
-    /// The number that a cursor of this feed stands for.
+    /// The seq of a cursor of this feed.
     async fn seq(&self, name: &str, text: Option<&str>) -> Result<i64, Problem> {
         let text = text.ok_or_else(|| bad_request(format!("say {name}=CURSOR")))?;
-        let cursor = events::cursor(name, text)?;
+        let cursor = query::cursor(name, text)?;
         if cursor.epoch != self.reader.epoch() {
             return Err(epoch_mismatch(self.reader.epoch(), self.bounds().await?));
         }
         Ok(cursor.seq)
     }
 
-    async fn which(&self, name: &str, which: &Which) -> Result<Option<i64>, Problem> {
+    async fn which(&self, name: &str, which: &ParkedQuery) -> Result<Option<i64>, Problem> {
         self.consumer(name).await?;
         match (which.cursor.as_deref(), flag("all", which.all.as_deref())?) {
             (Some(cursor), false) => Ok(Some(self.seq("cursor", Some(cursor)).await?)),
@@ -630,15 +515,16 @@ impl ApiState {
         }
     }
 
-    /// The answer to something that may have moved a position.
+    /// The reply to a request that may have moved the position.
     fn moved(&self, name: &str, moved: Moved) -> HandlerResult {
         match moved {
             Moved::Done { acked, head } => {
                 self.consumers.acked(name);
-                Ok(server::json(
-                    StatusCode::OK,
-                    &json!({ "acked": self.cursor(acked), "lag": head - acked }),
-                ))
+                let reply = PositionReply {
+                    acked: self.cursor(acked),
+                    lag: head - acked,
+                };
+                Ok(server::json(StatusCode::OK, &reply))
             }
             Moved::Unknown => Err(unknown(name)),
             Moved::Stale(generation) => Err(stale(generation)),
@@ -653,7 +539,7 @@ impl ApiState {
             }
             Moved::Full => {
                 let message = format!(
-                    "{name} has {} events parked, which is all there is room for; see to these first",
+                    "{name} has {} events parked, which is the most; retry or drop some first",
                     limits::PARKED_MAX
                 );
                 Err(Problem::new(StatusCode::CONFLICT, "parking_full", message))
@@ -685,35 +571,5 @@ impl ApiState {
             seq,
         }
         .to_string()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_nobody_reads_any_more_are_forgotten() {
-        let readers = Readers::default();
-        drop(readers.listen("a"));
-        let mut reading = readers.listen("b");
-        assert!(readers.connected("b") && !readers.connected("a"));
-        assert_eq!(
-            readers.by_name.lock().unwrap().keys().collect::<Vec<_>>(),
-            ["b"]
-        );
-        readers.acked("b");
-        assert!(
-            reading.has_changed().unwrap(),
-            "an acknowledgement wakes the reader"
-        );
-        readers.supersede("b", 2, Cause::Seek);
-        readers.supersede("b", 1, Cause::Reader);
-        let ConsumerEvent { generation, cause } = *reading.borrow_and_update();
-        assert_eq!(
-            (generation, cause),
-            (2, Cause::Seek),
-            "an older generation overtakes nobody"
-        );
     }
 }

@@ -1,5 +1,5 @@
-//! The newest pages of the feed, read once for all who follow it: a new record wakes every stream,
-//! and a thousand of them want the same rows.
+//! The newest pages of the feed, read once for all streams that follow it: a new record wakes every
+//! stream, and a thousand of them want the same rows.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,39 +12,39 @@ use crate::ledger::{FeedBounds, Filter, RecordQuery, StoredRecord};
 use crate::limits;
 use crate::server::Problem;
 
-/// What a reader wants to see next.
+/// Which page: all streams with the same key get the same page.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Want {
-    /// The position before it.
+pub struct PageKey {
+    /// The position before the page.
     pub after: i64,
-    /// The last seq that may be in it.
+    /// The last seq that may be on the page.
     pub head: i64,
-    /// Of these.
+    /// Which records are on it.
     pub filter: Filter,
-    /// At most so many.
+    /// The most records on it.
     pub rows: usize,
 }
 
-/// A page as it was read.
-pub struct Page {
-    /// What matches.
+/// A page as it was read from the ledger.
+pub struct CachedPage {
+    /// The records that match the filter.
     pub records: Vec<StoredRecord>,
-    /// Up to where everything has been looked at.
+    /// The position up to which the page covers the feed.
     pub position: i64,
-    /// Where the feed began and ended afterwards.
+    /// Where the feed began and ended after the page was read.
     pub bounds: FeedBounds,
     lines: OnceLock<Bytes>,
 }
 
-/// The pages that were read last near the head.
+/// The pages near the newest record that were read last.
 #[derive(Default)]
 pub struct PageCache {
-    pages: Mutex<VecDeque<(Want, Shared)>>,
+    pages: Mutex<VecDeque<(PageKey, SharedPage)>>,
 }
 
-type Shared = Arc<OnceCell<Arc<Page>>>;
+type SharedPage = Arc<OnceCell<Arc<CachedPage>>>;
 
-impl Page {
+impl CachedPage {
     /// The records as NDJSON.
     pub fn lines(&self) -> Bytes {
         let lines = || {
@@ -65,45 +65,45 @@ impl Page {
 }
 
 impl PageCache {
-    /// The place of a page that others may want too; whoever comes first reads it.
-    fn shared(&self, want: &Want) -> Shared {
+    /// The place of a page. The first stream that asks for the page reads it, the others wait.
+    fn shared(&self, key: &PageKey) -> SharedPage {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, page)) = pages.iter().find(|(known, _)| known == want) {
+        if let Some((_, page)) = pages.iter().find(|(known, _)| known == key) {
             return page.clone();
         }
         if pages.len() == limits::TAIL_PAGES {
             pages.pop_front();
         }
-        let page = Shared::default();
-        pages.push_back((want.clone(), page.clone()));
+        let page = SharedPage::default();
+        pages.push_back((key.clone(), page.clone()));
         page
     }
 }
 
 impl ApiState {
-    /// The next page for a reader. Who is far behind reads alone: nobody else is just there.
-    pub(super) async fn page(&self, want: Want) -> Result<Arc<Page>, Problem> {
-        if want.head - want.after > limits::TAIL_ROWS {
-            return self.read_page(want).await;
+    /// The next page for a stream. One that is far behind reads alone, as no other is just there.
+    pub(super) async fn page(&self, key: PageKey) -> Result<Arc<CachedPage>, Problem> {
+        if key.head - key.after > limits::TAIL_ROWS {
+            return self.read_page(key).await;
         }
-        let shared = self.page_cache.shared(&want);
+        let shared = self.page_cache.shared(&key);
         shared
-            .get_or_try_init(|| self.read_page(want))
+            .get_or_try_init(|| self.read_page(key))
             .await
             .cloned()
     }
 
-    async fn read_page(&self, want: Want) -> Result<Arc<Page>, Problem> {
+    async fn read_page(&self, key: PageKey) -> Result<Arc<CachedPage>, Problem> {
         let look = move |view: &crate::ledger::View<'_>| {
             let (records, position) = view.records(&RecordQuery {
-                after: want.after,
-                upto: want.head,
-                filter: &want.filter,
-                rows_max: want.rows,
+                after: key.after,
+                upto: key.head,
+                filter: &key.filter,
+                rows_max: key.rows,
                 scan_max: limits::PAGE_SCAN_ROWS,
             })?;
-            // Looked at after the rows: what had not been removed by now was there before.
-            Ok(Page {
+            // The bounds are read after the rows: a row that exists now existed before.
+            Ok(CachedPage {
                 records,
                 position,
                 bounds: view.bounds()?,
@@ -118,8 +118,8 @@ impl ApiState {
 mod tests {
     use super::*;
 
-    fn want(after: i64, head: i64) -> Want {
-        Want {
+    fn key(after: i64, head: i64) -> PageKey {
+        PageKey {
             after,
             head,
             filter: Filter::default(),
@@ -128,36 +128,36 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_the_same_gets_the_same_and_old_pages_go() {
+    fn equal_keys_share_a_page_and_old_pages_go() {
         let page_cache = PageCache::default();
-        let first = page_cache.shared(&want(0, 1));
-        assert!(Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))));
+        let first = page_cache.shared(&key(0, 1));
+        assert!(Arc::ptr_eq(&first, &page_cache.shared(&key(0, 1))));
         let others = [
-            want(0, 2),
-            want(1, 2),
-            Want {
+            key(0, 2),
+            key(1, 2),
+            PageKey {
                 rows: 9,
-                ..want(0, 1)
+                ..key(0, 1)
             },
-            Want {
+            PageKey {
                 filter: Filter {
                     source: vec!["a".to_owned()],
                     ..Filter::default()
                 },
-                ..want(0, 1)
+                ..key(0, 1)
             },
         ];
         for other in &others {
             assert!(!Arc::ptr_eq(&first, &page_cache.shared(other)));
         }
         assert!(
-            Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))),
+            Arc::ptr_eq(&first, &page_cache.shared(&key(0, 1))),
             "still there"
         );
         for head in 10..10 + i64::try_from(limits::TAIL_PAGES).unwrap() {
-            page_cache.shared(&want(9, head));
+            page_cache.shared(&key(9, head));
         }
-        assert!(!Arc::ptr_eq(&first, &page_cache.shared(&want(0, 1))));
+        assert!(!Arc::ptr_eq(&first, &page_cache.shared(&key(0, 1))));
         assert_eq!(page_cache.pages.lock().unwrap().len(), limits::TAIL_PAGES);
     }
 }

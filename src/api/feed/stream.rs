@@ -1,13 +1,12 @@
 //! One reader of the feed, anonymous or named, as NDJSON or SSE.
 //!
-//! A stream holds a position and nothing else. It is woken by the number of the newest record,
-//! reads a page of rows from the ledger, closes the snapshot, and sends: a slow reader costs one
-//! page, nothing can be dropped, and nothing is held open in the database while anybody waits.
+//! A stream holds only a position. The seq of the newest record wakes it; it reads a page of rows
+//! from the ledger, closes the snapshot, and sends. So a slow reader costs one page, no record can be
+//! dropped, and no snapshot is open while a stream waits.
 //!
-//! A named reader has a [`ReaderLease`] beside it: the generation under which it reads, and the records
+//! A named reader also has a [`ReaderLease`]: the generation under which it reads, and the records
 //! that are out unacknowledged.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,20 +18,22 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::super::types::{
+    StreamData, StreamEnd, StreamHello, StreamLine, StreamPaused, StreamSuperseded,
+};
 use super::super::{ApiState, flag};
-use super::consumers::{Cause, ConsumerEvent};
-use super::events::cursor_expired;
-use super::page_cache::{Page, Want};
+use super::lease::{Cause, ConsumerEvent, ReaderLease};
+use super::page_cache::{CachedPage, PageKey};
+use super::query::cursor_expired;
 use crate::ledger::Filter;
 use crate::limits;
 use crate::model::record::Cursor;
 use crate::server::Problem;
 
-/// How a reader wants to be served.
+/// The options of a read: those of its query, and the format that it accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions {
     follow: bool,
@@ -43,7 +44,7 @@ pub struct ReadOptions {
 }
 
 impl ReadOptions {
-    /// Out of a request.
+    /// The options of a request, within the limits.
     pub fn of(
         follow: Option<&str>,
         limit: Option<u64>,
@@ -70,43 +71,25 @@ impl ReadOptions {
     }
 }
 
-/// What a named reader holds.
-pub struct ReaderLease {
-    /// Whose position it is.
-    pub name: String,
-    /// Under which number it reads.
-    pub generation: i64,
-    /// Records that may be out unacknowledged; 0: any number.
-    pub window: u32,
-    /// News about the consumer.
-    pub stirs: watch::Receiver<ConsumerEvent>,
-    /// Seqs of the records that are out.
-    pub out: VecDeque<i64>,
-    /// The reader was told that its window is full, and half of it has not been free since.
-    pub told: bool,
-    /// The consumer's position may have moved since it was last looked at.
-    pub moved: bool,
-}
-
-/// One reader.
-pub struct Stream {
+/// One connection that reads the feed.
+pub struct Reader {
     state: Arc<ApiState>,
     filter: Filter,
     options: ReadOptions,
     lease: Option<ReaderLease>,
     /// Everything up to here has been sent or does not match.
     position: i64,
-    /// The last position the reader was told.
+    /// The last position that was sent.
     marked: i64,
-    /// When it was last told anything.
+    /// When anything was last sent.
     spoke_at: Instant,
     /// Records that may still be sent.
     left: u64,
     sent: u64,
-    /// Until when a reader that does not follow waits for a first record.
+    /// When a reader that does not follow stops waiting for a first record.
     deadline: Instant,
     phase: Phase,
-    /// Rings when it is time to look again, or before.
+    /// Fires when a heartbeat or the deadline is due, or before.
     timer: Pin<Box<Sleep>>,
     head: watch::Receiver<i64>,
     stop: watch::Receiver<bool>,
@@ -120,8 +103,8 @@ enum Phase {
     Done,
 }
 
-impl Stream {
-    /// A reader of what comes after `start`.
+impl Reader {
+    /// A reader of the records after `start`.
     pub fn new(
         state: Arc<ApiState>,
         start: i64,
@@ -129,8 +112,8 @@ impl Stream {
         options: ReadOptions,
         lease: Option<ReaderLease>,
         slot: OwnedSemaphorePermit,
-    ) -> Stream {
-        Stream {
+    ) -> Reader {
+        Reader {
             position: start,
             marked: start,
             spoke_at: Instant::now(),
@@ -187,7 +170,7 @@ impl Stream {
         }
     }
 
-    /// Records if there are any, else a line of the stream's own.
+    /// Records if there are any, else a line about the stream.
     async fn read(&mut self) -> Result<Bytes, Problem> {
         loop {
             if let Some(last) = self.overtaken() {
@@ -197,9 +180,9 @@ impl Stream {
             if self.left == 0 || *self.stop.borrow() {
                 return Ok(self.end(self.position < head));
             }
-            let room = self.room().await?;
-            if self.position < head && room > 0 {
-                let lines = self.page(head, room).await?;
+            let sendable = self.window_left().await?;
+            if self.position < head && sendable > 0 {
+                let lines = self.page(head, sendable).await?;
                 if !lines.is_empty() {
                     return Ok(lines);
                 }
@@ -211,7 +194,7 @@ impl Stream {
             if !self.options.follow && (self.sent > 0 || Instant::now() >= self.deadline) {
                 return Ok(self.end(self.position < head));
             }
-            if let Some(paused) = self.paused(room == 0 && self.position < head) {
+            if let Some(paused) = self.paused(sendable == 0 && self.position < head) {
                 return Ok(paused);
             }
             if Instant::now() >= self.spoke_at + self.options.heartbeat {
@@ -221,8 +204,8 @@ impl Stream {
         }
     }
 
-    /// Until something may have changed, or it is time for a sign of life. These are needed in both
-    /// directions: with half-closed clients served, a dead one is noticed only by writing to it.
+    /// Waits until something may have changed, or a heartbeat is due. Heartbeats serve both sides: as
+    /// half-closed clients are served too, only a write shows that a client is dead.
     async fn wait(&mut self) {
         let heartbeat = self.spoke_at + self.options.heartbeat;
         let until = if self.options.follow {
@@ -230,14 +213,14 @@ impl Stream {
         } else {
             heartbeat.min(self.deadline)
         };
-        // Every record puts the sign of life off, and nothing brings it forward. An timer that rings too
-        // early costs one look; one set anew for every record would cost as much as sending it.
+        // Each record postpones the heartbeat, and nothing brings it forward. A timer that fires too
+        // early costs one check; resetting it for each record would cost as much as sending one.
         if self.timer.is_elapsed() {
             self.timer.as_mut().reset(until);
         }
-        let stirred = async {
+        let changed = async {
             match &mut self.lease {
-                Some(lease) => lease.moved |= lease.stirs.changed().await.is_ok(),
+                Some(lease) => lease.moved |= lease.events.changed().await.is_ok(),
                 None => std::future::pending().await,
             }
         };
@@ -245,14 +228,14 @@ impl Stream {
             () = &mut self.timer => {}
             _ = self.head.changed() => {}
             _ = self.stop.wait_for(|stop| *stop) => {}
-            () = stirred => {}
+            () = changed => {}
         }
     }
 
-    /// The last line, once somebody else has the consumer or nobody can.
+    /// The last line, once another reader has the consumer, or it was moved or deleted.
     fn overtaken(&mut self) -> Option<Result<Bytes, Problem>> {
         let lease = self.lease.as_ref()?;
-        let ConsumerEvent { generation, cause } = *lease.stirs.borrow();
+        let ConsumerEvent { generation, cause } = *lease.events.borrow();
         if generation <= lease.generation {
             return None;
         }
@@ -265,19 +248,23 @@ impl Stream {
             )));
         }
         self.phase = Phase::Done;
-        let data = json!({ "consumer": lease.name, "by": cause.word(), "generation": generation });
-        Some(Ok(self.own("superseded", &data, false)))
+        let data = StreamData::Superseded(StreamSuperseded {
+            consumer: lease.name.clone(),
+            by: cause.word().to_owned(),
+            generation,
+        });
+        Some(Ok(self.own("superseded", data, false)))
     }
 
     /// How many records may be sent before the reader has to acknowledge some.
-    async fn room(&mut self) -> Result<u64, Problem> {
+    async fn window_left(&mut self) -> Result<u64, Problem> {
         let Some(lease) = self.lease.as_mut().filter(|lease| lease.window > 0) else {
             return Ok(u64::MAX);
         };
         let window = lease.window as usize;
-        if lease.out.len() >= window && (lease.moved || lease.stirs.has_changed().unwrap_or(false))
+        if lease.out.len() >= window && (lease.moved || lease.events.has_changed().unwrap_or(false))
         {
-            lease.stirs.borrow_and_update();
+            lease.events.borrow_and_update();
             lease.moved = false;
             let name = lease.name.clone();
             if let Some(consumer) = self.state.look(move |view| view.consumer(&name)).await? {
@@ -286,34 +273,38 @@ impl Stream {
                     .drain(..lease.out.partition_point(|seq| *seq <= consumer.acked));
             }
         }
-        lease.told &= lease.out.len() * 2 > window;
+        lease.paused &= lease.out.len() * 2 > window;
         Ok(window.saturating_sub(lease.out.len()) as u64)
     }
 
-    /// Says once that the window is full, until half of it has been free again.
+    /// The line `paused`, once until half of the window has been free again.
     fn paused(&mut self, full: bool) -> Option<Bytes> {
-        let lease = self.lease.as_mut().filter(|lease| full && !lease.told)?;
-        lease.told = true;
-        let data = json!({ "consumer": lease.name, "unacknowledged": lease.out.len(), "window": lease.window });
-        Some(self.own("paused", &data, false))
+        let lease = self.lease.as_mut().filter(|lease| full && !lease.paused)?;
+        lease.paused = true;
+        let data = StreamData::Paused(StreamPaused {
+            consumer: lease.name.clone(),
+            unacknowledged: lease.out.len(),
+            window: lease.window,
+        });
+        Some(self.own("paused", data, false))
     }
 
     /// The next page of matching records up to `head`, and the position after it.
-    async fn page(&mut self, head: i64, room: u64) -> Result<Bytes, Problem> {
+    async fn page(&mut self, head: i64, sendable: u64) -> Result<Bytes, Problem> {
         let (after, filter) = (self.position, self.filter.clone());
-        let rows = usize::try_from(self.left.min(room))
+        let rows = usize::try_from(self.left.min(sendable))
             .unwrap_or(usize::MAX)
             .min(limits::PAGE_ROWS);
         let page = self
             .state
-            .page(Want {
+            .page(PageKey {
                 after,
                 head,
                 filter,
                 rows,
             })
             .await?;
-        let Page {
+        let CachedPage {
             records,
             position,
             bounds,
@@ -348,65 +339,56 @@ impl Stream {
 
     fn hello(&mut self) -> Bytes {
         let head = *self.head.borrow();
-        let mut data = json!({
-            "protocol": 1,
-            "epoch": self.state.reader.epoch(),
-            "start": self.cursor(self.position),
-            "head": self.cursor(head.max(self.position)),
-            "follow": self.options.follow,
-            "heartbeat": self.options.heartbeat.as_secs(),
-            "filter": self.filter,
-        });
-        if let Some(lease) = &self.lease {
-            data["consumer"] = lease.name.as_str().into();
-            data["generation"] = lease.generation.into();
-            data["window"] = lease.window.into();
-        }
-        self.own("hello", &data, true)
+        let lease = self.lease.as_ref();
+        let hello = StreamHello {
+            protocol: 1,
+            epoch: self.state.reader.epoch().to_owned(),
+            start: self.cursor(self.position),
+            head: self.cursor(head.max(self.position)),
+            follow: self.options.follow,
+            heartbeat: self.options.heartbeat.as_secs(),
+            filter: self.filter.clone(),
+            consumer: lease.map(|lease| lease.name.clone()),
+            generation: lease.map(|lease| lease.generation),
+            window: lease.map(|lease| lease.window),
+        };
+        self.own("hello", StreamData::Hello(hello), true)
     }
 
     fn bookmark(&mut self) -> Bytes {
-        self.own("bookmark", &json!({}), true)
+        self.own("bookmark", StreamData::Bookmark {}, true)
     }
 
     fn end(&mut self, more: bool) -> Bytes {
         self.phase = Phase::Done;
-        self.own("end", &json!({ "more": more }), true)
+        self.own("end", StreamData::End(StreamEnd { more }), true)
     }
 
     fn error(&mut self, problem: &Problem) -> Bytes {
         self.phase = Phase::Done;
-        let mut data = json!({ "code": problem.code, "message": problem.message });
-        for (name, value) in &problem.more {
-            data[name] = value.clone();
-        }
-        self.own("error", &data, false)
+        self.own("error", StreamData::Error(problem.body()), false)
     }
 
-    /// A line of the stream's own, at the present position. Only where the cursor may be stored or
-    /// acknowledged is it said: everything that matches up to there has been sent before.
-    fn own(&mut self, kind: &str, data: &Value, position: bool) -> Bytes {
-        let (kind, cursor) = (format!("settled.feed.{kind}"), self.cursor(self.position));
-        let mut line = json!({
-            "specversion": "1.0",
-            "id": format!("{kind}:{cursor}"),
-            "source": "/settled",
-            "type": kind,
-            "time": (self.state.clock)().rfc3339(),
-            "datacontenttype": "application/json",
-        });
+    /// A line about the stream, at the present position. Its cursor is sent only if the reader may
+    /// store or acknowledge it: if every matching record up to there has been sent before.
+    fn own(&mut self, kind: &str, data: StreamData, position: bool) -> Bytes {
+        let (line_type, cursor) = (format!("settled.feed.{kind}"), self.cursor(self.position));
         if position {
             self.marked = self.position;
-            line["cursor"] = cursor.as_str().into();
         }
-        line["data"] = data.clone();
+        let line = StreamLine {
+            specversion: "1.0".to_owned(),
+            id: format!("{line_type}:{cursor}"),
+            source: "/settled".to_owned(),
+            line_type: line_type.clone(),
+            time: (self.state.clock)().rfc3339(),
+            datacontenttype: "application/json".to_owned(),
+            cursor: position.then(|| cursor.clone()),
+            data,
+        };
+        let json = serde_json::to_string(&line).unwrap_or_default();
         let mut text = String::new();
-        self.write(
-            &mut text,
-            &kind,
-            position.then_some(&cursor),
-            &line.to_string(),
-        );
+        self.write(&mut text, &line_type, position.then_some(&cursor), &json);
         text.into()
     }
 
