@@ -23,7 +23,7 @@ pub use sqlite::{
     Writer, check, check_with_all_reports, copy, examine,
 };
 
-/// What can go wrong with the ledger.
+/// An error of the ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The directory or file could not be made or opened.
@@ -36,10 +36,10 @@ pub enum LedgerError {
         /// Why.
         source: std::io::Error,
     },
-    /// It is not one of ours.
+    /// The file is not a database of settled.
     #[error("{0} is not a database of settled; name another [store] path")]
     Foreign(PathBuf),
-    /// A newer settled wrote it.
+    /// A newer settled wrote the file.
     #[error(
         "{path} has schema version {found}, this settled knows up to {SCHEMA_VERSION}; run the newer settled, or restore the backup from before the upgrade"
     )]
@@ -57,16 +57,16 @@ pub enum LedgerError {
         /// Why.
         source: rusqlite::Error,
     },
-    /// A setting on which a promise rests did not take.
+    /// A setting that durability needs has no effect.
     #[error(
         "SQLite answers {found:?} for {pragma} where {wanted:?} is needed; this build or file system cannot keep settled's promises"
     )]
     Pragma {
         /// Which setting.
         pragma: &'static str,
-        /// What it says.
+        /// The value that SQLite reports.
         found: String,
-        /// What it must say.
+        /// The value that is needed.
         wanted: &'static str,
     },
     /// Another process has the file.

@@ -1,4 +1,5 @@
-//! What queries of the ledger take and give. No SQL and no connection: any ledger answers in these.
+//! The arguments and results of the ledger's queries. No SQL and no connection: any ledger answers
+//! in these.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::model::record::RecordType;
 use crate::model::{At, Origin, Outcome, RunId, RunKey};
 use crate::providers::Verdict;
 
-/// Which records a reader wants. Empty lists mean "any"; different fields must all match.
+/// The records that a reader wants. Empty lists mean "any"; different fields must all match.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
@@ -47,7 +48,7 @@ impl Default for Filter {
     }
 }
 
-/// Which part of the feed to read.
+/// The part of the feed to read.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordQuery<'a> {
     /// Records after this seq.
@@ -65,9 +66,9 @@ pub struct RecordQuery<'a> {
 /// A record as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRecord {
-    /// Its position.
+    /// The position in the feed.
     pub seq: i64,
-    /// Its type.
+    /// Completion, amendment or status.
     pub record_type: RecordType,
     /// When it was appended.
     pub at: At,
@@ -75,7 +76,7 @@ pub struct StoredRecord {
     pub line: String,
 }
 
-/// Where the feed begins and ends.
+/// The first and the last position of the feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedBounds {
     /// Records up to this seq were removed by retention: the earliest position to read after.
@@ -84,26 +85,26 @@ pub struct FeedBounds {
     pub head: i64,
 }
 
-/// A run that is to be asked about.
+/// A run whose poll is due.
 #[derive(Clone, Debug)]
 pub struct Due {
-    /// Its row id.
+    /// The row id of the run.
     pub row: i64,
-    /// The provider's id of it.
+    /// The provider's id of the run.
     pub run_id: RunId,
-    /// What is known of it.
+    /// The state of the run, from which the exchange is built.
     pub run: Run,
 }
 
-/// Runs one of whose limits has passed, by source row, and when the next one's will.
+/// Runs whose timer is due, by source row, and when the next timer falls due.
 pub type DueTimers = (Vec<(i64, RunId)>, Option<At>);
 
 /// A run as it is listed.
 #[derive(Clone, Debug)]
 pub struct RunRow {
-    /// Its row id: the position in the list.
+    /// The row id, which is the position in the list.
     pub row: i64,
-    /// Its key.
+    /// Source and run id.
     pub key: RunKey,
     /// The provider's name.
     pub provider: String,
@@ -113,7 +114,7 @@ pub struct RunRow {
     pub completion: Option<i64>,
 }
 
-/// Which runs to list, in the order in which they became known or in the reverse of it.
+/// The runs to list, in the order in which they became known, or the reverse.
 #[derive(Clone, Debug, Default)]
 pub struct RunQuery {
     /// `open` or `settled`.
@@ -148,9 +149,9 @@ pub struct RunPage {
 pub struct SourceCounts {
     /// Row id of the source.
     pub id: i64,
-    /// Its name.
+    /// The source's name.
     pub name: String,
-    /// Its provider.
+    /// The name of its provider.
     pub provider: String,
     /// Open runs.
     pub open: i64,
@@ -160,9 +161,9 @@ pub struct SourceCounts {
     pub webhook_at: Option<At>,
     /// Last delivery that could not be verified.
     pub unverified_at: Option<At>,
-    /// Last answer to a question of ours.
+    /// When the provider last answered a poll.
     pub answer_at: Option<At>,
-    /// Runs that the provider counted and nobody told us of.
+    /// Runs that the provider counted and settled does not know.
     pub unaccounted: i64,
 }
 
@@ -173,9 +174,9 @@ pub struct SecretUse {
     pub source: i64,
     /// The secret's label.
     pub label: String,
-    /// When.
+    /// When it last verified a delivery.
     pub last_at: At,
-    /// How often in all.
+    /// How many deliveries it has verified.
     pub uses: i64,
 }
 
@@ -190,21 +191,21 @@ pub struct DeliveryRow {
     pub via: String,
     /// When it came, RFC 3339.
     pub at: String,
-    /// What verification found.
+    /// The verdict of verification.
     pub verdict: Option<String>,
-    /// Which secret matched.
+    /// The label of the secret that matched.
     pub secret: Option<String>,
     /// Bytes of body kept.
     pub bytes: i64,
     /// Why it could not be read.
     pub note: Option<String>,
-    /// Digestion was given up, and why.
+    /// Why the report is quarantined, if it is.
     pub quarantined: Option<String>,
     /// Runs it spoke of.
     pub runs: Vec<String>,
 }
 
-/// Which deliveries to list, newest first.
+/// The deliveries to list, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct DeliveryQuery {
     /// Of this source.
@@ -222,15 +223,15 @@ pub struct DeliveryQuery {
 /// A named reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consumer {
-    /// Its name.
+    /// The consumer's name.
     pub name: String,
     /// Everything up to this seq is done.
     pub acked: i64,
-    /// What it wants; fixed for life.
+    /// The records it reads; fixed when it is created.
     pub filter: Filter,
     /// Records that may be out unacknowledged; 0: any number.
     pub window: u32,
-    /// Of the last reader, seek or creation.
+    /// The number of the last reader, seek or creation.
     pub generation: i64,
     /// When it was made.
     pub created_at: At,
@@ -241,7 +242,7 @@ pub struct Consumer {
 /// An event a consumer has parked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedRow {
-    /// Its position.
+    /// The seq of the event.
     pub seq: i64,
     /// The whole line.
     pub line: String,
@@ -249,13 +250,13 @@ pub struct ParkedRow {
     pub attempts: u32,
     /// How the last attempt failed.
     pub error: String,
-    /// When that was.
+    /// When the last attempt failed.
     pub at: At,
-    /// Somebody asked for another attempt.
+    /// The event is marked for another attempt.
     pub retry: bool,
 }
 
-/// How many completions had to do without their webhook, in one span of time.
+/// How many runs settled without their webhook, in one span of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     /// Runs that settled.
@@ -289,14 +290,14 @@ pub struct Removable {
     pub end: bool,
 }
 
-/// A row that says what this program never writes.
+/// A row with content that this program never writes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DamagedRow {
-    /// Of which table.
+    /// The table of the row.
     pub table: String,
-    /// Its source, if it is a run and that much can be read.
+    /// The source of a run, if that much can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Its name: a run id, a consumer's name.
+    /// A run id, or a consumer's name.
     pub name: String,
 }

@@ -1,4 +1,4 @@
-//! What the log says of a batch, once its changes are on disk.
+//! The log lines of a batch, written once its changes are on disk.
 
 use crate::config::Sources;
 use crate::ledger::Missing;

@@ -39,7 +39,7 @@ pub use handle::{Handle, Refusal, channel};
 /// Tells the time. The daemon's is the system clock; a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> At + Send + Sync>;
 
-/// What came of verifying a source's unverified deliveries again.
+/// The result of verifying a source's unverified deliveries again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Reverified {
     /// How many deliveries were looked at.
@@ -99,20 +99,20 @@ pub struct Reconciler {
     attempted: Option<i64>,
 }
 
-/// What one batch did.
+/// The result of one batch.
 pub struct Batch {
     /// The ids of the stored reports, in their order.
     pub stored: Vec<i64>,
     /// The reply to each command, in their order.
     pub replies: Vec<Result<AnyReply, Refusal>>,
-    /// What became of the reports of the batch before.
+    /// The result of processing the reports of the batch before.
     pub processed: Result<BatchResult, LedgerError>,
 }
 
-/// What processing some reports led to.
+/// The result of processing some reports.
 #[derive(Debug, Default)]
 pub struct BatchResult {
-    /// What each report did.
+    /// The effects of each report.
     pub processed: Vec<Processed>,
     /// The seq of the last record appended.
     pub head: Option<i64>,

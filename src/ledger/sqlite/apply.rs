@@ -15,10 +15,10 @@ use crate::model::record::PAYLOAD_BYTES_MAX;
 use crate::model::{At, RunId};
 use crate::report::{Meta, Report};
 
-/// What one transaction of the writer does, in the order of the fields.
+/// The content of one transaction of the writer, in the order of the fields.
 #[derive(Default)]
 pub struct Commit<'a> {
-    /// What the batch before led to.
+    /// The changes that the batch before led to.
     pub changes: Option<&'a ChangeSet>,
     /// Reports to store.
     pub reports: &'a [Report],
@@ -26,7 +26,7 @@ pub struct Commit<'a> {
     pub commands: &'a [AnyCommand],
 }
 
-/// What became of a [`Commit`].
+/// The result of a [`Commit`].
 pub struct Committed {
     /// How often each source's provider counted more runs than it should have, by row id; or why the
     /// changes could not be applied. The rest is on disk all the same.
@@ -42,7 +42,7 @@ pub struct Committed {
 pub type Missing = Vec<(i64, i64)>;
 
 impl Writer {
-    /// What is stored of these runs, in one query. A run whose row is damaged comes back as damaged.
+    /// The stored state of these runs, in one query. A run whose row is damaged comes back as damaged.
     pub fn runs(&mut self, keys: &[(i64, RunId)]) -> Result<Vec<StoredRun>> {
         if keys.is_empty() {
             return Ok(Vec::new());

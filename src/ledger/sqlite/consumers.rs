@@ -192,7 +192,8 @@ impl View<'_> {
         parked_count(self.connection, name)
     }
 
-    /// What a consumer has parked after `after`, in order; `due`: only what is to be tried again.
+    /// The parked events of a consumer after `after`, in order. `due`: only those marked for another
+    /// attempt.
     pub fn parked(&self, name: &str, due: bool, after: i64, max: u32) -> Result<Vec<ParkedRow>> {
         let mut select = self.connection.prepare_cached(
             "SELECT seq, type, envelope, data, attempts, error, at, retry FROM parked

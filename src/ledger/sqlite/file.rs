@@ -209,8 +209,8 @@ pub(super) fn epoch(connection: &Connection, path: &Path) -> Result<String> {
     Ok(connection.query_row("SELECT epoch FROM meta", [], |row| row.get(0))?)
 }
 
-/// What tells this file from a copy of it. Not the device, whose number may change at a boot; and
-/// not the inode alone, whose number is given to the next file when this one is removed.
+/// Tells this file from a copy of it: inode and birth time. Not the device, whose number may change at
+/// a boot; and not the inode alone, whose number the next file gets when this one is removed.
 fn identity(path: &Path) -> String {
     let Ok(meta) = fs::metadata(path) else {
         return "unknown".to_owned();

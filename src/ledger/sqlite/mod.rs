@@ -47,9 +47,9 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     epoch: String,
-    /// Its last transaction failed: it must be replaced before the next.
+    /// The last transaction failed: the connection must be replaced before the next.
     suspect: bool,
-    /// Where a [`Checkpointer`] moves the log; else SQLite does, on this connection.
+    /// Present if a [`Checkpointer`] moves the log; otherwise SQLite does, on this connection.
     log: Option<log::Log>,
     _lock: File,
 }
@@ -60,10 +60,10 @@ struct Transaction<'a> {
     totals: Totals,
 }
 
-/// What a transaction adds up in memory and writes down once, at its end.
+/// Numbers that a transaction adds up in memory and writes once, at its end.
 #[derive(Clone, Default)]
 struct Totals {
-    /// As they will be; `None`: not looked at yet.
+    /// The marks after the transaction; `None` until they are read.
     marks: Option<Marks>,
     /// By source and minute.
     settlements: BTreeMap<(i64, i64), losses::Settlements>,
@@ -182,7 +182,7 @@ impl Writer {
         Ok(value)
     }
 
-    /// Has the log moved by somebody else from now on, who must be given a thread.
+    /// Leaves checkpoints to the returned [`Checkpointer`] from now on. Give it a thread of its own.
     pub fn checkpointer(&mut self) -> Result<Checkpointer> {
         let (log, checkpointer) = log::Log::shared(self.path.clone());
         log.watch(&mut self.connection)?;

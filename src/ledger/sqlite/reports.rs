@@ -118,7 +118,7 @@ impl Writer {
 }
 
 impl View<'_> {
-    /// What came in, newest first.
+    /// Lists deliveries, newest first.
     pub fn deliveries(&self, query: &DeliveryQuery) -> Result<Vec<DeliveryRow>> {
         let sql = format!(
             "{DELIVERY_COLUMNS} WHERE r.via IN ('webhook', 'replay')
@@ -189,7 +189,7 @@ impl View<'_> {
             })?)
     }
 
-    /// What was heard about a run, oldest first.
+    /// The timeline of a run, oldest first.
     pub fn timeline(&self, run: i64) -> Result<Vec<TimelineRow>> {
         let mut select = self
             .connection

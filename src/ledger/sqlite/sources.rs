@@ -1,4 +1,4 @@
-//! Sources in the ledger: their rows, and when each was last heard from.
+//! Sources in the ledger: their rows, and when each last delivered or answered.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ impl Transaction<'_> {
 }
 
 impl Transaction<'_> {
-    /// Notes when a source was last heard from.
+    /// Notes when a source last delivered or answered.
     pub(super) fn note_traffic(&mut self, source: i64, traffic: &Traffic) -> Result<()> {
         let mut update = self.tx.prepare_cached(
             "UPDATE sources SET webhook_at = coalesce(?2, webhook_at), unverified_at = coalesce(?3, unverified_at),
