@@ -1,4 +1,4 @@
-//! What a person should know about a source: what is amiss, and which of its secrets can go. Pure.
+//! The notes of a source for people: what is wrong, and which secrets may be removed. Pure.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::model::At;
 use crate::polling::rate_limit::Breaker;
 use crate::secret::Key;
 
-/// Clocks that differ by more than this are worth a word: timestamped signatures are held to 300 s.
+/// A larger difference of clocks is a note: signatures with a timestamp are valid for 300 s.
 const SKEW_MS_MAX: i64 = 30_000;
 
-/// How long webhooks of a run may still come after it can no longer live.
+/// How long webhooks of a run may come after the run can no longer be alive.
 const LATE: Duration = Duration::from_secs(7 * 86_400);
 
-/// In a sentence each.
+/// The notes of a source, one sentence each.
 pub fn notes(
     source: &SourceConfig,
     unaccounted: i64,
@@ -27,7 +27,7 @@ pub fn notes(
     let mut notes = Vec::new();
     if unaccounted > 0 {
         notes.push(format!(
-            "the provider has counted {unaccounted} runs that nobody told us of"
+            "the provider has counted {unaccounted} runs that settled does not know"
         ));
     }
     if source.api_key.is_none() {
@@ -54,8 +54,9 @@ pub fn notes(
     notes
 }
 
-/// The configured secrets and their use. An old one can go when another of its kind has verified
-/// deliveries since, and it has not for as long as a run started under it may live, and [`LATE`].
+/// The configured secrets and their use. An old one may be removed if another of its kind has
+/// verified deliveries since, and it has verified none for as long as a run started under it may
+/// live, plus [`LATE`].
 pub fn secrets(member: &Source, uses: &[SecretUse], now: At) -> Vec<SecretView> {
     let Source {
         id, config: source, ..
@@ -98,11 +99,11 @@ mod tests {
     const NOW: At = At(10_000_000_000);
 
     fn source() -> SourceConfig {
-        let skyvern = REGISTRY
+        let provider = REGISTRY
             .iter()
-            .find(|provider| provider.name() == "skyvern")
+            .find(|provider| provider.environment().path_token.is_none())
             .unwrap();
-        SourceConfig::new(SourceName::new("sky").unwrap(), *skyvern)
+        SourceConfig::new(SourceName::new("prod").unwrap(), *provider)
     }
 
     fn key(label: &str) -> Key {
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_well_needs_no_word() {
+    fn a_source_without_trouble_has_no_notes() {
         let source = source().with_keys(Some(key("api_key")), []);
         for skew_ms in [None, Some(30_000), Some(-30_000)] {
             assert_eq!(notes(&source, 0, None, skew_ms, &[]), [""; 0]);
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_amiss_is_said() {
+    fn each_trouble_has_a_note() {
         let bare = notes(&source(), 0, None, None, &[]);
         assert!(
             bare.len() == 2
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(
             notes(&source, 1, Some(&breaker), Some(-30_001), &[old]),
             [
-                "the provider has counted 1 runs that nobody told us of",
+                "the provider has counted 1 runs that settled does not know",
                 "polling has stopped: 401",
                 "the provider's clock and ours differ by -30 s",
                 "old has verified nothing for longer than a run lives: it can be removed",
@@ -157,7 +158,7 @@ mod tests {
         );
     }
 
-    /// Of the secrets `old`, `new` and `unused`, those that can go.
+    /// Which of the secrets `old`, `new` and `unused` may be removed.
     fn can_go(uses: &[SecretUse]) -> Vec<String> {
         let source = source().with_keys(None, ["old", "new", "unused"].map(key));
         let member = Source::new(

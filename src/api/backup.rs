@@ -1,8 +1,8 @@
-//! `POST /v1/backup`: a copy of the ledger at one moment, streamed to whoever asked.
+//! `POST /v1/backup`: a copy of the ledger at one moment, streamed to the client.
 //!
-//! The daemon makes the copy, since only it may read the database and write beside it, and sends
-//! it, since only the operator knows where it is to go. The copy is made on a reader: webhooks are
-//! stored meanwhile as ever.
+//! The daemon makes the copy, because only it may read the database and write beside it. It sends
+//! the copy, because only the operator knows where it belongs. A reader makes the copy, so the writer
+//! stores webhooks meanwhile.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,12 +20,12 @@ use super::Shared;
 use crate::ledger::{self, LedgerError, Reader};
 use crate::server::Problem;
 
-/// One at a time: each takes the room of the whole database until it is sent.
+/// One at a time: until it is sent, each takes as much disk as the database.
 static ONE: Semaphore = Semaphore::const_new(1);
 
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// `POST /v1/backup`.
+/// `POST /v1/backup`: makes the copy, then streams it.
 pub async fn backup(State(state): Shared) -> Result<Response, Problem> {
     let busy = |_| {
         Problem::new(
@@ -63,11 +63,11 @@ pub async fn backup(State(state): Shared) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// Makes the copy beside the database and opens it. It has no name any more when this returns, so
-/// nothing is left behind however this ends.
+/// Makes the copy beside the database, opens it and removes its name, so that no file is left
+/// behind, however the request ends.
 fn copy(reader: &Reader) -> Result<File, LedgerError> {
     let path = beside(reader.path());
-    // Left by a process that was killed right here.
+    // A process that was killed here has left its copy.
     let _ = std::fs::remove_file(&path);
     ledger::copy(reader, &path)?;
     let file = File::open(&path).map_err(|source| LedgerError::Open {

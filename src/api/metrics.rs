@@ -1,8 +1,8 @@
-//! `GET /metrics`: the facts of `GET /v1/status` for graphs and alerts, as OpenMetrics text, or in
-//! Prometheus' older format for whoever does not ask for that.
+//! `GET /metrics`: the numbers of `GET /v1/status` for graphs and alerts, as OpenMetrics text, or in
+//! Prometheus' older format for clients that do not accept it.
 //!
-//! Nothing is counted here. Every number is looked up when it is asked for, so that graphs and
-//! people are told the same, and a restart resets nothing that the ledger knows.
+//! This module counts nothing. It reads every number from the status at each scrape, so that graphs
+//! and people see the same, and a restart resets nothing that the ledger stores.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -29,10 +29,10 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
-/// What OpenMetrics text is called.
+/// The media type of OpenMetrics text.
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
-/// `GET /metrics`.
+/// `GET /metrics`: in the format that the client accepts.
 pub async fn metrics(State(state): Shared, headers: HeaderMap) -> Result<Response, Problem> {
     let facts = control::facts(&state).await?;
     let bug = |_| {
@@ -65,7 +65,7 @@ pub async fn metrics(State(state): Shared, headers: HeaderMap) -> Result<Respons
     Ok(response)
 }
 
-/// The same in the format of before: a metric has the name of its samples, and there are no infos.
+/// The text in Prometheus' older format: a metric has the name of its samples, and no type is `info`.
 fn classic(text: &str) -> String {
     let types = text
         .lines()
@@ -100,7 +100,7 @@ fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
     runs(&mut registry, &facts.sources);
     traffic(&mut registry, &facts.sources);
     losses(&mut registry, &facts.sources);
-    asking(&mut registry, &facts.sources);
+    limiters(&mut registry, &facts.sources);
     secrets(&mut registry, &facts.sources);
     consumers(&mut registry, &facts.consumers);
     let mut text = String::new();
@@ -108,7 +108,7 @@ fn render(facts: &StatusView) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-/// The daemon and its file.
+/// Metrics of the daemon and its database file.
 fn whole(registry: &mut Registry, facts: &StatusView) {
     let info = vec![
         ("version", facts.version.clone()),
@@ -135,7 +135,7 @@ fn whole(registry: &mut Registry, facts: &StatusView) {
         None,
         number(facts.quarantined),
     );
-    let help = "Damaged rows that were come upon since the start";
+    let help = "Damaged rows that were read since the start";
     one(
         registry,
         "rows_damaged",
@@ -206,7 +206,7 @@ fn runs(registry: &mut Registry, sources: &[SourceView]) {
     }
     registry.register(
         "runs_unaccounted",
-        "Runs that the provider counted and nobody told us of",
+        "Runs that the provider counted and settled does not know",
         unaccounted,
     );
 }
@@ -285,7 +285,7 @@ fn losses(registry: &mut Registry, sources: &[SourceView]) {
     registry.register("window_loss_ratio", "Synthesized by completions", ratio);
 }
 
-fn asking(registry: &mut Registry, sources: &[SourceView]) {
+fn limiters(registry: &mut Registry, sources: &[SourceView]) {
     let answers = Counters::default();
     for source in sources {
         let Some(responses) = source.limiter.as_ref().map(|limiter| limiter.responses) else {
@@ -305,7 +305,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
     }
     registry.register(
         "provider_answers",
-        "Questions to the provider since the start, by what came of them",
+        "Requests to the provider since the start, by class of the answer",
         answers,
     );
     each(
@@ -324,7 +324,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         registry,
         sources,
         "provider_paused",
-        "1: the provider is being left alone for a while",
+        "1: polling pauses for a while",
         None,
         |source| {
             source
@@ -337,7 +337,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         registry,
         sources,
         "provider_rate",
-        "Questions a second, as the provider has taught us",
+        "Requests a second in force now",
         None,
         |source| {
             source
@@ -350,7 +350,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         registry,
         sources,
         "provider_rate_limit",
-        "Questions a second, as configured",
+        "Requests a second, as configured",
         None,
         |source| source.limiter.as_ref().map(|limiter| limiter.rate),
     );
@@ -358,7 +358,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
         registry,
         sources,
         "provider_tokens",
-        "Questions that could go out at once",
+        "Requests that could go out at once",
         None,
         |source| source.limiter.as_ref().map(|limiter| limiter.tokens),
     );
@@ -377,7 +377,7 @@ fn asking(registry: &mut Registry, sources: &[SourceView]) {
     );
 }
 
-/// Which of the configured secrets are still used.
+/// Metrics of the configured secrets and their use.
 fn secrets(registry: &mut Registry, sources: &[SourceView]) {
     let (uses, last) = (Counters::default(), Gauges::default());
     for source in sources {
@@ -526,9 +526,9 @@ mod tests {
 
     use super::*;
 
-    /// A status in which every number is another.
+    /// A status in which every number is different.
     fn facts() -> StatusView {
-        let source = json!({"name": "a", "provider": "skyvern", "configured": true, "open": 11, "overdue": 12,
+        let source = json!({"name": "a", "provider": "acme", "configured": true, "open": 11, "overdue": 12,
             "loss": {"24h": {"completions": 4, "synthesized": 1, "late": 2, "rate": 0.25}},
             "last_webhook_at": "1970-01-01T00:00:13Z", "last_unverified_at": "1970-01-01T00:00:14Z",
             "last_answer_at": "1970-01-01T00:00:15Z", "clock_skew_ms": -1500, "unaccounted": 16, "notes": [],
@@ -537,7 +537,7 @@ mod tests {
                 "responses": {"ok": 21, "rate_limited": 22, "denied": 23, "unavailable": 24}},
             "secrets": [{"label": "secrets[0]", "last_used_at": "1970-01-01T00:00:25Z", "uses": 26, "can_go": false},
                 {"label": "secrets[1]", "last_used_at": null, "uses": 0, "can_go": false}]});
-        let left = json!({"name": "b", "provider": "firecrawl", "configured": false, "open": 31, "overdue": 32, "loss": {},
+        let left = json!({"name": "b", "provider": "other", "configured": false, "open": 31, "overdue": 32, "loss": {},
             "unaccounted": 33, "notes": [], "secrets": []});
         let consumer = json!({"name": "mail", "acked": "e.4", "head": "e.7", "lag": 41, "parked": 42, "connected": true,
             "expired": false, "window": 0, "generation": 1, "created_at": "", "seen_at": "1970-01-01T00:00:43Z",
@@ -560,35 +560,35 @@ settled_store_free_bytes 53.0
 settled_store_wal_bytes 54.0
 settled_feed_records_total 7
 settled_feed_records_removed_total 5
-settled_source_configured{source="a",provider="skyvern"} 1.0
-settled_source_configured{source="b",provider="firecrawl"} 0.0
-settled_runs_open{source="a",provider="skyvern"} 11.0
-settled_runs_open{source="b",provider="firecrawl"} 31.0
-settled_runs_overdue{source="a",provider="skyvern"} 12.0
-settled_runs_overdue{source="b",provider="firecrawl"} 32.0
-settled_runs_unaccounted_total{source="a",provider="skyvern"} 16
-settled_runs_unaccounted_total{source="b",provider="firecrawl"} 33
-settled_last_webhook_timestamp_seconds{source="a",provider="skyvern"} 13.0
-settled_last_unverified_timestamp_seconds{source="a",provider="skyvern"} 14.0
-settled_last_answer_timestamp_seconds{source="a",provider="skyvern"} 15.0
-settled_clock_skew_seconds{source="a",provider="skyvern"} -1.5
-settled_window_completions{source="a",provider="skyvern",window="24h"} 4.0
-settled_window_synthesized{source="a",provider="skyvern",window="24h"} 1.0
-settled_window_late_webhooks{source="a",provider="skyvern",window="24h"} 2.0
-settled_window_loss_ratio{source="a",provider="skyvern",window="24h"} 0.25
-settled_provider_answers_total{source="a",provider="skyvern",result="ok"} 21
-settled_provider_answers_total{source="a",provider="skyvern",result="rate_limited"} 22
-settled_provider_answers_total{source="a",provider="skyvern",result="denied"} 23
-settled_provider_answers_total{source="a",provider="skyvern",result="unavailable"} 24
-settled_provider_breaker_open{source="a",provider="skyvern"} 1.0
-settled_provider_paused{source="a",provider="skyvern"} 0.0
-settled_provider_rate{source="a",provider="skyvern"} 18.0
-settled_provider_rate_limit{source="a",provider="skyvern"} 17.0
-settled_provider_tokens{source="a",provider="skyvern"} 19.0
-settled_provider_troubles{source="a",provider="skyvern"} 20.0
-settled_secret_uses_total{source="a",provider="skyvern",secret="secrets[0]"} 26
-settled_secret_uses_total{source="a",provider="skyvern",secret="secrets[1]"} 0
-settled_secret_last_use_timestamp_seconds{source="a",provider="skyvern",secret="secrets[0]"} 25.0
+settled_source_configured{source="a",provider="acme"} 1.0
+settled_source_configured{source="b",provider="other"} 0.0
+settled_runs_open{source="a",provider="acme"} 11.0
+settled_runs_open{source="b",provider="other"} 31.0
+settled_runs_overdue{source="a",provider="acme"} 12.0
+settled_runs_overdue{source="b",provider="other"} 32.0
+settled_runs_unaccounted_total{source="a",provider="acme"} 16
+settled_runs_unaccounted_total{source="b",provider="other"} 33
+settled_last_webhook_timestamp_seconds{source="a",provider="acme"} 13.0
+settled_last_unverified_timestamp_seconds{source="a",provider="acme"} 14.0
+settled_last_answer_timestamp_seconds{source="a",provider="acme"} 15.0
+settled_clock_skew_seconds{source="a",provider="acme"} -1.5
+settled_window_completions{source="a",provider="acme",window="24h"} 4.0
+settled_window_synthesized{source="a",provider="acme",window="24h"} 1.0
+settled_window_late_webhooks{source="a",provider="acme",window="24h"} 2.0
+settled_window_loss_ratio{source="a",provider="acme",window="24h"} 0.25
+settled_provider_answers_total{source="a",provider="acme",result="ok"} 21
+settled_provider_answers_total{source="a",provider="acme",result="rate_limited"} 22
+settled_provider_answers_total{source="a",provider="acme",result="denied"} 23
+settled_provider_answers_total{source="a",provider="acme",result="unavailable"} 24
+settled_provider_breaker_open{source="a",provider="acme"} 1.0
+settled_provider_paused{source="a",provider="acme"} 0.0
+settled_provider_rate{source="a",provider="acme"} 18.0
+settled_provider_rate_limit{source="a",provider="acme"} 17.0
+settled_provider_tokens{source="a",provider="acme"} 19.0
+settled_provider_troubles{source="a",provider="acme"} 20.0
+settled_secret_uses_total{source="a",provider="acme",secret="secrets[0]"} 26
+settled_secret_uses_total{source="a",provider="acme",secret="secrets[1]"} 0
+settled_secret_last_use_timestamp_seconds{source="a",provider="acme",secret="secrets[0]"} 25.0
 settled_consumer_lag{consumer="mail"} 41.0
 settled_consumer_parked{consumer="mail"} 42.0
 settled_consumer_connected{consumer="mail"} 1.0

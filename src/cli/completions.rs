@@ -13,14 +13,14 @@ use super::{Cli, Failure};
 /// Example: settled completions bash > ~/.local/share/bash-completion/completions/settled
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// Which shell
+    /// The shell that reads the script
     shell: Shell,
 }
 
 impl Completions {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode, Failure> {
-        // Not straight to stdout: the generator panics when that is closed.
+        // Not directly to stdout: the generator panics if stdout is closed.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "settled", &mut script);
         let mut out = std::io::stdout().lock();

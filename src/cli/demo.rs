@@ -1,4 +1,4 @@
-//! `settled demo`: proves the promise on this machine, in under a minute.
+//! `settled demo`: shows on this machine, in under a minute, that every run gets one completion.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -7,24 +7,24 @@ use clap::Args;
 
 use crate::demo::{self, DemoError, Ledger, Options, Rates};
 
-/// Run the daemon against lying clouds and count what its feed says
+/// Run the daemon against lying clouds and count what its feed holds
 ///
-/// Starts the four providers' clouds on 127.0.0.1. They answer, list and sign like the real ones,
+/// Starts a cloud of each provider on 127.0.0.1. They answer, list and sign like the real ones,
 /// and they drop, delay, repeat, reorder, forge and contradict webhooks and fail polls. The real
 /// daemon runs against them on a fresh database, and its real feed is compared with what the
 /// clouds know. Ends with 0 only if every run has exactly one completion, and the right one.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Demo {
-    /// How many runs there are
+    /// The number of runs
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 
-    /// What all chance is made from: the same seed tells the same lies
+    /// The seed of all randomness: the same seed gives the same lies
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
 
-    /// Kill the daemon so often, with SIGKILL, and start it again
+    /// Kill the daemon N times with SIGKILL, and start it again
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     kill: u32,
 
@@ -32,7 +32,7 @@ pub struct Demo {
     #[arg(long)]
     json: bool,
 
-    /// Keep the folder with configuration, database and log, and print where it is
+    /// Keep the folder with configuration, database and log, and print its path
     #[arg(long)]
     keep: bool,
 }
@@ -44,7 +44,7 @@ const EXAMPLES: &str = "Examples:
   settled demo --json | jq .by_origin";
 
 impl Demo {
-    /// Plays it and prints the ledger.
+    /// Runs the command.
     pub async fn run(self) -> Result<ExitCode, DemoError> {
         let options = Options {
             runs: self.runs as usize,
@@ -55,7 +55,7 @@ impl Demo {
             keep: self.keep,
         };
         let ledger = demo::run(options).await?;
-        let _ = self.print(&ledger); // whoever closed the pipe does not want it
+        let _ = self.print(&ledger); // a closed pipe is no failure
         Ok(if ledger.ok() {
             ExitCode::SUCCESS
         } else {

@@ -1,7 +1,7 @@
-//! `settled init`: writes a configuration to begin with.
+//! `settled init`: writes a first configuration.
 //!
-//! It is the commented example with tables for the accounts that were named. Path tokens are made
-//! here, since nobody else would; every other secret is only referred to.
+//! It is the commented example with a table for each named account. This command makes the path
+//! tokens; to every other secret the file only refers.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -21,23 +21,23 @@ use crate::providers::{self, Provider, REGISTRY};
 
 /// Bytes of randomness in a path token.
 const TOKEN_BYTES: usize = 20;
-/// Stands where `--public-url` would.
+/// Takes the place of `--public-url` if that is not given.
 const ANY_HOST: &str = "https://YOUR.HOST";
 
-/// Write a configuration with fresh tokens and say where webhooks are to be sent
+/// Write a configuration with fresh tokens, and show the webhook URLs
 ///
 /// Without --source: one account for each provider whose environment variables are set, or for each
-/// provider there is. Nothing that exists is overwritten, but for the example as it was installed.
+/// provider there is. Files that exist are not overwritten, except the example as it was installed.
 ///
-/// Example: settled init settled.toml --source prod=skyvern --public-url https://hooks.example.org
+/// Example: settled init settled.toml --public-url https://hooks.example.org
 #[derive(Debug, Args)]
 pub struct Init {
     /// The file to write [default: --config, else $SETTLED_CONFIG, else settled.toml]
     file: Option<PathBuf>,
-    /// An account and its provider; may be repeated
+    /// An account and its provider; may be given several times
     #[arg(long, value_name = "NAME=PROVIDER", value_parser = account)]
     source: Vec<Account>,
-    /// What providers reach the webhook endpoint by
+    /// The URL by which providers reach the webhook endpoint
     #[arg(long, value_name = "URL", value_parser = config::base_url)]
     public_url: Option<String>,
     /// Print JSON, for programs; without the tokens
@@ -76,31 +76,31 @@ fn account(text: &str) -> Result<Account, String> {
 /// How the file refers to secrets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// There is a folder `credentials` beside it, for systemd.
+    /// In the folder `credentials` beside the file, for systemd.
     Credentials,
-    /// Environment variables, and files beside it.
+    /// In environment variables, and in files beside the file.
     Beside,
 }
 
-/// A source that is being written down.
+/// A source of the file, before it is written.
 struct Draft {
     account: Account,
     table: String,
     /// Where its path token goes, and the token.
     token: Option<(PathBuf, Zeroizing<String>)>,
-    /// What a person has to provide.
+    /// The secrets that a person has to provide.
     needs: Vec<String>,
 }
 
-/// What was done, for programs.
+/// What the command wrote, as `--json` prints it.
 #[derive(Serialize)]
-struct Told<'d> {
+struct Written<'d> {
     config: &'d Path,
-    sources: Vec<ToldSource<'d>>,
+    sources: Vec<WrittenSource<'d>>,
 }
 
 #[derive(Serialize)]
-struct ToldSource<'d> {
+struct WrittenSource<'d> {
     name: &'d str,
     provider: &'d str,
     /// Without the token at its end.
@@ -127,9 +127,9 @@ impl Init {
         let drafts = drafts.collect::<Result<Vec<Draft>, Failure>>()?;
         write(&file, &drafts)?;
         if self.json {
-            let told = serde_json::to_string(&self.told(&file, &drafts))
+            let json = serde_json::to_string(&self.written(&file, &drafts))
                 .map_err(|error| Failure::Other(error.to_string()))?;
-            show::json(&told)?;
+            show::json(&json)?;
         } else {
             show::line(&self.text(&file, &drafts, place))?;
         }
@@ -172,8 +172,8 @@ impl Init {
         )
     }
 
-    fn told<'d>(&self, file: &'d Path, drafts: &'d [Draft]) -> Told<'d> {
-        let source = |draft: &'d Draft| ToldSource {
+    fn written<'d>(&self, file: &'d Path, drafts: &'d [Draft]) -> Written<'d> {
+        let source = |draft: &'d Draft| WrittenSource {
             name: draft.account.name.as_str(),
             provider: draft.account.provider.name(),
             webhook_url: self.url(draft),
@@ -181,7 +181,7 @@ impl Init {
             enter_it: draft.account.provider.webhook_setup(),
             needs: &draft.needs,
         };
-        Told {
+        Written {
             config: file,
             sources: drafts.iter().map(source).collect(),
         }
@@ -224,7 +224,7 @@ impl Init {
     }
 }
 
-/// The table of a source, with its token if it needs one.
+/// The table of a source, and its path token if the provider needs one.
 fn draft(
     account: &Account,
     all: &[Account],
@@ -295,7 +295,7 @@ fn draft(
     Ok(draft)
 }
 
-/// How the file refers to a secret, and what a person has to do for it.
+/// How the file refers to a secret, and how a person provides it.
 fn reference(
     place: Place,
     folder: &Path,
@@ -316,7 +316,7 @@ fn reference(
     }
 }
 
-/// Of several accounts at one provider, each has its own variables: `EU_SKYVERN_API_KEY`.
+/// Of several accounts at one provider, each has its own variables, with its name in front.
 fn own_variable(name: &SourceName, variable: &str) -> String {
     let upper = |c: char| {
         if c.is_ascii_alphanumeric() {
@@ -382,7 +382,7 @@ fn write(file: &Path, drafts: &[Draft]) -> Result<(), Failure> {
         fs::create_dir_all(folder)
             .map_err(|error| Failure::Other(format!("{}: {error}", folder.display())))?;
     }
-    // The package puts the example where the configuration goes. Nothing of anybody's is in it.
+    // The package installs the example as the configuration file: it holds nothing of the user's.
     let example = fs::read_to_string(file).is_ok_and(|text| text == EXAMPLE);
     if example {
         fs::remove_file(file)?;

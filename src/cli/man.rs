@@ -1,4 +1,4 @@
-//! `settled man`: the manual, out of the same words as the help.
+//! `settled man`: the manual, generated from the help texts.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -35,12 +35,12 @@ impl Man {
     }
 }
 
-/// Without the commands that only clap adds.
+/// The command line without the commands that clap adds.
 fn command() -> Command {
     Cli::command().disable_help_subcommand(true)
 }
 
-/// The program's page with a section for each command.
+/// One page for the program, with a section for each command.
 fn one_page() -> io::Result<Vec<u8>> {
     let mut command = command();
     command.build();
@@ -63,7 +63,7 @@ fn one_page() -> io::Result<Vec<u8>> {
     Ok(roff)
 }
 
-/// A command's sections, one level down.
+/// The sections of a command, one heading level lower.
 fn subsections(page: &Page) -> io::Result<Vec<u8>> {
     let mut roff = Vec::new();
     page.render_synopsis_section(&mut roff)?;

@@ -15,7 +15,7 @@ use crate::model::decide::Effect;
 /// Ends with 1 if the answer says nothing of the run, for example if the provider does not accept
 /// the key, fails, or cannot be reached.
 ///
-/// Example: settled poll skyvern-prod wr_123
+/// Example: settled poll prod wr_123
 #[derive(Debug, Args)]
 pub struct Poll {
     /// The source's name in the configuration
@@ -48,7 +48,7 @@ impl Poll {
     }
 }
 
-/// `skyvern answered HTTP 503 (unavailable): HTTP 503; nothing was learned, tsk_1 is open`.
+/// `acme answered HTTP 503 (unavailable): HTTP 503; nothing was learned, tsk_1 is open`.
 fn nothing_learned(polled: &PollReply) -> String {
     let run = &polled.run;
     format!(

@@ -24,7 +24,7 @@ const MISSING_MAX: usize = 1_000;
 /// With --missing: of every settled run whose webhook never came. Ends with 1 if any of them could
 /// not be delivered. With --json, --missing prints one object a line.
 ///
-/// Example: settled retry-webhook skyvern-prod --missing
+/// Example: settled retry-webhook prod --missing
 #[derive(Debug, Args)]
 pub struct RetryWebhook {
     /// The source's name in the configuration [default, with --missing: every source that can]

@@ -27,7 +27,7 @@ struct OfSource<'s> {
 /// secrets in force now. Correct the configuration and reload first. Those that verify are applied
 /// in the order in which they came, as if they had verified then.
 ///
-/// Example: settled reverify skyvern-prod
+/// Example: settled reverify prod
 #[derive(Debug, Args)]
 pub struct Reverify {
     /// The source's name in the configuration [default: every source]

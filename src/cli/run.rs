@@ -11,7 +11,7 @@ use crate::model::{At, Kind, Origin};
 
 /// Show one run with its timeline
 ///
-/// Example: settled run skyvern-prod wr_123
+/// Example: settled run prod wr_123
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "it is called run_id everywhere")]
 pub struct Run {

@@ -13,7 +13,7 @@ use crate::cli::client::Target;
 ///
 /// With --json: one object a line. Runs whose row in the database is damaged are named on stderr.
 ///
-/// Example: settled runs --open --source skyvern-prod
+/// Example: settled runs --open --source prod
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Runs {

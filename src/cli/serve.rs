@@ -14,14 +14,14 @@ use crate::server::systemd::{self, Inherited};
 
 /// Run the daemon until SIGTERM or Ctrl-C
 ///
-/// SIGHUP reloads sources, secrets and schedules; a wrong file changes nothing. Under systemd the
-/// listening sockets may be handed in, and the daemon says when it is ready and that it is alive.
+/// SIGHUP reloads sources, secrets and schedules; a wrong file changes nothing. systemd may pass the
+/// listening sockets; the daemon then reports when it is ready, and feeds the watchdog.
 /// Exit code 2 means that the configuration is wrong.
 ///
 /// Example: settled --config settled.toml serve
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// What to log: error, warn, info, debug or trace, or a list of target=level
+    /// The log level: error, warn, info, debug or trace, or a list of target=level
     #[arg(
         long,
         env = "SETTLED_LOG",
@@ -29,12 +29,12 @@ pub struct Serve {
         value_name = "LEVEL"
     )]
     log: String,
-    /// How to log
+    /// The log format
     #[arg(long, env = "SETTLED_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
 }
 
-/// What people and systemd tell a running daemon.
+/// The signals that a running daemon handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -42,7 +42,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// From now on none of them ends the process by itself.
+    /// Handles the signals from now on, so that none of them ends the process by itself.
     fn listen() -> std::io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
@@ -51,7 +51,7 @@ impl Signals {
         })
     }
 
-    /// True: reload. False: stop.
+    /// The next signal. True: reload. False: stop.
     async fn next(&mut self) -> bool {
         tokio::select! {
             _ = self.terminate.recv() => false,
@@ -62,7 +62,7 @@ impl Signals {
 }
 
 impl Serve {
-    /// Serves until told to stop.
+    /// Runs the command, until a signal stops the daemon.
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let inherited =
             Inherited::take().map_err(|error| StartError::Listen(ListenError::Inherited(error)))?;
@@ -86,7 +86,8 @@ impl Serve {
     }
 }
 
-/// Trying the same configuration again is of no use, so systemd is told not to by a code of its own.
+/// Reports a wrong configuration. It has its own exit code, by which systemd does not restart the
+/// service: the same configuration would fail again.
 fn refuse(failure: &Failure) -> ExitCode {
     let text = failure.to_string();
     systemd::status(&format!(

@@ -15,7 +15,7 @@ use crate::model::{At, Kind};
 ///
 /// Tracking a run twice changes nothing. For a run that has settled already, the outcome is shown.
 ///
-/// Example: settled track skyvern-prod wr_123 --metadata order=4711 --metadata customer=acme
+/// Example: settled track prod wr_123 --metadata order=4711 --metadata customer=acme
 #[derive(Debug, Args)]
 pub struct Track {
     /// The source's name in the configuration

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Prints the outcome and ends with 0 if the run succeeded, 10 failed, 11 was cancelled, 12 timed
 /// out, 13 indeterminate, 14 if it was still open at the timeout, and 3 if no daemon answered.
 ///
-/// Example: settled wait skyvern-prod wr_123 --timeout 10m && next-step
+/// Example: settled wait prod wr_123 --timeout 10m && next-step
 #[derive(Debug, Args)]
 pub struct Wait {
     /// The source's name in the configuration

@@ -902,7 +902,7 @@ Poll a run now, and show what the provider answered
 Ends with 1 if the answer says nothing of the run, for example if the provider does not accept the
 key, fails, or cannot be reached.
 
-Example: settled poll skyvern-prod wr_123
+Example: settled poll prod wr_123
 
 Usage: settled poll [OPTIONS] <SOURCE> <RUN_ID>
 
