@@ -140,6 +140,9 @@ pub const TIMERS_PER_ROUND_MAX: u32 = 200;
 /// How often passed limits are looked for at the least.
 pub const TIMER_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// A clock that is off by more than this against the monotonic one has jumped.
+pub const CLOCK_JUMP: Duration = Duration::from_secs(2);
+
 // ── Every server ────────────────────────────────────────────────────────────────────────────────
 
 /// What is buffered of a connection; bounds the size of a request's head.
@@ -242,6 +245,33 @@ pub const QUESTIONS_PER_POLL_MAX: usize = 16;
 
 /// Pages of a list read in one sweep.
 pub const SWEEP_PAGES_MAX: usize = 200;
+
+/// Between two inquiries of a source. At the default rate they are a 25th of all requests.
+pub const INQUIRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Inquiries that a source may start at once after a quiet time.
+pub const INQUIRY_BURST: f64 = 5.0;
+
+/// Between two inquiries caused by one sender whose deliveries cannot be verified at all.
+pub const INQUIRY_SENDER_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Within this time no run is inquired about again.
+pub const INQUIRY_REPEAT: Duration = Duration::from_secs(600);
+
+/// The pause before an inquiry that failed is repeated, times the attempts made.
+pub const INQUIRY_RETRY: Duration = Duration::from_secs(60);
+
+/// Attempts to reach the provider for one inquiry.
+pub const INQUIRY_ATTEMPTS_MAX: u32 = 5;
+
+/// Inquiries that wait, per source.
+pub const INQUIRIES_MAX: usize = 64;
+
+/// Inquiries of one sender that wait, per source.
+pub const INQUIRIES_PER_SENDER_MAX: usize = 8;
+
+/// Inquiries on their way from the writer to the pollers. A poller takes its share every few seconds.
+pub const INQUIRIES_PASSED_ON_MAX: usize = 1_024;
 
 /// A source's loop looks around at least this often.
 pub const POLLER_IDLE_MAX: Duration = Duration::from_secs(5);

@@ -24,8 +24,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::config::{Source, Sources};
 use crate::ledger::changes::{
-    ChangeSet, LogLine, NewRecord, NewTimelineRow, Processed, Quarantine, RunChange, RunsCounted,
-    StoredPayload, StoredRun, TimelineRow, Traffic,
+    ChangeSet, Inquiry, LogLine, NewRecord, NewTimelineRow, Processed, Quarantine, RunChange,
+    RunsCounted, StoredPayload, StoredRun, TimelineRow, Traffic,
 };
 use crate::model::decide::{Circumstances, Decision, Effect, Phase, Publication, Run, decide};
 use crate::model::observation::{Claim, Observation};
@@ -422,7 +422,10 @@ impl<'a> Deciding<'a> {
             publish,
             effect,
         } = decide(run, observation, &circumstances);
-        let run = run?;
+        let Some(run) = run else {
+            self.inquire(heard, observation, policy.can_poll);
+            return None;
+        };
         if observation.via == Via::Poll
             && matches!(observation.claim, Claim::Open(_) | Claim::Ended(_))
         {
@@ -465,6 +468,27 @@ impl<'a> Deciding<'a> {
         });
         self.subjects[subject].after = Some(run);
         Some((effect, seq))
+    }
+
+    /// A delivery that proves nothing names a run that is unknown. It may be genuine, so the run is
+    /// polled once with our own key, at a bounded rate (invariant 7).
+    fn inquire(&mut self, heard: &Heard<'_, '_>, observation: &Observation, can_poll: bool) {
+        let Meta::Webhook(meta) = &heard.report.meta else {
+            return;
+        };
+        if observation.entitled() || !can_poll {
+            return;
+        }
+        if let Some(processed) = self.decisions.changes.processed.last_mut() {
+            processed.inquiry = Some(Inquiry {
+                source: heard.source.id,
+                run_id: observation.run_id.clone(),
+                kind: observation.kind,
+                group_id: observation.detail.group_id.clone(),
+                genuine: meta.verdict.authentic(),
+                sender: meta.peer.clone(),
+            });
+        }
     }
 
     /// The run's row is damaged. The report is quarantined, where an operator sees it, and the rest

@@ -346,6 +346,16 @@ impl Report {
         }
     }
 
+    /// Whether this is a poll that the provider answered, if only with "no such run": no request failed
+    /// for want of a connection, for too many requests, or for trouble of the service.
+    pub fn answered(&self) -> bool {
+        let answered = |answer: &ResponseMeta| {
+            let status = answer.status.unwrap_or(u16::MAX);
+            status < 500 && !matches!(status, 401 | 408 | 429)
+        };
+        matches!(&self.meta, Meta::Poll(meta) if meta.answers.iter().all(answered))
+    }
+
     /// The provider's own JSON in it; see [`Meta::payload_range`].
     pub fn payload(&self) -> &[u8] {
         &self.body[self.meta.payload_range(self.body.len())]

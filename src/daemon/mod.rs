@@ -34,7 +34,6 @@ use crate::ledger::commands::ClampPolls;
 use crate::ledger::{LedgerError, Reader, UnverifiedLimits, Writer};
 use crate::limits;
 use crate::model::At;
-use crate::model::schedule;
 use crate::polling::client::{HttpClient, SourceClient};
 use crate::polling::{self, Poller};
 use crate::reconciler::{self, Clock, Handle, Reconciler, Refusal};
@@ -310,11 +309,8 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 /// Opens the ledger and processes the reports that an earlier process left.
 fn recover(config: &Config, clock: &Clock) -> Result<(Reconciler, Sources, usize), LedgerError> {
     let mut writer = Writer::open(&config.store_path, clock())?;
-    writer.execute(ClampPolls {
-        now: clock(),
-        latest: clock().plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
-    })?;
     let sources = reconciler::register(&mut writer, &config.sources, clock())?;
+    writer.execute(ClampPolls::of(&sources, clock()))?;
     let unverified = unverified(&config.hooks);
     let mut reconciler = Reconciler::new(writer, sources.clone(), unverified);
     let tell = |count: usize| {
@@ -362,8 +358,8 @@ struct Pollers {
 }
 
 impl Pollers {
-    /// Gives every source its client and its loop. An unchanged source keeps both, with rate limiter
-    /// and breaker. Polls of changed sources that are under way are dropped; their runs stay due, so
+    /// Gives every source its client and its loop. An unchanged source keeps both, and a changed one
+    /// keeps its rate limiter with pause, breaker and counts. Polls of changed sources that are under way are dropped; their runs stay due, so
     /// the new loop polls them again.
     fn follow(&mut self, sources: &Sources, tasks: &mut JoinSet<()>) {
         let earlier = self.clients.borrow().clone();
@@ -383,11 +379,11 @@ impl Pollers {
             .members()
             .map(|member| {
                 let fresh = || {
-                    Arc::new(SourceClient::new(
-                        member.clone(),
-                        self.http.clone(),
-                        self.clock.clone(),
-                    ))
+                    let (http, clock) = (self.http.clone(), self.clock.clone());
+                    Arc::new(match earlier.get(&member.id) {
+                        Some(client) => client.reloaded(member.clone()),
+                        None => SourceClient::new(member.clone(), http, clock),
+                    })
                 };
                 (member.id, unchanged(&member.id).unwrap_or_else(fresh))
             })

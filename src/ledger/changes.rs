@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::model::decide::{Effect, Run};
 use crate::model::record::Draft;
-use crate::model::{At, Origin, Outcome, RunId, Via};
+use crate::model::{At, Kind, Origin, Outcome, RunId, Via};
 use crate::report::WebhookMeta;
 
 /// A run as it stands in the ledger.
@@ -205,6 +205,25 @@ pub struct Processed {
     /// Each run that it changed or confirmed, what it did to the run, and the seq of the record it
     /// caused.
     pub effects: Vec<(RunId, Effect, Option<i64>)>,
+    /// The run that it named, if that is unknown and the report proves nothing: to be polled once.
+    pub inquiry: Option<Inquiry>,
+}
+
+/// A run that is unknown, and named by a delivery that could not be verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    /// The row id of the source.
+    pub source: i64,
+    /// The run.
+    pub run_id: RunId,
+    /// What kind of run the delivery says it is.
+    pub kind: Option<Kind>,
+    /// The group that the delivery says it belongs to.
+    pub group_id: Option<String>,
+    /// The signature is genuine, but too old to count or without a time.
+    pub genuine: bool,
+    /// The sender's address.
+    pub sender: Option<String>,
 }
 
 impl Processed {
@@ -213,6 +232,7 @@ impl Processed {
         Processed {
             report,
             effects: Vec::new(),
+            inquiry: None,
         }
     }
 }

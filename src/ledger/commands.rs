@@ -5,10 +5,12 @@
 //! the writer's next transaction. A command that fails undoes only itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::rows::{Consumer, Filter};
-use crate::config::SourceRow;
-use crate::model::At;
+use crate::config::{Source, SourceRow, Sources};
+use crate::model::{At, schedule};
 
 /// A change of the ledger, with the type of its reply.
 pub trait Command: Into<AnyCommand> {
@@ -293,12 +295,31 @@ pub struct RegisterSources {
     pub now: At,
 }
 
-/// Moves every poll that is planned for after `latest` to `now`. After the clock has been stepped
-/// back, a poll would otherwise wait until the clock has caught up. Replies how many were moved.
-#[derive(Clone, Copy, Debug)]
+/// Brings forward polls and timers that the clock would otherwise delay after it has been stepped
+/// back. Replies how many polls were moved.
+///
+/// A poll of an open run moves if it is planned for later than its source's longest interval from
+/// now, to some moment within that interval. A poll of a settled run moves if it is planned for
+/// after `latest`. Timers of open runs that hold evidence of an end move to `now`, where the decision
+/// sets them again.
+#[derive(Clone, Debug)]
 pub struct ClampPolls {
     /// The time.
     pub now: At,
     /// The latest time for which any rule could have planned a poll.
     pub latest: At,
+    /// The row id of each source, and the longest interval between the polls of a run.
+    pub sources: Vec<(i64, Duration)>,
+}
+
+impl ClampPolls {
+    /// The command for these sources.
+    pub fn of(sources: &Sources, now: At) -> ClampPolls {
+        let interval = |source: &Arc<Source>| (source.id, source.config.policy(None).max_interval);
+        ClampPolls {
+            now,
+            latest: now.plus(schedule::CHECKS[1] + Duration::from_secs(3600)),
+            sources: sources.members().map(interval).collect(),
+        }
+    }
 }

@@ -7,8 +7,9 @@
 //! The rules, in the order of the code:
 //!
 //! * A hint opens nothing and settles nothing; it may bring a known run's next poll forward.
-//! * A list that reaches back shows an account's whole history. Of what it shows as over only that
-//!   is watched which was still alive when its source was first configured.
+//! * A list that reaches back shows an account's whole history. A run that it shows as over is opened
+//!   only if it was still alive when its source was first configured. The same holds for a run that
+//!   is first known from the answer to an inquiry.
 //! * The phase goes from open to settled once and never back.
 //! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
 //!   ask, and if no answer comes in time it settles unconfirmed.
@@ -79,15 +80,18 @@ pub struct Run {
     pub wake_at: Option<At>,
 }
 
-/// Time that counts towards `give_up`: only time between two answers of the provider, and of a long
-/// silence between them only [`schedule::counted`]. A daemon that was off, a clock that jumped and a
-/// provider that was away add next to nothing.
+/// Time that counts towards `give_up` (invariant 11): only time between two answers of the provider,
+/// and of a long silence between them only [`schedule::counted`]. A daemon that was off, a clock that
+/// jumped and a provider that was away add next to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
     /// When the provider last answered about the run; before the first answer, when it became known.
     pub until: At,
     /// The time counted up to then, in milliseconds.
     pub ms: u64,
+    /// When the next answer was due, as planned at the last one.
+    #[serde(default)]
+    pub due: At,
 }
 
 /// How many came, and when the first and the last.
@@ -196,6 +200,12 @@ pub struct Claimed {
 pub struct Misses {
     /// When the first came.
     pub first: At,
+    /// When the last came.
+    #[serde(default)]
+    pub last: At,
+    /// The milliseconds between them, of which each interval counts as long as it was planned.
+    #[serde(default)]
+    pub spread_ms: u64,
     /// How many.
     pub count: u32,
 }
@@ -317,6 +327,7 @@ pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_
         run.clamp(at.policy, at.now);
     }
     run.note(observation, at.now);
+    let watched_until = run.watched.until;
     let settled = matches!(run.phase, Phase::Settled(_));
     let (publish, effect) = if settled {
         once_settled(&mut run, observation, at)
@@ -324,6 +335,14 @@ pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_
         while_open(&mut run, observation, at)
     };
     run.set_timer(at.policy, at.now);
+    if !known || run.watched.until != watched_until {
+        let planned = run.poll.map(|plan| plan.at);
+        run.watched.due = planned
+            .into_iter()
+            .chain(run.wake_at)
+            .min()
+            .unwrap_or(at.now);
+    }
     let quiet = matches!(effect, Effect::Unchanged | Effect::Ignored | Effect::Hinted);
     let effect = if !known && quiet {
         Effect::Opened
@@ -343,6 +362,11 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         Claim::Listed { over: true } if observation.via == Via::Sweep => {
             observation.last_sign() >= Some(at.since)
         }
+        // The answer to an inquiry about a run that a hint named. Undated, it cannot be told from
+        // history, and a completion too many is better than a run that nobody hears of.
+        Claim::Ended(_) if observation.via == Via::Poll => observation
+            .last_sign()
+            .is_none_or(|last_sign| last_sign >= at.since),
         Claim::Tracked | Claim::Listed { .. } | Claim::Open(_) | Claim::Ended(_) => true,
         Claim::Missing | Claim::Nothing | Claim::Withheld | Claim::TimerFired => false,
     };
@@ -361,6 +385,7 @@ fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
         watched: Watched {
             until: at.now,
             ms: 0,
+            due: at.now,
         },
         hinted_at: None,
         overdue: false,
@@ -434,6 +459,12 @@ fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstanc
     if over {
         run.poll_now(at);
         return Effect::Hinted;
+    }
+    // The list shows the run as a poll would, so the time up to now counts. Only a poll ends a run.
+    run.watch(at);
+    if run.give_up_at(at.policy) <= at.now {
+        run.poll_now(at);
+        return Effect::Unchanged;
     }
     let bound = run
         .answered_at
@@ -611,11 +642,17 @@ fn missing(run: &mut Run, observation: &Observation, at: &Circumstances<'_>) -> 
         run.answered_at.is_none() || at.found_at > open.misses.map(|misses| misses.first);
     let misses = open.misses.get_or_insert(Misses {
         first: at.now,
+        last: at.now,
+        spread_ms: 0,
         count: 0,
     });
+    // A stop or a jump of the clock between two misses does not spread them.
+    let interval = at.now.since(misses.last).min(schedule::MISS_INTERVAL);
+    misses.spread_ms += u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    misses.last = at.now;
     misses.count += 1;
-    let absent =
-        misses.count >= schedule::MISSES_MIN && at.now.since(misses.first) >= schedule::MISSES_SPAN;
+    let absent = misses.count >= schedule::MISSES_MIN
+        && Duration::from_millis(misses.spread_ms) >= schedule::MISSES_SPAN;
     // A run that was there, at a source that shows none of its runs any more: then the key or the
     // project has changed, and the run has not ended.
     if absent && forgotten {
@@ -924,7 +961,7 @@ impl Run {
     fn hint(&mut self, at: &Circumstances<'_>) -> Effect {
         let recent = self
             .hinted_at
-            .is_some_and(|last| at.now.since(last) < schedule::HINT_INTERVAL);
+            .is_some_and(|last| last <= at.now && at.now.since(last) < schedule::HINT_INTERVAL);
         if recent
             || !at.policy.can_poll
             || self
@@ -1010,11 +1047,15 @@ impl Run {
                 );
             }
             _ => {
+                // Counted like `give_up`: a clock that jumps ahead makes runs overdue at once, and
+                // must not make their polls rare.
+                let watched = Duration::from_millis(self.watched.ms);
+                let rarely = self.overdue && watched >= at.policy.deadline;
                 let when = schedule::next(
                     at.policy,
                     self.opened_at(),
                     self.polls,
-                    self.overdue,
+                    rarely,
                     at.seed,
                     at.now,
                 );
@@ -1074,7 +1115,9 @@ impl Run {
 
     /// Counts the time since the last answer, as far as it counts, and begins anew.
     fn watch(&mut self, at: &Circumstances<'_>) {
-        let counted = schedule::counted(at.policy, at.now.since(self.watched.until));
+        let gap = at.now.since(self.watched.until);
+        let late = at.now.since(self.watched.due);
+        let counted = schedule::counted(at.policy, gap, late);
         let counted = u64::try_from(counted.as_millis()).unwrap_or(u64::MAX);
         self.watched.ms = self.watched.ms.saturating_add(counted);
         self.watched.until = at.now;
@@ -1104,6 +1147,7 @@ impl Run {
             self.watched = Watched {
                 until: at.now,
                 ms: u64::try_from(last_chance.as_millis()).unwrap_or(u64::MAX),
+                due: at.now,
             };
             return None;
         }

@@ -86,9 +86,20 @@ const _: () = assert!(MISS_INTERVAL.as_secs() * (MISSES_MIN as u64 - 1) >= MISSE
 
 /// How much of the time between two answers counts as time in which the provider could be reached:
 /// no more than the longest interval that the schedule itself leaves between two polls, or an hour.
-pub fn counted(policy: &Policy, between: Duration) -> Duration {
-    let longest = policy.max_interval.max(policy.first_poll);
-    between.min(longest.saturating_mul(OVERDUE_STRETCH + 3).max(HOUR))
+/// If the second answer came much later than it was due, something was wrong in between, and a third
+/// of `give_up` is the most that counts: no single silence ends a run.
+pub fn counted(policy: &Policy, between: Duration, late: Duration) -> Duration {
+    let longest = policy
+        .max_interval
+        .max(policy.first_poll)
+        .saturating_mul(OVERDUE_STRETCH + 3)
+        .max(HOUR);
+    let on_time = late <= policy.max_interval.min(policy.give_up / 4);
+    between.min(if on_time {
+        longest
+    } else {
+        longest.min(policy.give_up / 3)
+    })
 }
 
 /// When a run that was opened at `opened_at` and is known from `now` on is asked about first.

@@ -143,6 +143,28 @@ impl SourceClient {
         }
     }
 
+    /// The client of a source whose configuration has changed. It keeps the rate limiter and the
+    /// clock skew, unless the source now leads to another API.
+    pub fn reloaded(&self, member: Arc<Source>) -> SourceClient {
+        let (old, new) = (&self.member.config, &member.config);
+        let now = (self.clock)();
+        let same_api = old.base_url == new.base_url && old.provider == new.provider;
+        let (limiter, skew_ms) = if same_api {
+            let new_key = old.api_key != new.api_key;
+            let limiter = self.limiter().reloaded(new.rate, new_key, now);
+            (limiter, self.skew_ms())
+        } else {
+            (RateLimiter::new(new.rate, now), None)
+        };
+        SourceClient {
+            member,
+            http: self.http.clone(),
+            limiter: Mutex::new(limiter),
+            skew_ms: Mutex::new(skew_ms),
+            clock: self.clock.clone(),
+        }
+    }
+
     /// Locks the rate limiter. Do not hold the guard across an `await`.
     pub fn limiter(&self) -> MutexGuard<'_, RateLimiter> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)

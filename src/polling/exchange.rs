@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::config::Source;
+use crate::ledger::changes::Inquiry;
 use crate::limits;
 use crate::model::decide::Run;
 use crate::model::observation::Claim;
@@ -65,14 +66,28 @@ impl Exchange {
         run: &Run,
         now: At,
     ) -> (Exchange, ApiRequest) {
+        Exchange::of_run(member, run_id, run.kind, run.detail.group_id.clone(), now)
+    }
+
+    /// Begins a poll of a run that is known only from a delivery that could not be verified.
+    pub fn inquiry(member: &Arc<Source>, inquiry: &Inquiry, now: At) -> (Exchange, ApiRequest) {
+        let group_id = inquiry.group_id.clone();
+        Exchange::of_run(member, &inquiry.run_id, inquiry.kind, group_id, now)
+    }
+
+    fn of_run(
+        member: &Arc<Source>,
+        run_id: &RunId,
+        kind: Option<Kind>,
+        group_id: Option<String>,
+        now: At,
+    ) -> (Exchange, ApiRequest) {
         let source = &member.config;
         let exchange = RunExchange {
             run_id: run_id.clone(),
-            kind: run
-                .kind
-                .unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings)),
-            guessed: run.kind.is_none() && source.provider.guesses_kind(),
-            group_id: run.detail.group_id.clone(),
+            kind: kind.unwrap_or_else(|| source.provider.kind_of(run_id, &source.settings)),
+            guessed: kind.is_none() && source.provider.guesses_kind(),
+            group_id,
             requested_at: now,
             paths: Vec::new(),
             answers: Vec::new(),

@@ -6,16 +6,18 @@
 
 pub mod client;
 pub mod exchange;
+pub mod inquiry;
 pub mod rate_limit;
 mod scheduler;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 
 use crate::config::Sources;
+use crate::ledger::commands::ClampPolls;
 use crate::ledger::{LedgerError, Reader, View};
 use crate::limits;
 use crate::model::At;
@@ -52,6 +54,9 @@ impl Poller {
         let mut under_way = FuturesUnordered::new();
         loop {
             let now = (self.clock)();
+            for inquiry in self.ledger.take_inquiries(self.client.member.id) {
+                scheduler.add_inquiry(inquiry, now);
+            }
             let started = scheduler.tick(&mut self.client.limiter(), now);
             let (due, look_again) = self.due(&mut scheduler, now).await;
             under_way.extend(
@@ -65,7 +70,12 @@ impl Poller {
                 .min(now.plus(limits::POLLER_IDLE_MAX));
             let pause = wait.since(now).max(limits::POLLER_IDLE_MIN);
             tokio::select! {
-                Some(task) = under_way.next() => scheduler.finished(task),
+                Some((task, answered)) = under_way.next() => {
+                    if task == Task::Inquiry && !answered {
+                        scheduler.inquiry_failed((self.clock)());
+                    }
+                    scheduler.finished(task);
+                }
                 _ = nudges.changed() => {}
                 () = tokio::time::sleep(pause) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
@@ -96,7 +106,8 @@ impl Poller {
             .unwrap_or(Ok(DueRuns::default()))
     }
 
-    /// Runs an exchange to its end and stores its reports. A sweep stores one report a page.
+    /// Runs an exchange to its end and stores its reports. A sweep stores one report a page. Also
+    /// returns whether the provider answered.
     async fn work(
         &self,
         Started {
@@ -104,15 +115,17 @@ impl Poller {
             exchange,
             request,
         }: Started,
-    ) -> Task {
+    ) -> (Task, bool) {
         let (mut next, mut paid) = (Some((exchange, request)), task.paid());
+        let mut answered = false;
         while let Some((exchange, request)) = next
             && let Some((report, further)) = self.client.run(exchange, request, paid).await
         {
+            answered = report.answered();
             self.hand_in(report).await;
             (next, paid) = (further, false);
         }
-        task
+        (task, answered)
     }
 
     async fn hand_in(&self, report: Report) {
@@ -146,12 +159,29 @@ pub async fn keep_time(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut pause = Duration::ZERO;
+    let mut before = (clock(), Instant::now());
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let now = clock();
+        let (then, instant) = std::mem::replace(&mut before, (now, Instant::now()));
+        if then.plus(before.1 - instant).since(now) > limits::CLOCK_JUMP {
+            // Whatever was planned by the old time would wait until the clock has caught up.
+            let back = then.since(now).as_secs();
+            tracing::warn!(
+                seconds = back,
+                "the clock was set back; polls are brought forward"
+            );
+            let clamp = ClampPolls::of(&sources.borrow().clone(), now);
+            if let Err(refusal) = ledger.execute(clamp).await {
+                tracing::error!(%refusal, "polls cannot be brought forward");
+                before = (then, instant);
+                pause = limits::FAILURE_PAUSE;
+                continue;
+            }
+        }
         let look = {
             let (reader, sources) = (reader.clone(), sources.borrow().rows());
             move || reader.read(|view| view.due_timers(&sources, now, limits::TIMERS_PER_ROUND_MAX))

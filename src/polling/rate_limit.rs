@@ -173,6 +173,25 @@ impl RateLimiter {
         }
     }
 
+    /// The limiter after a reload that may have changed rate and key. The pause that the provider asked
+    /// for, the counts, the back-off and what was learned of the rate stay. The breaker stays too, but
+    /// a new key is probed at once.
+    #[must_use]
+    pub fn reloaded(&self, rate: f64, new_key: bool, now: At) -> RateLimiter {
+        let mut limiter = self.clone();
+        let now = limiter.advance(now);
+        let fresh = RateLimiter::new(rate, now);
+        // A rate that was halved stays the same part of the configured one.
+        limiter.effective = fresh.rate * (self.effective / self.rate);
+        limiter.rate = fresh.rate;
+        limiter.tokens = limiter.tokens.min(burst(limiter.effective));
+        if new_key && let Some(breaker) = &mut limiter.breaker {
+            breaker.next_probe = now;
+            limiter.caution = 0;
+        }
+        limiter
+    }
+
     /// Takes a token for the first request of an exchange. The error is the earliest moment at which
     /// another attempt makes sense.
     pub fn try_acquire(&mut self, now: At, seed: u64) -> Result<(), At> {
@@ -204,6 +223,14 @@ impl RateLimiter {
         } else {
             self.try_acquire(now, seed)
         }
+    }
+
+    /// Takes a token for an inquiry, which waits behind everything else: only if no exchange waits for
+    /// a reserved token and half of what can be saved up remains afterwards.
+    pub fn try_acquire_spare(&mut self, now: At, seed: u64) -> bool {
+        let now = self.advance(now);
+        let spare = 1.0 + (burst(self.effective) - 1.0) / 2.0;
+        self.kept_until.is_none() && self.tokens >= spare - EPSILON && self.ask(now, seed).is_ok()
     }
 
     /// Checks pause, breaker and bucket, whether or not the next token is reserved.
@@ -755,6 +782,42 @@ mod tests {
             (-10_000_000_i64..10_000_000, any::<u64>(), classes()),
             1..60,
         )
+    }
+
+    #[test]
+    fn a_reload_keeps_what_was_learned() {
+        let mut limiter = RateLimiter::new(6.0, At(0));
+        limiter.observe(
+            &ResponseClass::RateLimited {
+                retry_after: Some(Duration::from_secs(15)),
+            },
+            At(0),
+            0,
+        );
+        limiter.observe(
+            &ResponseClass::Denied {
+                why: "401".to_owned(),
+            },
+            At(0),
+            0,
+        );
+        let same = limiter.reloaded(6.0, false, At(0));
+        assert_eq!(same, limiter);
+        let slower = limiter.reloaded(2.0, true, At(1_000)).state(At(1_000));
+        assert!((slower.effective_rate - 1.0).abs() < 0.01, "half of 2/s");
+        assert_eq!(slower.pause, limiter.state(At(1_000)).pause);
+        assert_eq!(slower.responses, limiter.state(At(1_000)).responses);
+        assert_eq!(slower.breaker.unwrap().next_probe, At(1_000), "a new key");
+        assert!(
+            !limiter
+                .reloaded(6.0, true, At(1_000))
+                .try_acquire_probe(At(1_000))
+        );
+        assert!(
+            limiter
+                .reloaded(6.0, true, At(16_000))
+                .try_acquire_probe(At(16_000))
+        );
     }
 
     proptest! {

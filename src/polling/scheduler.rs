@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use crate::config::Source;
 use crate::ledger::Due;
+use crate::ledger::changes::Inquiry;
 use crate::model::At;
 use crate::polling::exchange::Exchange;
+use crate::polling::inquiry::{Inquiries, StartedInquiry};
 use crate::polling::rate_limit::RateLimiter;
 use crate::providers::ApiRequest;
 
@@ -24,6 +26,11 @@ pub struct Scheduler {
     busy: BTreeSet<i64>,
     sweeping: bool,
     probing: bool,
+    inquiries: Inquiries,
+    /// The inquiry that is under way.
+    inquiry: Option<StartedInquiry>,
+    /// When it was last called.
+    now: At,
 }
 
 /// A task under way; each runs once at a time.
@@ -35,6 +42,8 @@ pub enum Task {
     Sweep,
     /// A probe of a refused key.
     Probe,
+    /// An inquiry: the poll of an unknown run.
+    Inquiry,
 }
 
 /// An exchange to start now.
@@ -86,6 +95,9 @@ impl Scheduler {
             busy,
             sweeping,
             probing,
+            inquiries: Inquiries::new(now),
+            inquiry: None,
+            now,
         }
     }
 
@@ -93,6 +105,14 @@ impl Scheduler {
     /// breaker is open and a probe is due.
     pub fn tick(&mut self, limiter: &mut RateLimiter, now: At) -> Vec<Started> {
         let source = &self.member.config;
+        if now < self.now {
+            // The clock was set back: what was planned by the old time would wait until it has
+            // caught up.
+            self.opened = self.opened.min(now);
+            self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
+            self.next_sweep = source.sweep.next_after(now).unwrap_or(At::NEVER);
+        }
+        self.now = now;
         if self.next_poll <= now {
             self.opened = now;
             self.next_poll = source.poll.next_after(now).unwrap_or(At::NEVER);
@@ -147,7 +167,7 @@ impl Scheduler {
         let mut started = Vec::new();
         for due in due {
             if self.busy.len() >= self.member.config.concurrency {
-                break;
+                return (started, At::NEVER);
             }
             if self.busy.contains(&due.row) {
                 continue;
@@ -164,7 +184,39 @@ impl Scheduler {
                 request,
             });
         }
+        started.extend(self.inquire(limiter, now));
         (started, next_urgent.unwrap_or(At::NEVER))
+    }
+
+    /// Takes in a run to inquire about. It waits until no known run does.
+    pub fn add_inquiry(&mut self, inquiry: Inquiry, now: At) {
+        self.inquiries.add(inquiry, now);
+    }
+
+    /// Starts the next inquiry, if the budget allows it and every known run that is due has started.
+    /// Inquiries take no slot of the known runs; one runs at a time.
+    fn inquire(&mut self, limiter: &mut RateLimiter, now: At) -> Option<Started> {
+        if self.inquiry.is_some()
+            || !self.inquiries.ready(now)
+            || !limiter.try_acquire_spare(now, self.member.seed())
+        {
+            return None;
+        }
+        let started = self.inquiries.next(now)?;
+        let (exchange, request) = Exchange::inquiry(&self.member, &started.inquiry, now);
+        self.inquiry = Some(started);
+        Some(Started {
+            task: Task::Inquiry,
+            exchange,
+            request,
+        })
+    }
+
+    /// Notes that the provider could not be reached for the inquiry under way: it is repeated later.
+    pub fn inquiry_failed(&mut self, now: At) {
+        if let Some(started) = self.inquiry.take() {
+            self.inquiries.put_back(started, now);
+        }
     }
 
     /// Frees the slot of a task that has ended and whose report is processed.
@@ -173,6 +225,7 @@ impl Scheduler {
             Task::Run(row) => drop(self.busy.remove(&row)),
             Task::Sweep => self.sweeping = false,
             Task::Probe => self.probing = false,
+            Task::Inquiry => self.inquiry = None,
         }
     }
 
@@ -285,6 +338,40 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_run_is_polled_when_no_known_run_waits() {
+        let inquiry = |run: &str| Inquiry {
+            source: 1,
+            run_id: RunId::new(run).unwrap(),
+            kind: None,
+            group_id: None,
+            genuine: false,
+            sender: Some(run.to_owned()),
+        };
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
+        scheduler.add_inquiry(inquiry("wr_8"), START);
+        scheduler.add_inquiry(inquiry("wr_9"), START);
+        let (started, _) = scheduler.choose(due(1..=3), &mut limiter, START);
+        assert_eq!(tasks(&started), [Task::Run(1), Task::Run(2)], "3 waits");
+        scheduler.finished(Task::Run(1));
+        let (started, _) = scheduler.choose(due(2..=3), &mut limiter, START);
+        assert_eq!(tasks(&started), [Task::Run(3), Task::Inquiry]);
+        assert_eq!(started[1].request.path, "/v1/runs/wr_8");
+        scheduler.finished(Task::Run(2));
+        let (started, _) = scheduler.choose(due(3..=3), &mut limiter, START);
+        assert!(tasks(&started).is_empty(), "one inquiry at a time");
+        scheduler.finished(Task::Inquiry);
+        let mut slow = RateLimiter::new(4.0, START);
+        assert_eq!([(); 2].map(|()| slow.try_acquire(START, 0)), [Ok(()); 2]);
+        let (started, _) = scheduler.choose(due(3..=3), &mut slow, START);
+        assert!(
+            tasks(&started).is_empty(),
+            "half the tokens are for known runs"
+        );
+        let (started, _) = scheduler.choose(due(3..=3), &mut limiter, START);
+        assert_eq!(tasks(&started), [Task::Inquiry]);
+    }
+
+    #[test]
     fn the_gate_opens_when_its_schedule_fires() {
         let (mut scheduler, mut limiter) = scheduler(|_| ());
         let window = |scheduler: &Scheduler, limiter: &RateLimiter| {
@@ -299,6 +386,19 @@ mod tests {
         assert_eq!(
             (window(&scheduler, &limiter), scheduler.next_at(&limiter)),
             (minutes(1), minutes(2))
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_closes_no_window_and_puts_off_no_sweep() {
+        let (mut scheduler, mut limiter) = scheduler(|_| ());
+        scheduler.tick(&mut limiter, minutes(61));
+        scheduler.finished(Task::Sweep);
+        scheduler.tick(&mut limiter, minutes(1));
+        assert_eq!(scheduler.next_at(&limiter), minutes(2));
+        assert_eq!(
+            tasks(&scheduler.tick(&mut limiter, minutes(5))),
+            [Task::Sweep]
         );
     }
 

@@ -4,7 +4,8 @@
 //! "processed" before that of its consequences; everybody is told something, whatever fails; the head
 //! never runs ahead of the commit. `schedules` explores in which order things may happen.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TryRecvError;
@@ -13,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::overload::Overload;
 use super::{Batch, BatchResult, Clock, Reconciler, Reverified, sync};
 use crate::config::Sources;
-use crate::ledger::changes::Processed;
+use crate::ledger::changes::{Inquiry, Processed};
 use crate::ledger::{AnyCommand, AnyReply, Command, LedgerError};
 use crate::limits;
 use crate::model::At;
@@ -76,9 +77,25 @@ pub struct Handle {
     overload: Overload,
     head: watch::Receiver<i64>,
     nudges: watch::Receiver<u64>,
+    inquiries: Inquiries,
 }
 
+/// Runs to inquire about, on their way to the pollers. A restart forgets them, as it forgets who sent
+/// what; a flood pushes out the oldest.
+type Inquiries = Arc<Mutex<VecDeque<Inquiry>>>;
+
 impl Handle {
+    /// Takes the runs that this source is to inquire about.
+    pub fn take_inquiries(&self, source: i64) -> Vec<Inquiry> {
+        let mut waiting = self
+            .inquiries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mine, others) = waiting.drain(..).partition(|each| each.source == source);
+        *waiting = others;
+        Vec::from(mine)
+    }
+
     /// Stores a report that comes from outside, where there may be more of them than we can write. On
     /// disk when this returns `Ok`.
     pub async fn store(&self, report: Report) -> Result<i64, Refusal> {
@@ -245,12 +262,14 @@ pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
     let (nudge_tx, nudges) = watch::channel(0);
     let batch_max = sizes.batch;
     let overload = Overload::new(batch_max);
+    let inquiries = Inquiries::default();
     let desk = WriterLoop {
         ledger,
         clock,
         overload: overload.clone(),
         head: head_tx,
         nudges: nudge_tx,
+        inquiries: inquiries.clone(),
         waiting_for_processing: Vec::new(),
         batch_max,
     };
@@ -260,6 +279,7 @@ pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
             overload,
             head,
             nudges,
+            inquiries,
         },
         move || desk.serve(waiting),
     )
@@ -275,6 +295,7 @@ struct WriterLoop<L> {
     overload: Overload,
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
+    inquiries: Inquiries,
     /// Who waits for the process of a report that is stored.
     waiting_for_processing: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
     /// So many jobs make a batch.
@@ -372,6 +393,7 @@ impl<L: BatchWriter> WriterLoop<L> {
     fn tell_processed(&mut self, processed: Result<BatchResult, LedgerError>) {
         match processed {
             Ok(batch) => {
+                self.pass_on(&batch);
                 publish(&batch, &self.head, &self.nudges);
                 sync::step();
                 let mut processed = batch.processed.into_iter();
@@ -385,6 +407,30 @@ impl<L: BatchWriter> WriterLoop<L> {
                 let refusal = failed(&error);
                 self.refuse_waiting(&refusal);
             }
+        }
+    }
+
+    /// Passes the runs to inquire about on to the pollers.
+    fn pass_on(&self, batch: &BatchResult) {
+        let named = batch
+            .processed
+            .iter()
+            .filter_map(|each| each.inquiry.clone());
+        let mut named = named.peekable();
+        if named.peek().is_none() {
+            return;
+        }
+        let mut waiting = self
+            .inquiries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for inquiry in named {
+            if waiting.len() >= limits::INQUIRIES_PASSED_ON_MAX {
+                // A delivery with a genuine signature is not pushed out by forged ones.
+                let forged = waiting.iter().position(|each| !each.genuine);
+                waiting.remove(forged.unwrap_or(0));
+            }
+            waiting.push_back(inquiry);
         }
     }
 

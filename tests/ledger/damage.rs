@@ -136,7 +136,8 @@ fn a_clock_that_was_set_back_does_not_stop_the_start_over_a_damaged_run() {
         bare.writer
             .execute(ClampPolls {
                 now: At(7),
-                latest: At(1_000)
+                latest: At(1_000),
+                sources: Vec::new(),
             })
             .unwrap(),
         3

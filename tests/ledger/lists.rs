@@ -192,6 +192,7 @@ fn runs_that_a_provider_counted_and_nobody_told_us_of_are_counted() {
 const CLAMP: ClampPolls = ClampPolls {
     now: At(7),
     latest: At(1_000),
+    sources: Vec::new(),
 };
 
 #[test]
@@ -212,6 +213,31 @@ fn a_clock_that_was_set_back_freezes_no_request() {
     assert_eq!(bare.count("SELECT count(*) FROM runs WHERE poll_at = 7"), 2);
     assert_eq!(bare.count("SELECT poll_at FROM runs WHERE id = 1"), 1_000);
     assert_eq!(bare.writer.execute(CLAMP).unwrap(), 0);
+}
+
+#[test]
+fn a_clock_that_was_set_back_delays_no_poll_by_more_than_the_longest_interval() {
+    let mut ledger = Ledger::new();
+    for run in 1..=3 {
+        ledger.hears(track(&format!("wr_{run}")));
+    }
+    let update = "UPDATE runs SET poll_at = iif(id = 1, NULL, id * 1000000),
+        poll_urgent_at = iif(id = 1, 9000000, NULL)";
+    ledger.sql().execute(update, []).unwrap();
+    let mut bare = ledger.bare();
+    let clamp = ClampPolls {
+        latest: At(i64::MAX),
+        sources: vec![(1, Duration::from_secs(2_500))],
+        ..CLAMP
+    };
+    assert_eq!(bare.writer.execute(clamp.clone()).unwrap(), 2);
+    assert_eq!(bare.writer.execute(clamp).unwrap(), 0);
+    let late = "SELECT count(*) FROM runs WHERE max(ifnull(poll_at, 0), ifnull(poll_urgent_at, 0)) > 7 + 2500000";
+    assert_eq!(bare.count(late), 0);
+    assert_eq!(
+        bare.count("SELECT poll_at FROM runs WHERE id = 2"),
+        2_000_000
+    );
 }
 
 #[test]

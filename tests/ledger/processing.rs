@@ -531,3 +531,39 @@ fn a_run_that_began_and_ended_between_two_sweeps_is_found_and_history_is_left_al
         0
     );
 }
+
+#[test]
+fn an_unknown_run_in_an_unproven_delivery_is_inquired_about_and_the_answer_decides() {
+    let mut ledger = Ledger::new();
+    let inquiry = ledger.hears(forged("wr_1", "completed")).inquiry.unwrap();
+    assert_eq!((inquiry.run_id.as_str(), inquiry.genuine), ("wr_1", false));
+    let stale = delivery(Verdict::Stale, state("wr_2", "completed"));
+    assert!(ledger.hears(stale).inquiry.unwrap().genuine);
+    assert!(ledger.run("wr_1").is_none(), "a hint opens nothing");
+
+    ledger.hears(track("wr_3"));
+    assert_eq!(ledger.hears(forged("wr_3", "completed")).inquiry, None);
+    assert_eq!(ledger.hears(signed("wr_4", "running")).inquiry, None);
+
+    ledger.hears(answer("wr_1", START, &state("wr_1", "running")));
+    assert!(ledger.run("wr_1").is_some(), "the answer opens it");
+    let old = state("wr_2", "completed").replace(
+        "{",
+        r#"{"created_at": "2020-01-01T00:00:00", "finished_at": "2020-01-01T00:05:00", "#,
+    );
+    ledger.hears(answer("wr_2", START, &old));
+    assert!(ledger.run("wr_2").is_none(), "it is history");
+    ledger.hears(answer("wr_5", START, &state("wr_5", "completed")));
+    assert!(
+        ledger.run("wr_5").is_some(),
+        "without a date it is believed"
+    );
+}
+
+#[test]
+fn without_a_key_no_run_is_inquired_about() {
+    let mut mute = source("sky", &Skyvern);
+    mute.api_key = None;
+    let mut ledger = Ledger::of([mute], ROOMY);
+    assert_eq!(ledger.hears(forged("wr_1", "completed")).inquiry, None);
+}

@@ -67,6 +67,14 @@ pub fn policy(words: &str) -> Policy {
             give_up: 3 * HOUR,
             ..policy
         },
+        "hasty" => Policy {
+            deadline: MINUTE,
+            ..policy
+        },
+        "short" => Policy {
+            give_up: 2 * MINUTE,
+            ..policy
+        },
         "lists" => Policy {
             listed_for: 10 * MINUTE,
             ..policy

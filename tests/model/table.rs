@@ -123,7 +123,13 @@ it is once another run is found                           | auto   | 0 get:runni
 # ── Deadlines ───────────────────────────────────────────────────────────────────────────────────
 before the deadline nothing is said                       | auto   | 0 client:track | 23h clock:timer | unchanged | - | -82780s | +1h
 past the deadline a run is overdue                        | auto   | 0 client:track | 24h clock:timer | overdue | - | -86380s | +6d
-an overdue run is asked about less often                  | auto   | 0 client:track; 24h clock:timer | 24h1m get:running | status | status 1 | hourly | ~
+an overdue run is asked about less often                  | hasty  | 0 client:track; 20 get:running; 50 get:running; 1m clock:timer | 90 get:running | unchanged | - | hourly | ~
+a clock that jumps ahead makes no poll rare               | auto   | 0 client:track; 20 get:running; 25h clock:timer | 25h1s get:running | unchanged | - | curve | ~
+nor does a stop of a month                                | auto   | 0 client:track; 20 get:running | 30d get:running | unchanged | - | curve | -2505600s
+a hint counts after the clock was set back                | auto   | 1h client:track; 61m hint:failed; 62m get:running | 30m hint:failed | hinted | - | now! | ~
+a jump of the clock does not spread misses                | auto   | 0 client:track; 1m get:404; 26h get:404 | 26h1m get:404 | missed | - | +5m | ~
+one answer after an outage does not use up a short limit  | short  | 0 client:track; 20 get:running; 40 get:running; 41 get:5xx | 1h get:running | unchanged | - | curve | +40s
+answers that come when they are due do                    | short  | 0 client:track; 20 get:running; 50 get:running; 80 get:running | 2m get:running | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
 an overdue run settles like any other                     | auto   | 0 client:track; 24h clock:timer | 25h signed:succeeded! | settled | succeeded by webhook | - | -
 past give_up there is one last question                   | auto   | 0 client:track; 1d clock:timer | 7d clock:timer | unchanged | - | now! | +1m
 answers for as long as give_up end it                      | brief  | 0 client:track; 1h get:running; 2h get:running | 3h get:running | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -

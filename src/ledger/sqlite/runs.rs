@@ -36,12 +36,35 @@ impl Transaction<'_> {
     }
 
     pub(super) fn clamp_polls(&mut self, command: &ClampPolls) -> Result<usize> {
-        Ok(self.tx.execute(
+        let mut moved = self.tx.execute(
             "UPDATE runs SET poll_at = ?1,
                     state = CASE WHEN json_valid(state) THEN json_set(state, '$.poll.at', ?1) ELSE state END
                  WHERE poll_at IS NOT NULL AND poll_at > ?2",
             (command.now.0, command.latest.0),
-        )?)
+        )?;
+        for (source, interval) in &command.sources {
+            let span = i64::try_from(interval.as_millis())
+                .unwrap_or(i64::MAX)
+                .max(1);
+            for column in ["poll_at", "poll_urgent_at"] {
+                // The run's number spreads the polls over the interval.
+                let sql = format!(
+                    "UPDATE runs SET {column} = ?2 + (id * 7919) % ?3,
+                        state = CASE WHEN json_valid(state)
+                            THEN json_set(state, '$.poll.at', ?2 + (id * 7919) % ?3) ELSE state END
+                     WHERE source = ?1 AND {column} > ?2 + ?3 AND wake_at IS NOT NULL"
+                );
+                moved += self.tx.execute(&sql, (source, command.now.0, span))?;
+            }
+        }
+        self.tx.execute(
+            "UPDATE runs SET wake_at = ?1, state = json_set(state, '$.wake_at', ?1)
+             WHERE wake_at > ?1 AND json_valid(state)
+                AND (json_extract(state, '$.phase.open.claim') IS NOT NULL
+                    OR json_extract(state, '$.phase.open.seen') IS NOT NULL)",
+            [command.now.0],
+        )?;
+        Ok(moved)
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use settled::config::Source;
 use settled::demo::clouds::Keys;
@@ -12,7 +11,6 @@ use settled::ledger::commands::ClampPolls;
 use settled::ledger::{Reader, UnverifiedLimits, View, Writer};
 use settled::limits;
 use settled::model::At;
-use settled::model::schedule;
 use settled::polling::rate_limit::RateLimiter;
 use settled::polling::{Scheduler, Started, Task};
 use settled::providers::{ApiResponse, ResponseClass};
@@ -48,9 +46,8 @@ impl Daemon {
     /// Starts in the order of the real one: the ledger, what is owed, the clients.
     pub fn start(store: &Path, keys: &Keys, now: At) -> Daemon {
         let mut writer = Writer::open(store, now).unwrap();
-        let latest = now.plus(schedule::CHECKS[1] + Duration::from_secs(3600));
-        writer.execute(ClampPolls { now, latest }).unwrap();
         let sources = reconciler::register(&mut writer, &clouds::accounts(keys), now).unwrap();
+        writer.execute(ClampPolls::of(&sources, now)).unwrap();
         let reader = writer.reader();
         let desks = sources
             .members()

@@ -728,7 +728,7 @@ impl Simulation {
         let asked = self.asked.entry(name.to_owned()).or_default();
         match task {
             Task::Sweep => asked.0 += 1,
-            Task::Run(_) | Task::Probe => asked.1 += 1,
+            Task::Run(_) | Task::Probe | Task::Inquiry => asked.1 += 1,
         }
         let meter = self.meters.get_mut(&desk).unwrap();
         meter
