@@ -70,6 +70,7 @@ fn run(phase: Phase) -> Run {
         watched: Watched {
             until: At(8_500),
             ms: 3_500,
+            due: At(8_900),
         },
         hinted_at: Some(At(9_000)),
         overdue: true,
@@ -94,6 +95,8 @@ fn open() -> Run {
         seen: Some(evidence()),
         misses: Some(Misses {
             first: At(13_000),
+            last: At(13_500),
+            spread_ms: 500,
             count: 2,
         }),
     }))

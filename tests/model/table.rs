@@ -127,13 +127,13 @@ an overdue run is asked about less often                  | hasty  | 0 client:tr
 a clock that jumps ahead makes no poll rare               | auto   | 0 client:track; 20 get:running; 25h clock:timer | 25h1s get:running | unchanged | - | curve | ~
 nor does a stop of a month                                | auto   | 0 client:track; 20 get:running | 30d get:running | unchanged | - | curve | -2505600s
 a hint counts after the clock was set back                | auto   | 1h client:track; 61m hint:failed; 62m get:running | 30m hint:failed | hinted | - | now! | ~
-a jump of the clock does not spread misses                | auto   | 0 client:track; 1m get:404; 26h get:404 | 26h1m get:404 | missed | - | +5m | ~
+a jump of the clock does not spread misses                | auto   | 0 client:track; 1m get:404; 26h get:404 | 26h1m get:404 | missed | - | +5m | -121m
 one answer after an outage does not use up a short limit  | short  | 0 client:track; 20 get:running; 40 get:running; 41 get:5xx | 1h get:running | unchanged | - | curve | +40s
 answers that come when they are due do                    | short  | 0 client:track; 20 get:running; 50 get:running; 80 get:running | 2m get:running | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
 an overdue run settles like any other                     | auto   | 0 client:track; 24h clock:timer | 25h signed:succeeded! | settled | succeeded by webhook | - | -
 past give_up there is one last question                   | auto   | 0 client:track; 1d clock:timer | 7d clock:timer | unchanged | - | now! | +1m
 answers for as long as give_up end it                      | brief  | 0 client:track; 1h get:running; 2h get:running | 3h get:running | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
-time without an answer hardly counts                      | brief  | 0 client:track; 1h get:running; 3d clock:timer | 3d1s get:running | unchanged | - | hourly | +45m
+time without an answer hardly counts                      | brief  | 0 client:track; 1h get:running; 3d clock:timer | 3d1s get:running | unchanged | - | curve | +1h
 a forbidden run is given up too                           | brief  | 0 client:track; 1h get:403; 2h get:403 | 3h get:403 | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
 failures count while other runs are answered               | brief  | 0 client:track; 1h other:found; 1h1s get:5xx; 2h other:found; 2h1s get:5xx; 3h1s other:found | 3h2s get:5xx | settled | indeterminate by inferred unconfirmed deadline_exceeded | +10m | -
 failures alone do not                                     | brief  | 0 client:track; 1h get:5xx; 2h get:5xx; 3h get:5xx | 9h get:5xx | unchanged | - | curve | +1m
@@ -141,7 +141,7 @@ a failed one does not                                     | auto   | 0 client:tr
 an end in it is believed                                  | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d10s get:succeeded | settled | succeeded by poll | - | -
 without an answer nothing ends                            | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 30d clock:timer | unchanged | - | now! | +1m
 a webhook does not move the timer                         | auto   | 0 client:track; 1d clock:timer; 7d clock:timer | 7d20s signed:running | status | status 1 | -20s! | +40s
-an answer after a long silence is not the last            | auto   | 0 client:track; 1d clock:timer; 6d get:running | 7d get:running | unchanged | - | hourly | ~
+an answer after a long silence is not the last            | auto   | 0 client:track; 1d clock:timer; 6d get:running | 7d get:running | unchanged | - | curve | ~
 without a key there is no last question                   | mute   | 0 client:track; 1d clock:timer | 7d clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
 without a key a webhook gets an hour after a stop         | mute   | 0 client:track; 1d clock:timer | 8d clock:timer | unchanged | - | - | +1h
 and no more than that                                     | mute   | 0 client:track; 1d clock:timer; 8d clock:timer | 8d1h clock:timer | settled | indeterminate by inferred unconfirmed deadline_exceeded | - | -
