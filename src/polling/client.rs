@@ -145,6 +145,7 @@ impl SourceClient {
 
     /// The client of a source whose configuration has changed. It keeps the rate limiter and the
     /// clock skew, unless the source now leads to another API.
+    #[must_use]
     pub fn reloaded(&self, member: Arc<Source>) -> SourceClient {
         let (old, new) = (&self.member.config, &member.config);
         let now = (self.clock)();

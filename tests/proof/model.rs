@@ -128,7 +128,7 @@ impl Reference {
                     now,
                     report: id,
                     seed,
-                    since: At(0),
+                    since: member.since,
                     found_at: self.found_at.get(&member.id).copied(),
                 },
             );
