@@ -1,8 +1,8 @@
-//! The only place where anything is concluded.
+//! The only place where the state of a run changes.
 //!
 //! [`decide`] is a function of a run, one observation, the source's policy and the time. What it
-//! returns is the whole truth about what happens next: the run's new state, what the feed says
-//! (at most one record), and when to ask or wake again.
+//! returns is all that happens next: the run's new state, what the feed publishes
+//! (at most one record), and when to poll next or wake again.
 //!
 //! The rules, in the order of the code:
 //!
@@ -11,14 +11,16 @@
 //!   only if it was still alive when its source was first configured. The same holds for a run that
 //!   is first known from the answer to an inquiry.
 //! * The phase goes from open to settled once and never back.
-//! * A webhook that says "ended" settles at once if the policy lets it, else it is *claimed*: we
-//!   ask, and if no answer comes in time it settles unconfirmed.
+//! * A webhook that says "ended" settles at once if the policy lets it. Otherwise it is *claimed*: the
+//!   run is polled, and if no answer comes in time it settles unconfirmed.
 //! * An answer that says "ended" settles at once when `grace` is zero or when a claim that could
 //!   have settled alone agrees; else it is *seen*, and a second answer, `grace` later, must agree. If
 //!   none comes in time it settles unconfirmed too.
-//! * Of several voices the one that outranks the others is believed, in whatever order they came.
+//! * Of several pieces of evidence the one that outranks the others is believed, in whatever order they came.
 //!   After the completion this can only lead to amendments, at most [`AMENDMENTS_MAX`].
-//! * Nothing is guessed: vanished and overdue runs end as indeterminate, with a reason.
+//! * Nothing is guessed: vanished runs, and runs past `give_up`, end as indeterminate, with a reason.
+//! * Nothing ends by time in which nobody could poll (invariant 11): see [`Watched`]. Evidence that was
+//!   held when the daemon stopped or the clock jumped gets one more poll first.
 
 use std::time::Duration;
 
@@ -32,18 +34,18 @@ use super::{At, Kind, Origin, Outcome, Trust, Via, words};
 
 /// No run is ever amended more often than this; a further contradiction is reported, not published.
 pub const AMENDMENTS_MAX: u32 = 3;
-/// How often a settled run is asked about because a weaker evidence disputes it.
+/// How often a settled run is polled because weaker evidence disputes it.
 const DISPUTES_MAX: u32 = 3;
 
 /// Everything `decide` needs to know of a run, and all it changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// What sort of run, once anybody said.
+    /// The kind of run, once a report has named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
-    /// When we first heard of it.
+    /// When a report first named it.
     pub known_since: At,
-    /// By which mouth we first heard of it.
+    /// How that report came.
     pub found_by: Via,
     /// What is known about it beside its end: group, metadata, birth, last open status.
     pub detail: Detail,
@@ -51,12 +53,12 @@ pub struct Run {
     pub progress: Progress,
     /// Authentic webhooks about it.
     pub webhooks: Arrivals,
-    /// Questions asked about it that were answered or failed.
+    /// Polls of it that were answered or failed.
     pub polls: u32,
-    /// When a question was last really answered.
+    /// When a poll last showed the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<At>,
-    /// For how long the provider could be asked about it, and was.
+    /// For how long the provider could be polled about it, and was.
     #[serde(default)]
     pub watched: Watched,
     /// When a hint last moved its next poll.
@@ -66,16 +68,16 @@ pub struct Run {
     pub overdue: bool,
     /// Status records published.
     pub statuses: u32,
-    /// Every outcome that an entitled evidence has told, so that one that only covers another is
+    /// Every outcome that entitled evidence has claimed, so that one that only covers another is
     /// read as that other whichever came first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claimed_outcomes: Vec<Outcome>,
-    /// Open, with what we hold against it, or settled, with what we believe.
+    /// Open, with the evidence held about it, or settled, with the evidence believed.
     pub phase: Phase,
-    /// When to ask next.
+    /// When to poll next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll: Option<PollPlan>,
-    /// When our own clock has something to say next.
+    /// When the run's timer fires: the next moment at which a limit passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake_at: Option<At>,
 }
@@ -94,7 +96,7 @@ pub struct Watched {
     pub due: At,
 }
 
-/// How many came, and when the first and the last.
+/// A count of arrivals, with the times of the first and the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arrivals {
     /// How many.
@@ -107,12 +109,12 @@ pub struct Arrivals {
     pub last: Option<At>,
 }
 
-/// A question that is wanted.
+/// A poll that is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PollPlan {
     /// Not before this.
     pub at: At,
-    /// Does not wait for the source's cron gate.
+    /// The poll does not wait for the source's poll window.
     pub urgent: bool,
 }
 
@@ -120,13 +122,13 @@ pub struct PollPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Not over, as far as anybody entitled has said conclusively.
+    /// No entitled report has shown conclusively that it is over.
     Open(Open),
     /// Over; its completion is published.
     Settled(Settled),
 }
 
-/// What we hold about the end of an open run.
+/// The evidence held about the end of an open run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Open {
@@ -142,7 +144,7 @@ pub struct Open {
 }
 
 impl Open {
-    /// The ends that were observation.
+    /// All evidence of an end that is held.
     fn held(&self) -> impl Iterator<Item = &Evidence> {
         self.claim
             .as_ref()
@@ -151,7 +153,7 @@ impl Open {
             .chain(&self.seen)
     }
 
-    /// Holds what is held for its full time from now on.
+    /// Holds all evidence for its full time from now on.
     fn hold_from(&mut self, at: &Circumstances<'_>) {
         if let Some(held) = &mut self.claim {
             held.until = at.now.plus(at.policy.confirm_timeout);
@@ -162,8 +164,8 @@ impl Open {
         }
     }
 
-    /// When that settles the run even if nothing more was to be had. A claim waits for an answer; once
-    /// it has one, what is waited for is the second, or the grace would end before it was over.
+    /// When held evidence settles the run even if no further answer comes. A claim waits for an
+    /// answer; once it has one, it waits for the second, or the grace would end before it was over.
     fn held_until(&self, policy: &Policy) -> Option<At> {
         let answered = |claim: &Claimed| {
             self.seen
@@ -187,11 +189,11 @@ impl Open {
 /// A held webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claimed {
-    /// What it said.
+    /// The evidence.
     pub evidence: Evidence,
-    /// When it settles the run even if no answer was to be had.
+    /// When it settles the run even if no answer comes.
     pub until: At,
-    /// Questions asked since.
+    /// Polls since.
     pub polls: u32,
 }
 
@@ -210,20 +212,20 @@ pub struct Misses {
     pub count: u32,
 }
 
-/// What we believe of a settled run.
+/// The state of a settled run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settled {
     /// The evidence last published.
     pub belief: Evidence,
-    /// What settled it.
+    /// How the evidence that settled it came.
     pub origin: Origin,
-    /// Nothing the policy wanted to hear is missing; see [`Publication::Completion`].
+    /// Nothing that the policy asks for is missing; see [`Publication::Completion`].
     pub confirmed: bool,
     /// When it settled.
     pub at: At,
     /// Amendments published.
     pub amendments: u32,
-    /// Questions wanted because of a dispute.
+    /// Polls planned because of a dispute.
     pub disputes: u32,
     /// Since when a dispute waits for the answer that decides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,7 +235,7 @@ pub struct Settled {
     pub checks: Option<u32>,
 }
 
-/// What the feed is to say. The record's content is the run's new state.
+/// The record for the feed. The record's content is the run's new state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {
     /// The run has settled. `confirmed` in it is false exactly when the policy wanted an
@@ -244,7 +246,7 @@ pub enum Publication {
     Amendment {
         /// Which correction this is.
         number: u32,
-        /// What had been published before.
+        /// The outcome published before.
         previous: Outcome,
     },
     /// The n-th change (from 1) of an open run's status.
@@ -254,23 +256,23 @@ pub enum Publication {
 words! {
     /// What an observation did, for the run's timeline.
     Effect {
-        /// We had not known the run; now we watch it.
+        /// The run was unknown; now it is watched.
         Opened = "opened",
         /// An open run's status changed.
         Status = "status",
         /// Nothing new.
         Unchanged = "unchanged",
-        /// An end was heard and is held until it is confirmed.
+        /// Evidence of an end is held until it is confirmed.
         Held = "held",
-        /// What was held is withdrawn: the provider says the run goes on.
+        /// Held evidence is withdrawn: the provider says the run goes on.
         Withdrawn = "withdrawn",
         /// The run settled.
         Settled = "settled",
         /// A published end was corrected.
         Amended = "amended",
-        /// A settled run heard its own end again.
+        /// A report repeats the end of a settled run.
         Confirmed = "confirmed",
-        /// A weaker evidence contradicts; we ask where an answer could change anything.
+        /// Weaker evidence contradicts; the run is polled where an answer could change anything.
         Disputed = "disputed",
         /// A contradiction beyond the last amendment; it stays unpublished.
         Exhausted = "exhausted",
@@ -285,14 +287,14 @@ words! {
     }
 }
 
-/// What is concluded from one observation.
+/// The decision on one observation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// The run's new state; `None`: there is no such run and there will be none.
     pub run: Option<Run>,
-    /// What the feed says.
+    /// The record for the feed, if there is one.
     pub publish: Option<Publication>,
-    /// What to write into the run's timeline.
+    /// The effect, for the run's timeline.
     pub effect: Effect,
 }
 
@@ -307,13 +309,13 @@ pub struct Circumstances<'a> {
     pub report: i64,
     /// See [`schedule::seed`].
     pub seed: u64,
-    /// When the run's source was first configured. What was over before is history.
+    /// When the run's source was first configured. A run that was over before is history.
     pub since: At,
     /// When the provider last showed any run of the source in answer to a status request.
     pub found_at: Option<At>,
 }
 
-/// Concludes.
+/// Decides on one observation of a run.
 pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_>) -> Decision {
     let known = run.is_some();
     let Some(mut run) = run.or_else(|| open(observation, at)) else {
@@ -356,14 +358,14 @@ pub fn decide(run: Option<Run>, observation: &Observation, at: &Circumstances<'_
     }
 }
 
-/// A run we had not heard of, if what we hear may open one.
+/// A new run, if the observation may open one.
 fn open(observation: &Observation, at: &Circumstances<'_>) -> Option<Run> {
     let opens = match observation.claim {
         Claim::Listed { over: true } if observation.via == Via::Sweep => {
             observation.last_sign() >= Some(at.since)
         }
         // The answer to an inquiry about a run that a hint named. Undated, it cannot be told from
-        // history, and a completion too many is better than a run that nobody hears of.
+        // history, and a completion too many is better than a run without one.
         Claim::Ended(_) if observation.via == Via::Poll => observation
             .last_sign()
             .is_none_or(|last_sign| last_sign >= at.since),
@@ -450,8 +452,8 @@ fn evidence(ending: Ending, observation: &Observation, at: &Circumstances<'_>) -
     }
 }
 
-/// A list shows the run, so it is not gone. Still open there: its own question can wait, within
-/// reason. Over there: ask, since a list is a copy that may be wrong.
+/// A list shows the run, so it is not gone. If it is open there, its own poll can wait, within reason.
+/// If it is over there, the run is polled, since a list is a copy that may be wrong.
 fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstances<'_>) -> Effect {
     if let (Trust::Authoritative, Phase::Open(open)) = (observation.trust, &mut run.phase) {
         open.misses = None;
@@ -479,7 +481,7 @@ fn listed(run: &mut Run, observation: &Observation, over: bool, at: &Circumstanc
     Effect::Unchanged
 }
 
-/// Somebody entitled says that the run goes on.
+/// An entitled report says that the run goes on.
 fn goes_on(
     run: &mut Run,
     observation: &Observation,
@@ -594,7 +596,7 @@ fn answered_ended(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> 
 }
 
 /// The answer to go by after one more, with the time since which it holds, and whether it has been
-/// given twice: a later question did not change it.
+/// given twice: a later poll did not change it.
 fn look_twice(
     seen: Option<Evidence>,
     evidence: Evidence,
@@ -677,7 +679,7 @@ fn timer(run: &mut Run, at: &Circumstances<'_>) -> Conclusion {
         if !at.policy.can_poll || at.now.since(until) <= schedule::LATE {
             return conclude_without_answer(run, "", Via::Clock, at);
         }
-        // Nobody could ask when the hold ended: we were off, or the clock jumped. One poll comes first.
+        // The hold ended while the daemon was off, or in a jump of the clock. One poll comes first.
         open.hold_from(at);
         run.poll_now(at);
         return (None, Effect::Unchanged);
@@ -758,7 +760,7 @@ fn once_settled(run: &mut Run, observation: &Observation, at: &Circumstances<'_>
 }
 
 /// When a settled run is looked at again, if at all: while it is disputed, and on the occasions of
-/// [`schedule::CHECKS`] if nobody confirmed it.
+/// [`schedule::CHECKS`] if it is unconfirmed.
 fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<PollPlan> {
     let pending = |since: At| at.now.since(since) < schedule::LOOK_FOR;
     if !at.policy.can_poll {
@@ -783,7 +785,7 @@ fn next_look(settled: &Settled, at: &Circumstances<'_>) -> Option<PollPlan> {
     }
 }
 
-/// A settled run hears an end, its own or another.
+/// Entitled evidence of an end comes to a settled run: its own or another.
 fn hear_again(run: &mut Run, evidence: Evidence, at: &Circumstances<'_>) -> Conclusion {
     let Phase::Settled(settled) = &mut run.phase else {
         unreachable!("called once settled")
@@ -845,8 +847,8 @@ impl Settled {
         self.checks = None;
     }
 
-    /// A question was answered: the check that was due is done, and a dispute older than the
-    /// question is decided.
+    /// A poll was answered: the check that was due is done, and a dispute older than the poll is
+    /// decided.
     fn note_answer(&mut self, observation: &Observation) {
         if matches!(observation.claim, Claim::Nothing | Claim::Withheld) {
             return;
@@ -864,19 +866,19 @@ impl Settled {
 }
 
 impl Run {
-    /// When the run began, as far as anybody said; else when we first heard of it.
+    /// When the run began, if a report says so; else when it became known.
     pub fn opened_at(&self) -> At {
         self.detail
             .opened_at
             .map_or(self.known_since, |told| told.min(self.known_since))
     }
 
-    /// Whether it is to be asked about without waiting for the source's cron gate.
+    /// Whether it is polled without waiting for the source's poll window.
     pub fn is_urgent(&self) -> bool {
         self.poll.is_some_and(|plan| plan.urgent)
     }
 
-    /// The clock may have been stepped back: nothing is held for longer because of it.
+    /// If the clock has been stepped back, evidence is held no longer for it.
     fn clamp(&mut self, policy: &Policy, now: At) {
         let Phase::Open(open) = &mut self.phase else {
             return;
@@ -889,7 +891,7 @@ impl Run {
         }
     }
 
-    /// Counts what came and keeps what it tells.
+    /// Counts the report and keeps its details.
     fn note(&mut self, observation: &Observation, now: At) {
         match observation.via {
             Via::Webhook if observation.entitled() => {
@@ -919,7 +921,7 @@ impl Run {
         }
     }
 
-    /// The evidence, saying as exactly as anybody did what it says.
+    /// The evidence, with the most exact outcome claimed that it covers.
     fn refined(&self, mut evidence: Evidence) -> Evidence {
         if let Some(finer) = evidence
             .ending
@@ -935,7 +937,7 @@ impl Run {
         evidence
     }
 
-    /// Keeps what is said about the run itself. What was said first stays, except metadata, where
+    /// Keeps details of the run itself. The first value stays, except of metadata, where
     /// later keys are added.
     fn learn(&mut self, observation: &Observation) {
         let (mine, said) = (&mut self.detail, &observation.detail);
@@ -975,7 +977,7 @@ impl Run {
         Effect::Hinted
     }
 
-    /// A evidence without the last word contradicts what was published: we ask, unless that was an
+    /// Weaker evidence contradicts the published end: the run is polled, unless that end came from an
     /// answer already which no later one can outrank.
     fn dispute(&mut self, at: &Circumstances<'_>) {
         let Phase::Settled(settled) = &mut self.phase else {
@@ -1008,8 +1010,8 @@ impl Run {
         });
     }
 
-    /// After a poll that said nothing. An overdue run that could not be asked about is not left
-    /// alone as if it had been.
+    /// Plans the next poll after one that said nothing. An overdue run that could not be polled does
+    /// not wait as long as one that was.
     fn poll_after_failure(&mut self, at: &Circumstances<'_>) {
         self.poll_again(at);
         let held = matches!(&self.phase, Phase::Open(open) if open.held().next().is_some());
@@ -1026,7 +1028,7 @@ impl Run {
         }
     }
 
-    /// After an answer that left the run open.
+    /// Plans the next poll after an answer that left the run open.
     fn poll_again(&mut self, at: &Circumstances<'_>) {
         match &self.phase {
             Phase::Open(Open {
@@ -1138,7 +1140,7 @@ impl Run {
             .then(|| conclude_without_answer(self, "deadline_exceeded", via, at))
     }
 
-    /// Without a key nobody can be asked, and only the clock can end the run. If the daemon was off
+    /// Without a key no poll is possible, and only the clock can end the run. If the daemon was off
     /// when `give_up` passed, a webhook first gets [`schedule::LAST_CHANCE`] to arrive.
     fn give_up_unasked(&mut self, at: &Circumstances<'_>) -> Option<Conclusion> {
         let passed = self.give_up_at(at.policy);

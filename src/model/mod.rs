@@ -2,7 +2,7 @@
 //!
 //! Nothing in this folder knows tokio, SQL, HTTP, JSON text, randomness or a clock: time comes in
 //! as an argument, conclusions go out as values. Read in this order: [`observation`] (what was
-//! claimed), [`decide`] (what we conclude), [`schedule`] (when to ask next), [`record`] (what the
+//! claimed), [`decide`] (the decision), [`schedule`] (when to poll next), [`record`] (what the
 //! feed says).
 
 pub mod decide;
@@ -83,7 +83,7 @@ macro_rules! words {
 pub(crate) use words;
 
 words! {
-    /// What sort of remote work a run is.
+    /// The kind of remote work that a run is.
     Kind {
         /// Skyvern task; Browser Use v2 task.
         Task = "task",
@@ -113,25 +113,25 @@ words! {
         Succeeded = "succeeded",
         /// The provider says the work failed.
         Failed = "failed",
-        /// Somebody or something stopped it.
+        /// It was stopped before its end.
         Cancelled = "cancelled",
         /// The provider's own time limit ended it.
         TimedOut = "timed_out",
-        /// It is over, or we gave up, and nobody entitled has said how it ended.
+        /// It is over, or settled gave up, and no entitled report says how it ended.
         Indeterminate = "indeterminate",
     }
 }
 
 words! {
-    /// What settled a run.
+    /// How the evidence that settled a run came.
     Origin {
         /// A webhook said that the run had ended, alone or confirmed by an answer.
         Webhook = "webhook",
-        /// Only our own question found it out: the webhook was lost, late or never sent.
+        /// Only our own poll found it out: the webhook was lost, late or never sent.
         Poll = "poll",
         /// The signed payload in a provider's answer to a request to send its webhook again.
         Replay = "replay",
-        /// Nobody said it; a limit was passed or the run vanished.
+        /// No report said it: a limit passed or the run vanished.
         Inferred = "inferred",
     }
 }
@@ -139,31 +139,31 @@ words! {
 words! {
     /// How far an observation may be believed. The order of the variants is the order of belief.
     Trust {
-        /// Everything that proved nothing. It changes only when the run is asked about next.
+        /// A report that proved nothing. It changes only when the run is polled next.
         Hint = "hint",
         /// Unsigned, but the secret path and headers matched.
         SharedSecret = "shared_secret",
         /// The signature was verified.
         Signed = "signed",
-        /// The provider answered our own authenticated question.
+        /// The provider answered our own authenticated request.
         Authoritative = "authoritative",
     }
 }
 
 words! {
-    /// By which mouth a report came in.
+    /// How a report came in.
     Via {
         /// An HTTP request on a webhook endpoint.
         Webhook = "webhook",
-        /// The answer to our question about one run.
+        /// The answer to a poll of one run.
         Poll = "poll",
-        /// The answer to our question about all runs of a source.
+        /// A page of the provider's list of runs.
         Sweep = "sweep",
         /// The signed payload in the answer to a retry-webhook call.
         Replay = "replay",
-        /// Our own clock: a limit was passed.
+        /// A timer of ours: a limit passed.
         Clock = "clock",
-        /// An operator or a client told us of a run.
+        /// An operator or a client named a run.
         Operator = "operator",
     }
 }

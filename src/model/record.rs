@@ -19,7 +19,7 @@ words! {
     RecordType {
         /// A run has settled.
         Completion = "settled.run.completion",
-        /// What was published about a run was wrong.
+        /// The published end of a run was wrong.
         Amendment = "settled.run.amendment",
         /// An open run's status changed.
         Status = "settled.run.status",
@@ -85,7 +85,7 @@ pub struct Draft {
     pub data: String,
 }
 
-/// Who a record is about.
+/// The run that a record is about.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
     /// The provider's name.

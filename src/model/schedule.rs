@@ -1,6 +1,6 @@
-//! When to ask: the policy of a source, the curve of its polls and the limits on absence.
+//! When to poll: the policy of a source, the curve of its polls and the limits on absence.
 //!
-//! Jitter comes from a hash of the run and the number of the question, so the same history polls
+//! Jitter comes from a hash of the run and the number of the poll, so the same history polls
 //! at the same moments.
 
 use std::time::Duration;
@@ -11,16 +11,16 @@ use super::{At, words};
 words! {
     /// Whether a terminal webhook settles at once.
     Confirm {
-        /// As the provider's dialect says for each event.
+        /// As the provider says for each event.
         Auto = "auto",
-        /// Always ask once first.
+        /// Always poll once first.
         Always = "always",
-        /// Never ask first.
+        /// Never poll first.
         Never = "never",
     }
 }
 
-/// Everything that a person may decide about when a run settles and how it is asked about.
+/// Everything that a person may decide about when a run settles and how it is polled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Does a terminal webhook settle alone?
@@ -37,13 +37,13 @@ pub struct Policy {
     pub first_poll: Duration,
     /// The longest interval of the curve.
     pub max_interval: Duration,
-    /// Ages at which the provider's own limits make an answer likely: asked at in any case.
+    /// Ages at which the provider's own limits make an answer likely: the run is polled then in any case.
     pub expected_end_ages: &'static [Duration],
     /// Which of two differing answers is believed.
     pub answer_precedence: AnswerPrecedence,
-    /// Whether we have what it takes to ask (an API key).
+    /// Whether the source can be polled at all: it has an API key.
     pub can_poll: bool,
-    /// How long being listed as open spares a run its own question.
+    /// How long being listed as open spares a run its own poll.
     pub listed_for: Duration,
 }
 
@@ -57,7 +57,7 @@ pub const YOUNG: Duration = MINUTE;
 pub const MISSES_MIN: u32 = 3;
 /// … if the last is at least this long after the first.
 pub const MISSES_SPAN: Duration = Duration::from_secs(600);
-/// After a miss we ask again this much later.
+/// After a miss the run is polled again this much later.
 pub const MISS_INTERVAL: Duration = Duration::from_secs(300);
 /// Hints may bring a run's next poll forward this often.
 pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
@@ -66,11 +66,11 @@ pub const HINT_INTERVAL: Duration = Duration::from_secs(30);
 pub const LAST_CHANCE: Duration = Duration::from_secs(3600);
 /// A timer that fires later than this fires after a stop or a jump of the clock.
 pub const LATE: Duration = Duration::from_secs(30);
-/// When a settlement nobody confirmed is looked at again.
+/// When an unconfirmed settlement is polled again.
 pub const CHECKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(86_400)];
-/// Nobody polls for longer than this about a run that has settled.
+/// A settled run is not polled for longer than this.
 pub const LOOK_FOR: Duration = Duration::from_secs(2 * 86_400);
-/// An overdue run is asked about this many times less often.
+/// An overdue run is polled this many times less often.
 const OVERDUE_STRETCH: u32 = 12;
 /// Waiting times while a provider's own store lags behind its webhook.
 const LAG: [Duration; 5] = [
@@ -102,12 +102,12 @@ pub fn counted(policy: &Policy, between: Duration, late: Duration) -> Duration {
     })
 }
 
-/// When a run that was opened at `opened_at` and is known from `now` on is asked about first.
+/// When a run that was opened at `opened_at` and is known from `now` on is polled first.
 pub fn first(policy: &Policy, opened_at: At, now: At) -> At {
     opened_at.plus(policy.first_poll).max(now)
 }
 
-/// When to ask next after `polls` answers that did not end the run.
+/// When to poll next after `polls` answers that did not end the run.
 pub fn next(policy: &Policy, opened_at: At, polls: u32, overdue: bool, seed: u64, now: At) -> At {
     let curve = now.plus(interval(policy, polls, overdue, seed));
     policy
@@ -118,12 +118,12 @@ pub fn next(policy: &Policy, opened_at: At, polls: u32, overdue: bool, seed: u64
         .map_or(curve, |expected_end| curve.min(expected_end))
 }
 
-/// When to look again while the provider's answers lag behind what it already told us.
+/// When to poll again while the provider's answers lag behind its own webhook.
 pub fn after_lag(polls: u32, now: At) -> At {
     now.plus(LAG[(polls as usize).min(LAG.len() - 1)])
 }
 
-/// When to ask again a question that has been due, and has failed, since `due`: twice as long after
+/// When to repeat a poll that has been due, and has failed, since `due`: twice as long after
 /// it, within the bounds of the lag.
 pub fn after_failing_since(due: At, now: At) -> At {
     now.plus(now.since(due).clamp(LAG[0], LAG[LAG.len() - 1]))

@@ -1,7 +1,7 @@
 //! Inquiries: polls of runs that are known only from a delivery that could not be verified.
 //!
 //! Such a delivery is a hint (invariant 7). It changes nothing, but it may be genuine all the same: an
-//! old signature, a clock that is off, a key that nobody configured. So the run that it names is polled
+//! old signature, a clock that is off, a key that is not configured. So the run that it names is polled
 //! once with our own key, and the answer decides. Anybody can send deliveries, so inquiries are bounded:
 //!
 //! * Each source starts at most one inquiry per [`limits::INQUIRY_INTERVAL`], after a burst of
@@ -166,7 +166,7 @@ impl Inquiries {
 /// An inquiry that is under way.
 #[derive(Clone, Debug)]
 pub struct StartedInquiry {
-    /// What is asked.
+    /// The run and where it was named.
     pub inquiry: Inquiry,
     /// How often it has been started, this time included.
     attempts: u32,
