@@ -548,7 +548,7 @@ fn an_unknown_run_in_an_unproven_delivery_is_inquired_about_and_the_answer_decid
     ledger.hears(answer("wr_1", START, &state("wr_1", "running")));
     assert!(ledger.run("wr_1").is_some(), "the answer opens it");
     let old = state("wr_2", "completed").replace(
-        "{",
+        '{',
         r#"{"created_at": "2020-01-01T00:00:00", "finished_at": "2020-01-01T00:05:00", "#,
     );
     ledger.hears(answer("wr_2", START, &old));
