@@ -34,6 +34,9 @@ use crate::model::{At, RunId, RunKey, Trust, Via, schedule};
 use crate::providers::{Delivery, Reading};
 use crate::report::{Meta, Report};
 
+#[cfg(test)]
+mod tests;
+
 /// A stored report: its id and what it says.
 pub type Stored = (i64, Report);
 

@@ -1,8 +1,8 @@
-//! The way to the writer, and the loop that serves it.
+//! The handle to the writer, and the loop on the writer's thread.
 //!
-//! What is promised here: nobody is told "stored" before the commit of what he handed in, nor
-//! "processed" before that of its consequences; everybody is told something, whatever fails; the head
-//! never runs ahead of the commit. `schedules` explores in which order things may happen.
+//! The promises: a caller gets "stored" only after the commit of its report, and "processed" only
+//! after the commit of what the report led to. Every caller gets a reply, whatever fails. The head
+//! never runs ahead of the commit. `schedules` explores the orders in which this may happen.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,16 +20,16 @@ use crate::limits;
 use crate::model::At;
 use crate::report::Report;
 
-/// Why nothing was written.
+/// Why the writer has written nothing for a caller.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Refusal {
-    /// More waits than we let wait.
+    /// More reports wait than may wait.
     #[error("too much is waiting to be written; try again in a few seconds")]
     Busy,
-    /// The ledger could not take it.
+    /// The ledger failed.
     #[error("the database cannot store it ({0})")]
     Store(Arc<str>),
-    /// We are stopping.
+    /// The daemon stops.
     #[error("settled is stopping")]
     Stopping,
 }
@@ -70,7 +70,7 @@ pub(super) enum Reply {
     Processed(oneshot::Sender<Result<Processed, Refusal>>),
 }
 
-/// The way to the writer. Cheap to clone.
+/// The handle to the writer. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
@@ -114,7 +114,7 @@ impl Handle {
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
-    /// Stores a report and waits until its consequences are on disk too.
+    /// Stores a report and waits until what it leads to is on disk too.
     pub async fn process(&self, report: Report) -> Result<Processed, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.submit(Job::Report {
@@ -136,14 +136,14 @@ impl Handle {
     }
 
     /// Verifies the unverified deliveries of a source again, with the secrets it has now, and
-    /// applies those that verify, in the order in which they came.
+    /// processes those that verify, in the order in which they came.
     pub async fn reverify(&self, source: i64) -> Result<Reverified, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.submit(Job::Reverify { source, reply }).await?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
-    /// Has reports read with these sources from now on.
+    /// Has the writer read reports with these sources from now on.
     pub async fn set_sources(&self, sources: Sources) -> Result<(), Refusal> {
         let (done, set) = oneshot::channel();
         self.submit(Job::Sources { sources, done }).await?;
@@ -155,7 +155,7 @@ impl Handle {
         self.head.clone()
     }
 
-    /// Changes whenever a run wants to be asked about at once.
+    /// Changes whenever a run is to be polled at once.
     pub fn nudges(&self) -> watch::Receiver<u64> {
         self.nudges.clone()
     }
@@ -169,7 +169,7 @@ impl Handle {
     }
 }
 
-/// What the loop drives: the [`Reconciler`], or in a test something that is watched.
+/// What the loop drives: the [`Reconciler`], or a stand-in of a test.
 pub(super) trait BatchWriter {
     fn write_batch(
         &mut self,
@@ -230,15 +230,15 @@ impl BatchWriter for Reconciler {
     }
 }
 
-/// How much may wait, and how much of it goes into one transaction.
+/// How many jobs may wait, and how many of them make one transaction.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub queue: usize,
     pub batch: usize,
 }
 
-/// Makes the way to the writer, and the loop that serves it. The loop blocks: give it a thread of
-/// its own. It returns when every handle is gone and everything handed in is written and processed.
+/// Makes the handle to the writer, and the loop that serves it. The loop blocks: give it a thread of
+/// its own. It returns when every handle is gone and every report is stored and processed.
 pub fn channel(
     reconciler: Reconciler,
     clock: Clock,
@@ -281,14 +281,14 @@ pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
             nudges,
             inquiries,
         },
-        move || desk.serve(waiting),
+        move || writer.serve(waiting),
     )
 }
 
 /// How long the writer waits between two attempts to process a backlog.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
-/// The writer's thread.
+/// What the writer's thread works with.
 struct WriterLoop<L> {
     ledger: L,
     clock: Clock,
@@ -298,18 +298,18 @@ struct WriterLoop<L> {
     inquiries: Inquiries,
     /// Who waits for the process of a report that is stored.
     waiting_for_processing: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
-    /// So many jobs make a batch.
+    /// At most so many jobs make a batch.
     batch_max: usize,
 }
 
 impl<L: BatchWriter> WriterLoop<L> {
-    /// Takes whatever waits, writes it, and goes on without waiting as long as something stored is
-    /// still to be processed: that commit carries along what has come in meanwhile.
+    /// Takes the jobs that wait and writes them. While stored reports are still to be processed it does
+    /// not wait for more: the commit that processes them stores what has come in meanwhile.
     fn serve(mut self, mut waiting: mpsc::Receiver<Job>) {
         let mut batch = Vec::with_capacity(self.batch_max);
         loop {
             if self.ledger.behind() && !self.catch_up() {
-                // Requests must not wait for a sick disk to be well; they get their refusal.
+                // The disk fails. Callers must not wait until it recovers: they are refused below.
                 sync::pause(CATCH_UP_PAUSE);
             } else if self.ledger.pending() == 0
                 && sync::receive(&mut waiting, &mut batch, self.batch_max) == 0
@@ -319,7 +319,7 @@ impl<L: BatchWriter> WriterLoop<L> {
             let closed = take(&mut waiting, &mut batch, self.batch_max);
             self.overload.taken(waiting.len());
             if closed && batch.is_empty() && self.ledger.behind() {
-                // Stopping with a sick disk: what is stored is processed at the next start.
+                // Stopping with a failing disk: the next start processes what is stored.
                 return;
             }
             self.write(batch.drain(..));
@@ -334,7 +334,7 @@ impl<L: BatchWriter> WriterLoop<L> {
         caught_up.map_err(|error| failed(&error)).is_ok()
     }
 
-    /// One turn: acknowledges what is stored, tells what was processed.
+    /// Writes one batch, then replies to the callers whose jobs are on disk.
     fn write(&mut self, batch: impl Iterator<Item = Job>) {
         let (mut reports, mut waiting) = (Vec::new(), Vec::new());
         let (mut commands, mut callers) = (Vec::new(), Vec::new());
@@ -385,7 +385,7 @@ impl<L: BatchWriter> WriterLoop<L> {
             sync::step();
         }
         if self.ledger.behind() {
-            // They are stored, and processed from disk when their turn comes.
+            // Their reports are stored, and will be processed from disk.
             self.refuse_waiting(&Refusal::Busy);
         }
     }
@@ -398,7 +398,7 @@ impl<L: BatchWriter> WriterLoop<L> {
                 sync::step();
                 let mut processed = batch.processed.into_iter();
                 for (id, tell) in self.waiting_for_processing.drain(..) {
-                    // A failure in between may have left it to the next catching up.
+                    // After a failure in between, catching up processes the report instead.
                     let process = processed.find(|process| process.report == id);
                     let _ = tell.send(process.ok_or(Refusal::Busy));
                 }
@@ -449,7 +449,7 @@ impl<L: BatchWriter> WriterLoop<L> {
     }
 }
 
-/// Takes what waits without waiting for more; true when nobody is left to hand anything in.
+/// Takes the jobs that wait, without waiting for more; true when every handle is gone.
 fn take(waiting: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, max: usize) -> bool {
     while batch.len() < max {
         sync::step();
@@ -476,7 +476,7 @@ impl Reply {
     }
 }
 
-/// Wakes the feed and the poller, after the commit.
+/// Wakes the feed and the pollers, after the commit.
 fn publish(batch: &BatchResult, head: &watch::Sender<i64>, nudge: &watch::Sender<u64>) {
     if let Some(seq) = batch.head {
         head.send_replace(seq);
@@ -492,7 +492,7 @@ mod tests {
     use super::super::schedules::report;
     use super::*;
 
-    /// A ledger that takes its time over a turn, and nothing else.
+    /// A batch writer that only takes its time.
     struct Slow;
 
     impl BatchWriter for Slow {
@@ -530,9 +530,9 @@ mod tests {
         fn close(self) {}
     }
 
-    /// Twelve senders where a turn takes two.
+    /// Twelve senders, and batches of two.
     #[tokio::test]
-    async fn under_lasting_overload_senders_are_turned_away_and_a_burst_is_not() {
+    async fn lasting_overload_refuses_reports_and_a_burst_does_not() {
         let (ledger, serve) = channel_of(
             Sizes {
                 queue: 64,
@@ -552,7 +552,7 @@ mod tests {
         senders
             .join_next()
             .await
-            .expect("somebody is turned away")
+            .expect("a report is refused")
             .unwrap();
         assert!(begin.elapsed() >= limits::STANDING_MAX, "a burst waits");
         senders.shutdown().await;
