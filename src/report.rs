@@ -1,5 +1,5 @@
-//! Reports: whatever reached us, in the form in which it is stored, and the one way in which each
-//! kind is read into observations.
+//! Reports: every input in the form in which it is stored, and how each kind is read into
+//! observations. The JSON of the metadata is a format: see `docs/formats.md` before changing it.
 
 use std::ops::Range;
 
@@ -13,12 +13,12 @@ use crate::providers::{
 };
 use crate::secret::{SecretLabel, TokenDigest};
 
-/// A report on its way to the ledger.
+/// One input: what is stored before anything parses it.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Row id of the source it belongs to.
     pub source: i64,
-    /// When it reached us.
+    /// When it arrived.
     pub at: At,
     /// Everything about it but its bytes.
     pub meta: Meta,
@@ -34,33 +34,33 @@ pub enum Meta {
     Webhook(WebhookMeta),
     /// The signed payload out of a provider's retry answer; headers as the provider reported them.
     Replay(WebhookMeta),
-    /// Answers about one run, in the order of the questions; the body is their bodies on end.
+    /// Answers about one run, in the order of the requests. The body is their bodies joined.
     Poll(PollMeta),
-    /// One page of a list.
+    /// One page of a provider's list of runs.
     Sweep(SweepMeta),
-    /// A limit of ours was passed.
+    /// One of settled's own limits has passed for a run.
     Clock {
-        /// Whose limit.
+        /// The run.
         run_id: RunId,
     },
-    /// A client told us of a run.
+    /// A client has asked settled to track a run.
     Track(TrackMeta),
 }
 
-/// What is known of a delivery beside its body.
+/// Everything about a delivery but its body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WebhookMeta {
-    /// As received, names in lower case.
+    /// The headers as received, names in lower case.
     pub headers: Headers,
     /// Digest of the path segment after the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_token: Option<TokenDigest>,
-    /// What verification found.
+    /// The result of the verification.
     pub verdict: Verdict,
-    /// Which secret matched.
+    /// The label of the secret that matched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretLabel>,
-    /// The body was larger than we take; only its beginning is kept.
+    /// The body exceeded the limit, and only its beginning is kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
     /// The peer's address.
@@ -68,12 +68,12 @@ pub struct WebhookMeta {
     pub peer: Option<String>,
 }
 
-/// What was asked about a run, and how it was answered.
+/// The requests about a run, and their answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PollMeta {
-    /// About whom.
+    /// The run that was polled.
     pub run_id: RunId,
-    /// As what.
+    /// The kind that it was polled as.
     pub kind: Kind,
     /// See [`RunRef::guessed`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -81,7 +81,7 @@ pub struct PollMeta {
     /// The group it was known to belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
-    /// When the first question was sent.
+    /// When the first request was sent.
     pub requested_at: At,
     /// The answers without their bodies.
     pub answers: Vec<ResponseMeta>,
@@ -90,7 +90,7 @@ pub struct PollMeta {
 /// One answer without its body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResponseMeta {
-    /// The path that was asked.
+    /// The path that was requested.
     pub path: String,
     /// The HTTP status; `None` if there was no response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,7 +98,7 @@ pub struct ResponseMeta {
     /// Why there was no response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
-    /// The response headers that may matter later.
+    /// Those of the response headers that are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Headers,
     /// How many bytes of the report's body are this answer's.
@@ -109,19 +109,19 @@ pub struct ResponseMeta {
     pub truncated: bool,
 }
 
-/// Which page of a list was asked for.
+/// One request for a page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepMeta {
     /// What the page before said the next one is; `None` for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<String>,
-    /// When.
+    /// When it was sent.
     pub requested_at: At,
     /// The answer without its body.
     pub answer: ResponseMeta,
 }
 
-/// What a client says of a run.
+/// What a client says about a run that it tracks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrackMeta {
     /// The provider's id of it.
@@ -138,7 +138,7 @@ pub struct TrackMeta {
 }
 
 impl Meta {
-    /// By which mouth it came.
+    /// How the report came in.
     pub fn via(&self) -> Via {
         match self {
             Meta::Webhook(_) => Via::Webhook,
@@ -326,7 +326,7 @@ impl Report {
         }
     }
 
-    /// An observation that no provider made.
+    /// An observation that needs no provider to read it.
     fn ours(
         &self,
         run_id: &RunId,

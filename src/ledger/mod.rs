@@ -26,7 +26,7 @@ pub use sqlite::{
 /// An error of the ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The directory or file could not be made or opened.
+    /// The directory or the file could not be created or opened.
     #[error(
         "cannot open the database {path}: {source}; the directory must exist and be writable for this user"
     )]
@@ -87,7 +87,7 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// Whether the file, the disk or the system failed, and not what was to be written.
+    /// Whether the file, the disk or the system failed, rather than the value to be written.
     pub fn blames_the_disk(&self) -> bool {
         use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
         match self {
@@ -101,5 +101,5 @@ impl LedgerError {
     }
 }
 
-/// Short for results in here.
+/// The result of an operation on the ledger.
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;

@@ -31,7 +31,7 @@ pub struct Finding {
 /// The result of an examination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Examination {
-    /// Rows of each table that a person knows of.
+    /// How many rows each table has.
     pub rows: BTreeMap<&'static str, i64>,
     /// The violated invariants.
     pub findings: Vec<Finding>,
@@ -90,7 +90,7 @@ const INVARIANTS: [(&str, &str); 17] = [
     ),
     (
         "records without a cause that was entitled to cause them",
-        // A line of the timeline says what caused a record; it goes when retention takes the report.
+        // A row of the timeline says what caused a record. It goes when retention takes the report.
         "SELECT r.seq FROM records r JOIN timeline h ON h.run = r.run AND h.seq = r.seq LEFT JOIN reports p ON p.id = h.report
          WHERE p.id IS NULL OR p.unverified IS NOT NULL OR p.via <> h.via OR NOT CASE
             WHEN h.via IN ('webhook', 'replay') THEN h.trust = p.verdict AND p.verdict IN ('signed', 'shared_secret')
@@ -261,7 +261,7 @@ impl Wrong {
     }
 }
 
-/// The file itself is sound.
+/// Checks the file itself.
 fn damage(view: &View<'_>) -> Result<Vec<Finding>> {
     let (mut file, mut strays) = (
         Wrong::new("damages of the file"),
@@ -365,9 +365,9 @@ impl Columns {
     }
 }
 
-/// Every run beside its records: what the columns repeat is what the state says, an open run has
-/// something that will wake it, and the feed has said of it what follows from its state, in this
-/// order and under these ids: its statuses, one completion, its amendments.
+/// Checks each run and its records. The columns repeat what the state says; an open run has a time at
+/// which it wakes; the feed has the records that follow from the state, in this order and under these
+/// ids: the statuses, one completion, the amendments.
 fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
     let mut unreadable = Wrong::new("runs that cannot be read");
     let mut differing = Wrong::new("runs whose columns say something else than their state");
@@ -465,7 +465,7 @@ fn ids_of(key: &str, run: &Run) -> Vec<String> {
         .collect();
     if let Phase::Settled(settled) = &run.phase {
         ids.push(format!("{key}:completion"));
-        // No more follow than may be published, whatever the state counts.
+        // The state may count more contradictions than are published.
         let amendments = settled.amendments.min(AMENDMENTS_MAX);
         ids.extend((1..=amendments).map(|number| format!("{key}:amendment:{number}")));
     }

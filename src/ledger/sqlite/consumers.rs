@@ -1,7 +1,7 @@
-//! Named readers in the ledger: where each has come to, and what it has parked.
+//! Consumers in the ledger: the position of each, and what it has parked.
 //!
-//! Generations come from one counter for the whole ledger and are never given twice, so that a
-//! number held by the reader of a consumer since deleted cannot fit the one made in its place.
+//! Generations come from one counter for the whole ledger and are never given twice. So a reader of a
+//! deleted consumer cannot pass for a reader of a new one with the same name.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -171,7 +171,7 @@ impl Transaction<'_> {
 }
 
 impl View<'_> {
-    /// A consumer.
+    /// One consumer by its name.
     pub fn consumer(&self, name: &str) -> Result<Option<Consumer>> {
         consumer(self.connection, name)
     }

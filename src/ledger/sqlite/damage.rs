@@ -20,8 +20,8 @@ pub(super) struct Damages {
 }
 
 impl Damages {
-    /// A row that was read, or `None` for one that is damaged. What the disk is to blame for stays
-    /// an error: that is no matter of one row.
+    /// A row that was read, or `None` for a damaged one. An error of the disk stays an error: it says
+    /// nothing about this row.
     pub fn step_over<T>(
         &self,
         read: Result<T>,
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_is_to_blame_for_is_no_damage_of_a_row() {
+    fn an_error_of_the_disk_is_no_damage_of_a_row() {
         let damages = Damages::default();
         let failed = |code| {
             Err::<(), _>(LedgerError::from(rusqlite::Error::SqliteFailure(

@@ -23,7 +23,7 @@ pub struct Checkpointer {
     moved: Arc<AtomicI32>,
 }
 
-/// The writer's side: looks at the log's length after each commit.
+/// The writer's side, which looks at the length of the log after each commit.
 #[derive(Clone)]
 pub(super) struct Log {
     wanted: SyncSender<()>,
@@ -49,7 +49,7 @@ impl Log {
         )
     }
 
-    /// Has `connection` look after each of its commits.
+    /// Makes `connection` look at the log after each of its commits.
     pub(super) fn watch(&self, connection: &mut Connection) -> Result<()> {
         let log = self.clone();
         connection.wal_hook(Some(move |wal: &mut Wal, pages| {
@@ -66,7 +66,7 @@ impl Log {
             let _ = self.wanted.try_send(());
         }
         if wanted.rest {
-            // The commit stands whatever becomes of this; the next one tries again.
+            // The commit is on disk already. If moving the log fails, the next commit tries again.
             if let Err(error) = wal.checkpoint() {
                 tracing::debug!(%error, "the write-ahead log could not be moved by the writer");
             }
@@ -84,7 +84,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Of `pages`, of which so many were `moved` when that was last looked at.
+    /// For a log of `pages`, of which the checkpointer had `moved` so many when it last looked.
     fn of(pages: i32, moved: i32) -> Wanted {
         // Fewer pages than were moved: the log has begun anew.
         let left = if pages < moved { pages } else { pages - moved };

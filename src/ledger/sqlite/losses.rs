@@ -1,7 +1,7 @@
-//! How many completions had to do without their webhook.
+//! How many completions were published without their webhook.
 //!
-//! Counted by the minute as runs settle, in the transaction that settles them, so that a rate over a
-//! month is a sum of a few thousand rows and not a look at every run.
+//! They are counted by the minute in the transaction that settles the runs, so that a rate over a month
+//! is a sum of a few thousand rows and does not read every run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -48,7 +48,7 @@ impl Totals {
 impl Transaction<'_> {
     pub(super) fn write_settlements(&mut self) -> Result<()> {
         for ((source, minute), counts) in std::mem::take(&mut self.totals.settlements) {
-            // A minute that is forgotten stays forgotten, whatever comes late.
+            // A late webhook must not bring back the row of a minute that retention has removed.
             let sql = if counts.completions == 0 {
                 "UPDATE settlements SET completions = completions + ?3, synthesized = synthesized + ?4, late = late + ?5
                  WHERE source = ?1 AND minute = ?2"

@@ -10,7 +10,7 @@ use crate::model::At;
 use crate::model::record::{self, Cursor, RecordType};
 
 impl Transaction<'_> {
-    /// Seq of the last record there is or ever was.
+    /// The seq of the last record appended, kept or not.
     pub(super) fn head(&mut self) -> Result<i64> {
         Ok(self.marks()?.recorded)
     }
@@ -98,7 +98,7 @@ impl View<'_> {
 }
 
 impl Filter {
-    /// Conditions with their values. Values are always bound, never part of the text.
+    /// SQL conditions and the values to bind to them. A value is never part of the text.
     fn sql(&self) -> (String, Vec<Value>) {
         let mut sql = String::new();
         let mut values = Vec::new();

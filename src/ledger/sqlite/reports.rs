@@ -1,4 +1,4 @@
-//! Reports in the ledger: written before they are understood, read back in order, listed.
+//! Reports in the ledger: stored before they are parsed, read back in order, and listed as deliveries.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -11,7 +11,7 @@ use crate::providers::Verdict;
 use crate::report::{Meta, Report, WebhookMeta};
 
 impl Transaction<'_> {
-    /// Stores a report and gives its id. Ids grow and are never used again.
+    /// Stores a report and gives its id. Ids grow and are never given twice.
     pub(super) fn add_report(&mut self, report: &Report) -> Result<i64> {
         let webhook = report.meta.webhook();
         let unverified = webhook.filter(|meta| !meta.verdict.authentic()).map(|_| 1);
@@ -55,7 +55,7 @@ impl Transaction<'_> {
         Ok(drop.execute((source, kept.unwrap_or(i64::MAX)))?)
     }
 
-    /// Takes a delivery that verifies after all out of the unverified, with what verification now says.
+    /// Marks a delivery as verified, with the metadata that verification gives now.
     pub(super) fn promote(&mut self, id: i64, meta: &WebhookMeta) -> Result<()> {
         let secret = meta.secret.as_ref().map(|label| label.0.as_str());
         self.tx
@@ -96,7 +96,7 @@ impl Writer {
         })
     }
 
-    /// One stored report.
+    /// One stored report by its id; `None` if it has been removed.
     pub fn report(&mut self, id: i64) -> Result<Option<Report>> {
         self.look(|connection| {
             let mut select = connection

@@ -1,4 +1,4 @@
-//! Runs in the ledger: loaded for a decision, saved after it, found when due, listed.
+//! Runs in the ledger: counted, found when a poll or a timer is due, and listed.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -68,7 +68,7 @@ impl Transaction<'_> {
     }
 }
 
-/// Runs of a source, or by how many they have become more.
+/// Numbers of a source's runs, or the change of them.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RunCounts {
     known: i64,
@@ -77,7 +77,7 @@ pub(super) struct RunCounts {
 }
 
 impl RunCounts {
-    /// What one run is among them.
+    /// The numbers of one run, or of none.
     fn of(run: Option<&Run>) -> RunCounts {
         let Some(run) = run else {
             return RunCounts::default();
@@ -91,16 +91,16 @@ impl RunCounts {
     }
 }
 
-/// Among how many of those due for longest the order is by age. Sorting all of them would cost more
-/// than it is worth after a long absence, and everyone's turn comes.
+/// How many of the runs that have been due for longest are ordered by age. After a long absence sorting
+/// all of them would cost more than it is worth.
 const DUE_WINDOW: u32 = 256;
 
 const RUN_COLUMNS: &str = "SELECT u.id, s.name, s.provider, u.run_id, u.state, u.completion FROM runs u JOIN sources s ON s.id = u.source";
 
 impl View<'_> {
-    /// Runs of `source` to ask about at `now`: urgent ones first, then those that the window, last
-    /// opened at `window`, lets through. Among those that have been due for longest the oldest run
-    /// comes first: it has the least time left before its provider forgets it.
+    /// Runs of `source` to poll at `now`: urgent ones first, then those that were due when the poll
+    /// window last opened, at `window`. Among the runs that have been due for longest the oldest comes
+    /// first: it has the least time left before its provider forgets it.
     pub fn due(&self, source: i64, now: At, window: At, max: u32) -> Result<Vec<Due>> {
         let mut due = self.due_by("poll_urgent_at", source, now, max)?;
         let room = max.saturating_sub(u32::try_from(due.len()).unwrap_or(max));
@@ -121,7 +121,7 @@ impl View<'_> {
             })
     }
 
-    /// When the next urgent question of `source` after `now` falls due.
+    /// When the next urgent poll of `source` after `now` is due.
     pub fn next_urgent_after(&self, source: i64, now: At) -> Result<Option<At>> {
         let mut select = self.connection.prepare_cached(
             "SELECT min(poll_urgent_at) FROM runs WHERE source = ?1 AND poll_urgent_at IS NOT NULL AND poll_urgent_at > ?2",
@@ -130,9 +130,9 @@ impl View<'_> {
         Ok(at.map(At))
     }
 
-    /// Runs of `sources` one of whose limits has passed, and when the next one's will. Runs of a
-    /// source that is no longer configured have nobody to read an timer, and wait for its return.
-    /// By the index of open runs: left to itself SQLite walks every run that the sources ever had.
+    /// Runs of `sources` one of whose limits has passed, and when the next limit passes. `sources` are
+    /// the configured ones: no provider could read the timer of another. The query names the index of
+    /// open runs, since SQLite would walk every run that the sources ever had.
     pub fn due_timers(&self, sources: &[i64], now: At, max: u32) -> Result<DueTimers> {
         let sources = to_json(&sources);
         let mut select = self.connection.prepare_cached(
@@ -142,7 +142,7 @@ impl View<'_> {
                 AND u.source IN (SELECT value FROM json_each(?2)) ORDER BY u.wake_at",
         )?;
         let rows = select.query((now.0, &sources))?;
-        // The timer of a damaged run would only be quarantined, and unverified again.
+        // The timer of a damaged run would only be quarantined, again and again.
         let due = self.damages.pick(rows, max as usize, timer, |row| {
             DamagedRow::run(row, Some(3), 1)
         })?;
@@ -156,7 +156,7 @@ impl View<'_> {
         Ok((due, next.map(At)))
     }
 
-    /// One run.
+    /// One run by its key.
     pub fn run(&self, key: &RunKey) -> Result<Option<RunRow>> {
         let sql = format!("{RUN_COLUMNS} WHERE s.name = ?1 AND u.run_id = ?2");
         let mut select = self.connection.prepare_cached(&sql)?;
@@ -176,7 +176,7 @@ impl View<'_> {
             before,
             limit,
         } = query;
-        // `wake_at IS NOT NULL` is "open" in the words of an index.
+        // `wake_at IS NOT NULL` means open, and is what the index of open runs covers.
         let open = if *phase == Some("open") || *overdue {
             "AND u.wake_at IS NOT NULL"
         } else {

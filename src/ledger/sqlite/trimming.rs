@@ -68,7 +68,7 @@ impl Transaction<'_> {
         Ok(names.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Consumers that had everything they need and will not have, once records up to `last` go.
+    /// Consumers that lose records they have not acknowledged, once records up to `last` go.
     fn overrun(&mut self, trimmed: i64, last: i64) -> Result<Vec<String>> {
         let mut select = self.tx.prepare_cached(
             "SELECT name FROM consumers WHERE acked >= ?1 AND acked < ?2 ORDER BY name",
