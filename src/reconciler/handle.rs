@@ -263,7 +263,7 @@ pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
     let batch_max = sizes.batch;
     let overload = Overload::new(batch_max);
     let inquiries = Inquiries::default();
-    let desk = WriterLoop {
+    let writer = WriterLoop {
         ledger,
         clock,
         overload: overload.clone(),
