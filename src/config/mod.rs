@@ -11,6 +11,7 @@
 
 pub mod cron;
 mod document;
+mod env;
 mod environment;
 mod file;
 mod page;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use environment::Env;
+pub use env::Env;
 pub use page::{Page, WebOrigin};
 pub use source::{PolicyOverrides, SourceConfig};
 pub use sources::{Source, SourceRow, Sources};

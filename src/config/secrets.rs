@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::document::{self, Entry, Section};
-use super::environment::Env;
+use super::env::Env;
 use crate::limits;
 use crate::secret::{Key, RequiredHeader, Secret, SecretLabel};
 

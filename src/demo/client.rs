@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::plan::Life;
+use super::life::Life;
 use crate::model::{Origin, Outcome};
 
 /// A completion or an amendment, as far as the demo looks at it.

@@ -21,6 +21,7 @@
 pub mod client;
 pub mod clouds;
 pub mod dice;
+pub mod life;
 pub mod plan;
 mod screen;
 pub mod stage;
@@ -246,7 +247,7 @@ fn over(book: &Book, world: &World, last_news: Instant) -> bool {
 /// fast things go.
 fn behind(book: &Book, world: &World) -> bool {
     let ended =
-        |life: &&plan::Life| life.begins + life.ends() + LATE < world.now() && !life.only_listed;
+        |life: &&life::Life| life.begins + life.ends() + LATE < world.now() && !life.only_listed;
     let late = world
         .plan
         .runs
@@ -304,7 +305,7 @@ async fn go_on_errands(client: Client, world: Arc<World>, events: mpsc::Unbounde
 }
 
 fn exchanges(world: &World) -> Vec<(Duration, usize, Exchange)> {
-    let of = |(number, life): (usize, &plan::Life)| {
+    let of = |(number, life): (usize, &life::Life)| {
         let track = life
             .tracked
             .map(|at| (life.begins + at, number, Exchange::Track));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::clouds::{Count, World};
-use super::plan::Life;
+use super::life::Life;
 use super::tally::Book;
 use crate::model::Origin;
 

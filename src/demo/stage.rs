@@ -15,7 +15,8 @@ use tokio::process::{Child, Command};
 use super::DemoError;
 use super::client::Client;
 use super::clouds::{Clouds, Keys};
-use super::plan::{DemoSource, Plan};
+use super::life::DemoSource;
+use super::plan::Plan;
 
 /// How long the daemon may take to answer after its start.
 const READY_WITHIN: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::dice::Dice;
-use super::plan::{Answers, DemoSource, Form, Hinge, Life, Mail, State, Truth};
+use super::life::{Answers, DemoSource, Form, Hinge, Life, Mail, State, Truth};
 use crate::model::{Kind, Outcome};
 
 /// A life as its story has it, before any lie is told about it.

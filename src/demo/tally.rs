@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::client::{News, Record};
 use super::clouds::{Count, World};
-use super::plan::{Cloud, DemoSource, Life};
+use super::life::{Cloud, DemoSource, Life};
 use crate::ledger::Finding;
 use crate::model::{Origin, Outcome};
 use crate::providers::json;
@@ -250,7 +250,7 @@ impl Book {
     /// Whether it is the truth, or as near to it as one can come without the letter that tells it.
     fn acceptable(&self, number: usize, life: &Life, outcome: Outcome) -> bool {
         life.truth.is_some_and(|truth| {
-            let excused = |hinge: super::plan::Hinge| {
+            let excused = |hinge: super::life::Hinge| {
                 outcome == hinge.otherwise && !self.world.accepted(number, hinge.letter)
             };
             outcome == truth.outcome || truth.hinge.is_some_and(excused)
@@ -672,7 +672,7 @@ mod tests {
     #[test]
     fn what_was_answered_2xx_must_have_been_counted() {
         let world = world();
-        let telling = |life: &Life| life.mail.iter().position(super::super::plan::Mail::tells);
+        let telling = |life: &Life| life.mail.iter().position(super::super::life::Mail::tells);
         let (number, letter) = world
             .plan
             .runs

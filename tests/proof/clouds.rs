@@ -11,7 +11,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use settled::config::Source;
 use settled::config::SourceConfig;
 use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
-use settled::demo::plan;
+use settled::demo::life;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
 use settled::report::{Meta, Report, WebhookMeta};
@@ -22,31 +22,31 @@ pub const BEGIN: At = At(1_795_248_000_000);
 
 /// The accounts as the daemon is configured with them.
 pub fn accounts(keys: &Keys) -> BTreeMap<SourceName, Arc<SourceConfig>> {
-    let account = |source: &plan::DemoSource| {
+    let account = |source: &life::DemoSource| {
         let source = account(*source, keys);
         (source.name.clone(), Arc::new(source))
     };
-    plan::DemoSource::ALL.iter().map(account).collect()
+    life::DemoSource::ALL.iter().map(account).collect()
 }
 
 /// One account.
-pub fn account(source: plan::DemoSource, keys: &Keys) -> SourceConfig {
+pub fn account(source: life::DemoSource, keys: &Keys) -> SourceConfig {
     let provider = providers::named(source.cloud().word()).unwrap();
     let mut made = SourceConfig::new(SourceName::new(source.word()).unwrap(), provider);
     if let Some(api) = source.api() {
         made.settings.api = Some(api.to_owned());
     }
     let hooks = match source.cloud() {
-        plan::Cloud::BrowserUse => Some(&keys.browser_use_hooks),
-        plan::Cloud::Firecrawl => Some(&keys.firecrawl_hooks),
-        plan::Cloud::Skyvern | plan::Cloud::SmartBrowse => None,
+        life::Cloud::BrowserUse => Some(&keys.browser_use_hooks),
+        life::Cloud::Firecrawl => Some(&keys.firecrawl_hooks),
+        life::Cloud::Skyvern | life::Cloud::SmartBrowse => None,
     };
     let api_key = key("api_key", &keys.api_key(source));
     made = made.with_keys(
         Some(api_key),
         hooks.map(|hooks| key("webhook_secrets[0]", hooks)),
     );
-    if source == plan::DemoSource::Recipes {
+    if source == life::DemoSource::Recipes {
         made.keyring.path_tokens = vec![key("path_token", &keys.smartbrowse_path)];
         let values = vec![key(
             "require_headers.Authorization",
@@ -71,7 +71,7 @@ pub fn key(label: &str, value: &str) -> Key {
 /// Asks a cloud, with the account's key; also gives how long it takes to answer.
 pub fn ask(
     world: &World,
-    cloud: plan::Cloud,
+    cloud: life::Cloud,
     member: &Source,
     question: &ApiRequest,
 ) -> (ApiResponse, Duration) {

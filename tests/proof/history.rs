@@ -8,7 +8,8 @@ use proptest::sample::Index;
 use settled::config::Source;
 use settled::demo::clouds::{Item, World};
 use settled::demo::dice::Dice;
-use settled::demo::plan::{self, Answers, Forgery, Form, Life, Mail, Plan, Poison, State};
+use settled::demo::life::{self, Answers, Forgery, Form, Life, Mail, Poison, State};
+use settled::demo::plan::Plan;
 use settled::demo::stories;
 use settled::model::{At, RunId};
 use settled::providers::{ApiResponse, Delivery, Response, RunRef};
@@ -105,7 +106,7 @@ const FORMS: [Form; 9] = [
 const WAITS: [i64; 9] = [1, 20, 61, 301, 601, 3_600, 90_000, 700_000, -3_600];
 
 fn runs() -> usize {
-    plan::DemoSource::ALL.len() * RUNS_EACH
+    life::DemoSource::ALL.len() * RUNS_EACH
 }
 
 /// Anything that may be reported.
@@ -118,7 +119,7 @@ pub fn said() -> impl Strategy<Value = Said> {
         1 => Just(How::Garbage),
         1 => Just(How::Nothing),
     ];
-    let accounts = plan::DemoSource::ALL.len();
+    let accounts = life::DemoSource::ALL.len();
     let late = || prop_oneof![4 => Just(0_i64), 1 => 0_i64..4_000];
     prop_oneof![
         8 => (0..runs(), any::<Index>(), 0..FORMS.len(), late())
@@ -133,7 +134,7 @@ pub fn said() -> impl Strategy<Value = Said> {
 
 /// Anything that may happen.
 pub fn op() -> impl Strategy<Value = Op> {
-    let accounts = plan::DemoSource::ALL.len();
+    let accounts = life::DemoSource::ALL.len();
     prop_oneof![
         20 => prop::collection::vec(said(), 1..4).prop_map(Op::Reach),
         8 => prop::sample::select(WAITS.to_vec()).prop_map(Op::Wait),
@@ -156,7 +157,7 @@ fn words(life: &Life) -> Vec<State> {
     let open = |words: &[&'static str]| words.iter().copied().map(State::open).collect::<Vec<_>>();
     let over = |words: &[&'static str]| words.iter().copied().map(State::over).collect::<Vec<_>>();
     let known = match life.source {
-        plan::DemoSource::Skyvern => {
+        life::DemoSource::Skyvern => {
             let ends = over(&["completed", "failed", "terminated", "timed_out", "canceled"]);
             [
                 open(&["queued", "running", "paused"]),
@@ -165,24 +166,24 @@ fn words(life: &Life) -> Vec<State> {
             ]
             .concat()
         }
-        plan::DemoSource::Tasks => [
+        life::DemoSource::Tasks => [
             open(&["created", "started"]),
             over(&["failed", "stopped"]),
             judged("finished").to_vec(),
         ]
         .concat(),
-        plan::DemoSource::Sessions => [
+        life::DemoSource::Sessions => [
             open(&["created", "idle", "running"]),
             over(&["timed_out", "error"]),
             judged("stopped").to_vec(),
         ]
         .concat(),
-        plan::DemoSource::Runs | plan::DemoSource::Recipes => [
+        life::DemoSource::Runs | life::DemoSource::Recipes => [
             open(&["queued", "running"]),
             over(&["completed", "failed", "cancelled"]),
         ]
         .concat(),
-        plan::DemoSource::Jobs => [
+        life::DemoSource::Jobs => [
             open(&["started", "page", "scraping", "processing"]),
             over(&["completed", "failed", "cancelled"]),
         ]
@@ -203,7 +204,7 @@ pub struct Scribe {
 impl Scribe {
     pub fn new() -> Scribe {
         let mut dice = Dice::new(SEED, 0);
-        let lives = plan::DemoSource::ALL
+        let lives = life::DemoSource::ALL
             .iter()
             .flat_map(|source| [*source; RUNS_EACH]);
         let lives = lives
@@ -291,7 +292,7 @@ impl Scribe {
                 how,
                 late,
             } => Some(self.answer(&self.lives[*run], *word, *how, *late)),
-            Said::List { account, word } => self.list(plan::DemoSource::ALL[*account], *word),
+            Said::List { account, word } => self.list(life::DemoSource::ALL[*account], *word),
             Said::Track { run, kind } => {
                 let life = &self.lives[*run];
                 let run_id = RunId::new(&life.id).unwrap();
@@ -324,7 +325,7 @@ impl Scribe {
         }
     }
 
-    pub fn account(&self, source: plan::DemoSource) -> Arc<Source> {
+    pub fn account(&self, source: life::DemoSource) -> Arc<Source> {
         self.members
             .iter()
             .find(|member| member.config.name.as_str() == source.word())
@@ -408,7 +409,7 @@ impl Scribe {
         }
     }
 
-    fn list(&self, source: plan::DemoSource, word: Index) -> Option<Report> {
+    fn list(&self, source: life::DemoSource, word: Index) -> Option<Report> {
         let lives = self.lives.iter().filter(|life| life.source == source);
         let world = self.world(
             lives

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use settled::config::Source;
 use settled::config::SourceConfig;
 use settled::demo::clouds::{Item, Keys};
-use settled::demo::plan::{self, Mail, State};
+use settled::demo::life::{self, Mail, State};
 use settled::ledger::commands::{DropBodies, RemoveReports, TrimRecords};
 use settled::ledger::{
     AnyCommand, Filter, Reader, RecordQuery, RunQuery, UnverifiedLimits, Writer,
@@ -423,7 +423,7 @@ impl Pair {
     }
 
     fn rotate(&mut self, account: usize, wrong: bool, both: bool) {
-        let source = plan::DemoSource::ALL[account];
+        let source = life::DemoSource::ALL[account];
         let mut made = clouds::account(source, &Keys::new(SEED));
         let other = || clouds::key("other", "a secret that nobody signs with");
         if wrong {
@@ -552,9 +552,9 @@ proptest! {
 /// A word that nobody knows is a status, and a reason to ask: two things said of one run.
 #[test]
 fn a_report_that_speaks_of_a_run_twice_stays_the_cause_of_its_record() {
-    let tasks = plan::DemoSource::ALL
+    let tasks = life::DemoSource::ALL
         .iter()
-        .position(|source| *source == plan::DemoSource::Tasks)
+        .position(|source| *source == life::DemoSource::Tasks)
         .unwrap();
     let mut pair = Pair::new();
     let life = &pair.scribe.lives[tasks * RUNS_EACH];

@@ -11,7 +11,7 @@ use super::reply::{Ask, Reply};
 use super::world::{Found, Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned, random_hex};
 use crate::demo::dice::Dice;
-use crate::demo::plan::{DemoSource, Forgery, Form, Life, State};
+use crate::demo::life::{DemoSource, Forgery, Form, Life, State};
 use crate::model::{Kind, schedule};
 use crate::providers::signature::sign;
 

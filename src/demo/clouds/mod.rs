@@ -28,7 +28,8 @@ pub use reply::{Ask, Manner, Reply};
 pub use world::{Count, Keys, Tally, World};
 
 use super::dice::Dice;
-use super::plan::{Cloud, Form, Life, Mail, Plan, Poison};
+use super::life::{Cloud, Form, Life, Mail, Poison};
+use super::plan::Plan;
 use crate::model::{At, schedule};
 
 /// How deep a deeply nested body is: four times what most parsers take.
@@ -200,7 +201,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::demo::plan::{DemoSource, Rates, State};
+    use crate::demo::life::{DemoSource, State};
+    use crate::demo::plan::Rates;
     use crate::providers::signature::sign;
 
     /// Clouds that have been turning for so long, with nobody at the receiver's address.

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::world::{Count, World};
 use super::{Item, Letter, service};
-use crate::demo::plan::{Form, Life, Mail};
+use crate::demo::life::{Form, Life, Mail};
 
 /// What became of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::reply::{Ask, Manner, Reply};
 use super::{Count, World, service, skyvern};
-use crate::demo::plan::Cloud;
+use crate::demo::life::Cloud;
 
 /// What a question may carry; nobody sends more.
 const BODY_MAX: usize = 64 * 1024;

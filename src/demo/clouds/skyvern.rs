@@ -9,7 +9,7 @@ use super::post::{self, Attempt};
 use super::reply::{Ask, Reply};
 use super::world::{Count, Found, Keys, World, page};
 use super::{Item, Letter, Patience, Service, naive, poisoned, random_hex};
-use crate::demo::plan::{Cloud, DemoSource, Forgery, Form, Life, State};
+use crate::demo::life::{Cloud, DemoSource, Forgery, Form, Life, State};
 use crate::model::Kind;
 use crate::providers::signature::sign;
 

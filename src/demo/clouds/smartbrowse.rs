@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::reply::{Ask, Reply};
 use super::world::{Keys, World};
 use super::{Item, Letter, Patience, Service, poisoned};
-use crate::demo::plan::{DemoSource, Forgery, Form, Life, State};
+use crate::demo::life::{DemoSource, Forgery, Form, Life, State};
 use crate::model::schedule;
 
 /// The cloud.

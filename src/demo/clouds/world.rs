@@ -10,7 +10,8 @@ use super::clock::Clock;
 use super::reply::{Manner, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
-use crate::demo::plan::{Cloud, DemoSource, Life, Plan, State, Stumble};
+use crate::demo::life::{Cloud, DemoSource, Life, State, Stumble};
+use crate::demo::plan::Plan;
 use crate::model::{At, words};
 
 /// The secrets of a demo. They open nothing but its clouds.

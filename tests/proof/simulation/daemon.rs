@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use settled::config::Source;
 use settled::demo::clouds::Keys;
-use settled::demo::plan::{Cloud, DemoSource};
+use settled::demo::life::{Cloud, DemoSource};
 use settled::ledger::commands::ClampPolls;
 use settled::ledger::{Reader, UnverifiedLimits, View, Writer};
 use settled::limits;

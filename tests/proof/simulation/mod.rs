@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use settled::demo::clouds::{Item, Letter, Reply, World, service};
 use settled::demo::dice::Dice;
-use settled::demo::plan::{DemoSource, Form, Life, Mail};
+use settled::demo::life::{DemoSource, Form, Life, Mail};
 use settled::ledger::RunRow;
 use settled::model::decide::Phase;
 use settled::model::{At, Outcome, RunId, RunKey, SourceName, Trust};

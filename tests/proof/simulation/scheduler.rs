@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use settled::demo::plan::{Answers, DemoSource, Life, Plan, Rates};
+use settled::demo::life::{Answers, DemoSource, Life};
+use settled::demo::plan::{Plan, Rates};
 use settled::model::Kind;
 
 use super::script::Script;

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use settled::demo::dice::Dice;
-use settled::demo::plan::{Cloud, Life, Plan, Rates, Stumble};
+use settled::demo::life::{Cloud, Life, Stumble};
+use settled::demo::plan::{Plan, Rates};
 
 /// Something that reaches the daemon from outside, or befalls it.
 #[derive(Clone, Debug)]
