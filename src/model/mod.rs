@@ -234,10 +234,11 @@ impl RunId {
     /// Longest id taken. The longest seen at any provider is a UUID with a turn number.
     pub const BYTES_MAX: usize = 200;
 
-    /// Reads an id.
+    /// Reads an id. `.` and `..` are refused: as a path segment they would lead to another address.
     pub fn new(id: &str) -> Result<RunId, NotARunId> {
         let printable = |c: char| !c.is_control() && !c.is_whitespace();
-        if id.is_empty() || id.len() > RunId::BYTES_MAX || !id.chars().all(printable) {
+        let dots = matches!(id, "." | "..");
+        if id.is_empty() || dots || id.len() > RunId::BYTES_MAX || !id.chars().all(printable) {
             return Err(NotARunId);
         }
         Ok(RunId(id.to_owned()))
@@ -295,7 +296,7 @@ mod tests {
     fn run_ids_are_bounded_and_printable() {
         assert!(RunId::new("wr_123").is_ok());
         assert!(RunId::new("5b73fb3f-a3cb-4912-be40-17ce9e9e1a45#2").is_ok());
-        for bad in ["", "a b", "a\nb", "a\0", &"x".repeat(201)] {
+        for bad in ["", ".", "..", "a b", "a\nb", "a\0", &"x".repeat(201)] {
             assert!(RunId::new(bad).is_err(), "{bad:?}");
         }
     }

@@ -169,9 +169,8 @@ impl Provider for BrowserUse {
             Some((first, _)) if is_gone(first) => {
                 Some(Said::of(missing_if_canary_worked(self, answers)))
             }
-            Some((first, later)) => {
-                fields(first).and_then(|view| said_by(api, run.run_id, &view, later))
-            }
+            Some((first, later)) => fields(first)
+                .and_then(|view| said_by(api, run.run_id, &view, (is_cut(first), later))),
             None => None,
         };
         let Said { claim, detail } = said.unwrap_or_else(|| Said::of(Claim::Nothing));
@@ -233,6 +232,7 @@ impl Provider for BrowserUse {
             return classify_by_status(answer);
         };
         match (response.status, classify_by_status(answer)) {
+            (402 | 403, class @ ResponseClass::Unavailable { .. }) => class,
             (402, _) => ResponseClass::Unavailable {
                 why: "HTTP 402: the account is out of credits or over its spend limit".to_owned(),
                 retry_after: None,
@@ -323,7 +323,8 @@ fn turn_of(run_id: &RunId) -> (&str, Option<usize>) {
     let turn = |(session, number): (&'_ str, &'_ str)| -> Option<usize> {
         let plain =
             (1..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
-        let counted = plain && !number.starts_with('0') && !session.is_empty();
+        let named = !matches!(session, "" | "." | "..");
+        let counted = plain && !number.starts_with('0') && named;
         counted.then(|| number.parse().ok())?
     };
     match id.rsplit_once('#') {
@@ -337,7 +338,8 @@ fn turn_of(run_id: &RunId) -> (&str, Option<usize>) {
 /// A delivery's body that is one JSON object.
 struct Body {
     object: Map<String, Value>,
-    /// Made only where a signature may be over it.
+    /// Made only where a signature may be over it. A body that repeats a key has none: the signer
+    /// never writes one, and the text does not show the value that the later key hides.
     canonical: Option<String>,
 }
 
@@ -347,6 +349,7 @@ impl Body {
             (delivery.body.len() <= BODY_MAX).then(|| python_json::parse(delivery.body).ok())??;
         let canonical = delivery
             .header(TIMESTAMPED)
+            .filter(|_| !document.has_repeated_keys())
             .and_then(|_| document.canonical());
         document
             .into_object()
@@ -669,12 +672,14 @@ fn is_gone(answer: &ApiResponse) -> bool {
 }
 
 /// The object in a good answer. Read as leniently as webhooks are: agents' outputs are scraped
-/// text, and an odd character in one must not keep its run open for ever.
+/// text, and an odd character in one must not keep its run open for ever. Of an answer that was cut
+/// off these are the scalars in the part that was kept.
 fn fields(answer: &ApiResponse) -> Option<Map<String, Value>> {
     match answer {
-        ApiResponse::Http(response)
-            if (200..300).contains(&response.status) && !response.truncated =>
-        {
+        ApiResponse::Http(response) if (200..300).contains(&response.status) => {
+            if response.truncated {
+                return Some(json::surface(&response.body, None).fields);
+            }
             python_json::parse(&response.body).ok()?.into_object()
         }
         _ => None,
@@ -718,6 +723,24 @@ fn status_word(view: &Map<String, Value>) -> Option<String> {
     text(view, "status")
 }
 
+fn is_cut(answer: &ApiResponse) -> bool {
+    matches!(answer, ApiResponse::Http(response) if response.truncated)
+}
+
+/// Whether the run has ended with a word that leaves the outcome to a flag, and the flag is not
+/// there. In an answer that was cut off it may stand in the part that is lost.
+fn hangs_on_flag(api: Api, status: &str, view: &Map<String, Value>) -> bool {
+    match api {
+        Api::V2 => {
+            matches!(status, "finished" | "stopped")
+                && flag(view, "isSuccess").is_none()
+                && flag(view, "judgeVerdict").is_none()
+        }
+        Api::V3 => matches!(status, "idle" | "stopped") && flag(view, "isTaskSuccessful").is_none(),
+        Api::V4 => false,
+    }
+}
+
 fn full_view(api: Api, run_id: &RunId) -> ApiRequest {
     let id = encoded(run_id.as_str());
     ApiRequest::get(if api == Api::V4 {
@@ -731,7 +754,7 @@ fn said_by(
     api: Api,
     run_id: &RunId,
     view: &Map<String, Value>,
-    later: &[ApiResponse],
+    (first_cut, later): (bool, &[ApiResponse]),
 ) -> Option<Said> {
     let status = status_word(view)?;
     let full = later
@@ -748,9 +771,16 @@ fn said_by(
     let turn = turn_of(run_id).1.filter(|_| api == Api::V3);
     let (claim, reason) = match (api, turn) {
         (Api::V2, _) => task_claim(&status, &merged),
-        (Api::V4, _) => run_claim(&status),
+        (Api::V4, _) => run_claim(&status, &merged),
         (Api::V3, Some(turn)) => turn_claim(turn, &status, view, later),
         (Api::V3, None) => session_claim(&status, view),
+    };
+    // The pages of messages are only counted, and a cut page is not counted at all.
+    let cut = first_cut || api == Api::V2 && later.first().is_some_and(is_cut);
+    let (claim, reason) = if cut && hangs_on_flag(api, &status, &merged) {
+        ended(Outcome::Indeterminate, Some("answer_cut_off"))
+    } else {
+        (claim, reason)
     };
     let mut detail = detail_of(status, reason, &claim, &merged);
     // A session is older than its later turns.
@@ -840,11 +870,15 @@ fn finished_claim(success: Option<bool>, verdict: Option<bool>) -> Judged {
     }
 }
 
-/// v4. A completed run has no success flag.
-fn run_claim(status: &str) -> Judged {
+/// v4. A completed run has no success flag, but may have been judged.
+fn run_claim(status: &str, view: &Map<String, Value>) -> Judged {
+    let verdict = field(view, "judgement")
+        .and_then(Value::as_object)
+        .and_then(|judgement| flag(judgement, "verdict"));
     match status {
         "queued" | "dispatching" => open(Progress::Waiting),
         "running" => open(Progress::Started),
+        "completed" if verdict == Some(false) => ended(Outcome::Failed, Some("judged")),
         "completed" => ended(Outcome::Succeeded, None),
         "failed" => ended(Outcome::Failed, None),
         "cancelled" => ended(Outcome::Cancelled, None),

@@ -203,7 +203,7 @@ impl Provider for Firecrawl {
 
     fn status_request(&self, run: &RunRef<'_>) -> ApiRequest {
         let id = encoded(run.run_id.as_str());
-        match (run.kind, run.group_id) {
+        match (run.kind, monitor(run)) {
             (Kind::BatchScrape, _) => {
                 ApiRequest::get(format!("/v2/batch/scrape/{id}?{NO_DOCUMENTS}"))
             }
@@ -325,7 +325,8 @@ impl Provider for Firecrawl {
     }
 
     /// The documentation promises a `Retry-After`, the source sends the seconds only in its text.
-    /// 501 is how a self-hosted service says that it has no such list: no trouble.
+    /// 501 is how a self-hosted service says that it has no such list: no trouble. Nor is an address
+    /// that an older one does not have.
     fn classify(&self, answer: &ApiResponse) -> ResponseClass {
         match (answer, classify_by_status(answer)) {
             (ApiResponse::Http(response), ResponseClass::RateLimited { retry_after: None }) => {
@@ -334,6 +335,7 @@ impl Provider for Firecrawl {
                 }
             }
             (ApiResponse::Http(Response { status: 501, .. }), _) => ResponseClass::Ok,
+            (ApiResponse::Http(response), _) if has_no_route(response) => ResponseClass::Ok,
             (_, class) => class,
         }
     }
@@ -521,12 +523,19 @@ fn whole_result(path: String) -> ApiRequest {
 
 /// Whether [`Provider::status_request`] is about the run, and not the canary in its place.
 fn has_address(run: &RunRef<'_>) -> bool {
-    run.kind != Kind::MonitorCheck || run.group_id.is_some()
+    run.kind != Kind::MonitorCheck || monitor(run).is_some()
+}
+
+/// The monitor of a check, if its id can stand in a path: dot segments would lead elsewhere.
+fn monitor<'a>(run: &RunRef<'a>) -> Option<&'a str> {
+    run.group_id.filter(|id| !matches!(*id, "" | "." | ".."))
 }
 
 /// What a run may be: the kind somebody named, or each in turn, the most common first.
 fn kinds<'k>(run: &'k RunRef<'_>) -> &'k [Kind] {
-    const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Extract, Kind::Agent];
+    // The address of extracts also answers for agents (controllers/v2/extract-status.ts since
+    // September 2026), so agents are asked for before them.
+    const GUESSES: [Kind; 4] = [Kind::Crawl, Kind::BatchScrape, Kind::Agent, Kind::Extract];
     if run.guessed {
         &GUESSES
     } else {
@@ -671,6 +680,12 @@ fn stated_wait(body: &[u8]) -> Option<Duration> {
     (seconds <= 86_400).then(|| Duration::from_secs(seconds))
 }
 
+/// Older self-hosted services answer an address they do not have with their framework's own page.
+fn has_no_route(response: &Response) -> bool {
+    let start = &response.body[..response.body.len().min(1024)];
+    response.status == 404 && String::from_utf8_lossy(start).contains("<pre>Cannot GET /")
+}
+
 // ── Lists ───────────────────────────────────────────────────────────────────────────────────────
 
 /// Which page of which list of the last 24 hours.
@@ -810,8 +825,16 @@ impl<'a> Fields<'a> {
         serde_json::from_str(self.held.get(key)?.get()).ok()
     }
 
+    /// A value of a text or an object: see [`json::value`] for odd characters in it.
+    fn lenient(&self, key: &str) -> Option<Value> {
+        json::value(self.held.get(key)?.get())
+    }
+
     fn text(&self, key: &str) -> Option<String> {
-        self.value::<String>(key).filter(|text| !text.is_empty())
+        match self.lenient(key)? {
+            Value::String(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
     }
 
     fn error(&self) -> Option<String> {
@@ -824,7 +847,10 @@ impl<'a> Fields<'a> {
     }
 
     fn object(&self, key: &str) -> Option<Map<String, Value>> {
-        self.value(key)
+        match self.lenient(key)? {
+            Value::Object(object) => Some(object),
+            _ => None,
+        }
     }
 
     fn number(&self, key: &str) -> Option<serde_json::Number> {

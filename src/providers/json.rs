@@ -134,10 +134,19 @@ impl<'de> Visitor<'de> for Level<'_> {
 fn keep(fields: &mut Map<String, Value>, key: String, raw: &RawValue) {
     let text = raw.get();
     let scalar = text.len() <= SCALAR_BYTES_MAX && !text.starts_with(['{', '[']);
-    match scalar.then(|| serde_json::from_str(text).ok()).flatten() {
+    match scalar.then(|| value(text)).flatten() {
         Some(value) => fields.insert(key, value),
         None => fields.remove(&key),
     };
+}
+
+/// One JSON value. A lone surrogate escape, which no Rust text can hold, becomes U+FFFD, so that it
+/// costs one character and not the value it stands in.
+pub fn value(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok().or_else(|| {
+        let document = super::python_json::parse(text.as_bytes()).ok()?;
+        document.has_lone_surrogates().then(|| document.into_json())
+    })
 }
 
 // ── Fields ──────────────────────────────────────────────────────────────────────────────────────

@@ -151,7 +151,8 @@ pub trait Provider: Sync {
         }
     }
 
-    /// What an answer tells about the account and the service, whatever it says about a run.
+    /// What an answer tells about the account and the service, whatever it says about a run. An
+    /// answer that is no documented one is [`ResponseClass::Unavailable`]; see [`undocumented`].
     fn classify(&self, answer: &ApiResponse) -> ResponseClass {
         classify_by_status(answer)
     }
@@ -479,22 +480,54 @@ pub enum RetryResult {
     },
 }
 
+/// Why a response cannot come from the documented API, or `None` if it can. A redirect, a page of
+/// HTML and a success that is no JSON come from a proxy, a challenge or a landing page on the way:
+/// they say nothing about the key or a run.
+pub fn undocumented(response: &Response) -> Option<String> {
+    let status = response.status;
+    let start = response
+        .body
+        .iter()
+        .copied()
+        .find(|byte| !byte.is_ascii_whitespace());
+    let declared_html = response
+        .header("content-type")
+        .is_some_and(|value| value.trim().to_ascii_lowercase().starts_with("text/html"));
+    let what = if (300..400).contains(&status) {
+        "a redirect"
+    } else if start == Some(b'<') || declared_html {
+        "an HTML page"
+    } else if (200..300).contains(&status) && !matches!(start, Some(b'{' | b'[')) {
+        "a body that is not JSON"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "HTTP {status} with {what}, which is not a documented answer: check base_url and proxies"
+    ))
+}
+
 /// The usual meaning of status codes: 401 and 403 are about the key, 429 about pace, 5xx and
-/// silence about the service; everything else is about the run.
+/// silence about the service; everything else is about the run. An undocumented answer is none of
+/// these, whatever its status, unless the status already says how long to wait.
 pub fn classify_by_status(answer: &ApiResponse) -> ResponseClass {
     match answer {
         ApiResponse::Failed { what } => ResponseClass::Unavailable {
             why: what.clone(),
             retry_after: None,
         },
-        ApiResponse::Http(response) => match response.status {
-            401 | 403 => ResponseClass::Denied {
-                why: format!("the API key is not accepted ({})", response.status),
-            },
-            429 => ResponseClass::RateLimited {
+        ApiResponse::Http(response) => match (response.status, undocumented(response)) {
+            (status, Some(why)) if status != 429 && status < 500 => ResponseClass::Unavailable {
+                why,
                 retry_after: retry_after(response),
             },
-            500.. => ResponseClass::Unavailable {
+            (401 | 403, _) => ResponseClass::Denied {
+                why: format!("the API key is not accepted ({})", response.status),
+            },
+            (429, _) => ResponseClass::RateLimited {
+                retry_after: retry_after(response),
+            },
+            (500.., _) => ResponseClass::Unavailable {
                 why: format!("HTTP {}", response.status),
                 retry_after: retry_after(response),
             },
@@ -503,14 +536,23 @@ pub fn classify_by_status(answer: &ApiResponse) -> ResponseClass {
     }
 }
 
-/// The claim of a 404: the run is missing if the canary asked after it worked, else nothing.
+/// The claim of a 404: the run is missing if the canary asked after it worked, else nothing. Every
+/// answer must be a documented one: a proxy's own 404 says nothing about the run.
 pub(in crate::providers) fn missing_if_canary_worked(
     provider: &dyn Provider,
     answers: &[ApiResponse],
 ) -> Claim {
+    let documented = |answer: &ApiResponse| {
+        matches!(answer,
+        ApiResponse::Http(response) if undocumented(response).is_none())
+    };
     let worked = |answer: &ApiResponse| matches!(answer, ApiResponse::Http(response) if response.status < 300);
     match answers {
-        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => {
+        [_, .., canary]
+            if answers.iter().all(documented)
+                && worked(canary)
+                && provider.classify(canary) == ResponseClass::Ok =>
+        {
             Claim::Missing
         }
         _ => Claim::Nothing,

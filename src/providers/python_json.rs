@@ -39,6 +39,7 @@ pub struct NotJson {
 pub struct Document<'a> {
     value: Value<'a>,
     lone_surrogates: bool,
+    repeated_keys: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +65,7 @@ pub fn parse(body: &[u8]) -> Result<Document<'_>, NotJson> {
         at: 0,
         depth: 0,
         lone_surrogates: false,
+        repeated_keys: false,
     };
     let value = parser.value()?;
     parser.skip_space();
@@ -73,10 +75,22 @@ pub fn parse(body: &[u8]) -> Result<Document<'_>, NotJson> {
     Ok(Document {
         value,
         lone_surrogates: parser.lone_surrogates,
+        repeated_keys: parser.repeated_keys,
     })
 }
 
 impl Document<'_> {
+    /// Whether a lone surrogate was replaced by U+FFFD.
+    pub fn has_lone_surrogates(&self) -> bool {
+        self.lone_surrogates
+    }
+
+    /// Whether an object names a key twice. The canonical text holds only the last value, so a
+    /// signature over it leaves the earlier ones open to anybody.
+    pub fn has_repeated_keys(&self) -> bool {
+        self.repeated_keys
+    }
+
     /// The canonical text; `None` where it holds a lone surrogate.
     pub fn canonical(&self) -> Option<String> {
         let mut out = String::new();
@@ -134,6 +148,7 @@ struct Parser<'a> {
     at: usize,
     depth: usize,
     lone_surrogates: bool,
+    repeated_keys: bool,
 }
 
 impl<'a> Parser<'a> {
@@ -222,7 +237,8 @@ impl<'a> Parser<'a> {
             let key = self.string()?;
             self.skip_space();
             self.expect(b':')?;
-            members.insert(key, self.value()?);
+            let value = self.value()?;
+            self.repeated_keys |= members.insert(key, value).is_some();
             self.skip_space();
             if self.take(b'}') {
                 return Ok(Value::Object(members));

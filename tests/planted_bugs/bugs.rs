@@ -236,8 +236,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "a 404 counts though nothing works with this key",
         file: "src/providers/mod.rs",
-        old: "        [_, .., canary] if worked(canary) && provider.classify(canary) == ResponseClass::Ok => {",
-        new: "        [_, .., canary] if worked(canary) || provider.classify(canary) != ResponseClass::Ok => {",
+        old: "                && worked(canary)\n                && provider.classify(canary) == ResponseClass::Ok =>",
+        new: "                && (worked(canary) || provider.classify(canary) != ResponseClass::Ok) =>",
         target: "providers",
         test: "skyvern::a_missing_task_is_missing_only_if_the_canary_worked",
     },

@@ -69,12 +69,14 @@ fn verdict(headers: &[(&str, &str)], body: &str, secrets: &[&str]) -> Verdict {
     prove(headers, body.as_bytes(), secrets).verdict()
 }
 
-/// What a vector must be judged as. Its `valid` says what the vendor's references hold; two things
-/// are policy of ours.
+/// What a vector must be judged as. Its `valid` says what the vendor's references hold; the rest is
+/// policy of ours.
 fn expected(vector: &Vector) -> Verdict {
     match vector.name.as_str() {
         // A lone surrogate has no place in a Rust string: unverifiable on purpose, polling covers it.
         "B/lone_surrogate_escape" => Verdict::BadSignature,
+        // The canonical text does not cover the value that a repeated key hides.
+        "B/duplicate_keys_last_wins" => Verdict::BadSignature,
         // A ping gets its 200 whatever its signature, and touches no run.
         "A/utf8_vs_escaped" => Verdict::Ping,
         "B/stale_301" | "B/stale_one_day" | "B/future_301" => Verdict::Stale,
@@ -913,7 +915,7 @@ fn a_hint_stays_a_hint() {
 }
 
 #[test]
-fn of_duplicate_keys_the_value_that_was_signed_is_the_one_that_is_read() {
+fn a_body_with_duplicate_keys_is_not_proven_and_its_last_values_are_read() {
     let body = format!(
         r#"{{"type":"agent.task.status_update","payload":{{"task_id":"forged","task_id":"{TASK}","status":"stopped","status":"finished"}}}}"#
     );
@@ -925,7 +927,8 @@ fn of_duplicate_keys_the_value_that_was_signed_is_the_one_that_is_read() {
         ("X-Browser-Use-Signature", signature.as_str()),
         ("X-Browser-Use-Timestamp", "1789560000"),
     ];
-    assert_eq!(verdict(&headers, &body, &["k"]), Verdict::Signed);
+    assert_eq!(verdict(&headers, &body, &["k"]), Verdict::BadSignature);
+    assert_eq!(verdict(&headers, &honest, &["k"]), Verdict::Signed);
     assert_eq!(told(&body, "v2"), told(&honest, "v2"));
     let serde: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(
@@ -1525,8 +1528,8 @@ fn the_key_and_the_pace_are_heard_in_status_headers_and_body() {
         }))
     };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
-    for status in [200, 404, 409, 422] {
-        assert_eq!(hear(status, vec![], ""), ResponseClass::Ok);
+    for (status, body) in [(200, "{}"), (404, ""), (409, ""), (422, "")] {
+        assert_eq!(hear(status, vec![], body), ResponseClass::Ok);
     }
     for status in [401, 403] {
         assert!(matches!(

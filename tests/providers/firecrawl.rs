@@ -1360,11 +1360,14 @@ fn a_run_tracked_without_a_kind_is_looked_for_under_each_until_one_answers() {
             .map(|question| question.path)
     };
     assert!(paths(&[absent()]).is_some_and(|path| path.starts_with("/v2/batch/scrape/")));
-    assert!(paths(&[absent(), absent()]).is_some_and(|path| path.starts_with("/v2/extract/")));
+    assert!(paths(&[absent(), absent()]).is_some_and(|path| path.starts_with("/v2/agent/")));
+    let three = [absent(), absent(), absent()];
+    assert!(paths(&three).is_some_and(|path| path.starts_with("/v2/extract/")));
     // Self-hosted, an unknown extract is a 500.
-    let selfhosted = [absent(), absent(), status(500, "{}")];
-    assert!(paths(&selfhosted).is_some_and(|path| path.starts_with("/v2/agent/")));
+    let selfhosted = [absent(), absent(), absent(), status(500, "{}")];
+    assert_eq!(paths(&selfhosted).as_deref(), Some("/v2/team/queue-status"));
     let found = [
+        absent(),
         absent(),
         absent(),
         status(200, r#"{"success":true,"status":"completed","data":{}}"#),

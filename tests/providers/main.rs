@@ -1,6 +1,7 @@
 //! The dialects against captured deliveries, signature vectors and every fact of the dossiers.
 
 mod browser_use;
+mod field_reports;
 mod firecrawl;
 mod skyvern;
 mod smartbrowse;

@@ -552,9 +552,9 @@ fn a_401_is_about_the_key_with_and_without_an_envelope() {
         retry_after: Some(Duration::from_secs(9)),
     };
     assert_eq!(SmartBrowse.classify(&ApiResponse::Http(slow)), throttled);
-    for status in [200, 402, 404, 409] {
+    for (status, body) in [(200, "{}"), (402, ""), (404, ""), (409, "")] {
         assert_eq!(
-            SmartBrowse.classify(&http(status, "")),
+            SmartBrowse.classify(&http(status, body)),
             ResponseClass::Ok,
             "{status}"
         );
