@@ -627,6 +627,7 @@ mod tests {
         let http = |status| {
             ApiResponse::Http(Response {
                 status,
+                body: b"{}".to_vec(),
                 ..Response::default()
             })
         };
