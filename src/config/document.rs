@@ -196,6 +196,11 @@ impl<'d> Entry<'d> {
         self.doc.problem(Some(self.line), &self.key, text);
     }
 
+    /// Whether this is the text `word`.
+    pub(super) fn says(&self, word: &str) -> bool {
+        matches!(self.value, DeValue::String(text) if text.as_ref() == word)
+    }
+
     /// What was written in place of what belongs here.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::env::Env;
 use super::source::SourceConfig;
-use super::{ConfigError, Problem, secrets};
+use super::{ConfigError, Problem, secrets, values};
 use crate::model::SourceName;
 use crate::providers::Provider;
 use crate::secret::{Key, Secret, SecretLabel};
@@ -58,7 +58,7 @@ fn source(
         }
         Some(key)
     };
-    let api_key = key(names.api_key);
+    let api_key = key(names.api_key).map(secrets::none_is_no_key);
     let webhook_secret = names.webhook_secret.and_then(&mut key);
     let path_token = names.path_token.and_then(&mut key);
     if let Some(token) = &path_token
@@ -70,6 +70,17 @@ fn source(
         return None;
     }
     let mut source = SourceConfig::new(name, provider);
+    let set = names
+        .base_urls
+        .iter()
+        .find_map(|name| Some((*name, env.get(name)?)));
+    if let Some((name, url)) = set {
+        match values::base_url(&url) {
+            Ok(url) => source.base_url = values::without_version(&url).to_owned(),
+            // The default would send the key of somebody's own server to the vendor.
+            Err(why) => problems.push(Problem::in_environment(name, why)),
+        }
+    }
     source.keyring.path_tokens.extend(path_token);
     Some(source.with_keys(api_key, webhook_secret))
 }

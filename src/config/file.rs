@@ -426,7 +426,7 @@ fn with_secrets(section: &Section<'_>, mut source: SourceConfig, env: &Env) -> S
     let provider = source.provider;
     let api_key = section
         .get("api_key")
-        .and_then(|entry| secrets::key(&entry, "api_key".to_owned(), env));
+        .and_then(|entry| secrets::api_key(&entry, env));
     let webhook_secrets = secrets::webhook_secrets(section, env);
     if provider.environment().path_token.is_some() {
         source.keyring.path_tokens = secrets::path_tokens(section, env);

@@ -136,6 +136,30 @@ fn header_values(entry: &Entry<'_>, name: &str, env: &Env) -> Vec<Key> {
     values
 }
 
+/// `api_key = secret`, or the word `none` for a server that needs no key.
+pub(super) fn api_key(entry: &Entry<'_>, env: &Env) -> Option<Key> {
+    if entry.says("none") {
+        return Some(no_key("api_key".to_owned()));
+    }
+    key(entry, "api_key".to_owned(), env)
+}
+
+/// The key itself, or no key where it is the word `none`.
+pub(super) fn none_is_no_key(key: Key) -> Key {
+    if key.secret.expose() == "none" {
+        return no_key(key.label.0);
+    }
+    key
+}
+
+/// An empty key: requests are sent, and carry none.
+fn no_key(label: String) -> Key {
+    Key {
+        label: SecretLabel(label),
+        secret: Secret::new(""),
+    }
+}
+
 fn read(entry: &Entry<'_>, env: &Env) -> Option<Secret> {
     if entry.kind() == "text" {
         entry.problem(format!(

@@ -22,6 +22,7 @@ pub struct SourceConfig {
     /// What the configuration says to the dialect.
     pub settings: Settings,
     /// The key to ask with; without one, webhooks are recorded and nothing is asked.
+    /// An empty one stands for a server that needs no key.
     pub api_key: Option<Secret>,
     /// What deliveries are verified against.
     pub keyring: Keyring,
@@ -104,9 +105,10 @@ impl SourceConfig {
         webhook_secrets: impl IntoIterator<Item = Key>,
     ) -> SourceConfig {
         self.api_key = api_key.as_ref().map(|key| key.secret.clone());
-        self.keyring
-            .signing
-            .extend(api_key.filter(|_| self.provider.signs_with_api_key()));
+        // An empty key stands for a server without keys: anybody can sign with it.
+        let signs = self.provider.signs_with_api_key();
+        let signing = api_key.filter(|key| signs && !key.secret.expose().is_empty());
+        self.keyring.signing.extend(signing);
         self.keyring.signing.extend(webhook_secrets);
         self
     }

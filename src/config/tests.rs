@@ -75,6 +75,7 @@ static SKYVERN: Fake = Fake {
         api_key: "SKYVERN_API_KEY",
         webhook_secret: None,
         path_token: None,
+        base_urls: &["SKYVERN_BASE_URL"],
     },
     apis: &[],
     signs_with_api_key: true,
@@ -85,6 +86,7 @@ static BROWSER_USE: Fake = Fake {
         api_key: "BROWSER_USE_API_KEY",
         webhook_secret: Some("BROWSER_USE_WEBHOOK_SECRET"),
         path_token: None,
+        base_urls: &["BROWSER_USE_BASE_URL"],
     },
     apis: &["v2", "v3", "v4"],
     signs_with_api_key: false,
@@ -95,6 +97,7 @@ static SMARTBROWSE: Fake = Fake {
         api_key: "WEBSCRAPE_API_KEY",
         webhook_secret: None,
         path_token: Some("SMARTBROWSE_PATH_TOKEN"),
+        base_urls: &[],
     },
     apis: &[],
     signs_with_api_key: false,
@@ -105,6 +108,7 @@ static FIRECRAWL: Fake = Fake {
         api_key: "FIRECRAWL_API_KEY",
         webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"),
         path_token: None,
+        base_urls: &["FIRECRAWL_API_URL"],
     },
     apis: &[],
     signs_with_api_key: false,
@@ -1012,4 +1016,56 @@ path_token = { env = "OLD_KEY" }
              completed once for each",
         ]
     );
+}
+
+#[test]
+fn a_base_url_in_the_environment_is_where_the_key_goes() {
+    let config = |url: &str| {
+        let env = Env::of([
+            ("HOME", "/home/ada"),
+            ("SKYVERN_API_KEY", "key-hunter2"),
+            ("SKYVERN_BASE_URL", url),
+        ]);
+        from_environment(&FAKES, &env)
+    };
+    let skyvern = SourceName::new("skyvern").unwrap();
+    for (url, expected) in [
+        ("http://localhost:8000", "http://localhost:8000"),
+        ("http://localhost:8000/", "http://localhost:8000"),
+        ("http://localhost:8000/v1/", "http://localhost:8000"),
+        ("http://localhost:8000/api/v1", "http://localhost:8000"),
+        ("https://x.example/agents/v2", "https://x.example/agents"),
+        ("https://x.example/api", "https://x.example/api"),
+        (" ", "https://api.fake.example"),
+    ] {
+        let config = config(url).unwrap();
+        assert_eq!(config.sources[&skyvern].base_url, expected, "{url}");
+    }
+    // The key of a server whose address is mistyped is sent nowhere.
+    let error = config("localhost:8000").unwrap_err().to_string();
+    assert!(
+        error.starts_with("$SKYVERN_BASE_URL: this is not a base URL"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_server_without_keys_is_said_plainly() {
+    let file = good(
+        "[sources.a]\nprovider = \"skyvern\"\nbase_url = \"http://127.0.0.1:1\"\napi_key = \"none\"\n",
+    );
+    let env = Env::of([("HOME", "/home/ada"), ("SKYVERN_API_KEY", "none")]);
+    let environment = from_environment(&FAKES, &env).unwrap();
+    for source in file.sources.values().chain(environment.sources.values()) {
+        assert!(source.api_key.is_some(), "it can be polled");
+        assert!(
+            source.keyring.signing.is_empty(),
+            "nothing is signed with no key"
+        );
+        assert_eq!(
+            source.redactor().redact("none of these".to_owned()),
+            "none of these"
+        );
+    }
+    assert!(read("[sources.a]\nprovider = \"skyvern\"\napi_key = \"None\"\n").is_err());
 }

@@ -167,6 +167,21 @@ pub fn base_url(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
+/// A base URL without the version of the API at its end (`/v1`, `/api/v1`), which some SDKs want
+/// there and every path of a provider already has.
+pub(super) fn without_version(url: &str) -> &str {
+    let versioned = |last: &str| {
+        last.strip_prefix('v')
+            .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    };
+    match url.rsplit_once('/') {
+        Some((rest, last)) if versioned(last) && !rest.ends_with('/') => {
+            rest.strip_suffix("/api").unwrap_or(rest)
+        }
+        _ => url,
+    }
+}
+
 /// Whether calls to this base URL would carry the key over a network unencrypted.
 pub(super) fn in_the_clear(base_url: &str) -> bool {
     let Some(rest) = base_url.strip_prefix("http://") else {

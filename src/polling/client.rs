@@ -67,7 +67,11 @@ impl HttpClient {
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.clone());
         }
-        if let Some(key) = &source.api_key {
+        if let Some(key) = source
+            .api_key
+            .as_ref()
+            .filter(|key| !key.expose().is_empty())
+        {
             let (name, prefix) = source.provider.key_header();
             let mut value = HeaderValue::from_str(&format!("{prefix}{}", key.expose()))
                 .unwrap_or(HeaderValue::from_static(""));

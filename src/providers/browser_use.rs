@@ -70,6 +70,7 @@ impl Provider for BrowserUse {
             api_key: "BROWSER_USE_API_KEY",
             webhook_secret: Some("BROWSER_USE_WEBHOOK_SECRET"),
             path_token: None,
+            base_urls: &["BROWSER_USE_BASE_URL"],
         }
     }
 

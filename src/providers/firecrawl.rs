@@ -118,6 +118,7 @@ impl Provider for Firecrawl {
             api_key: "FIRECRAWL_API_KEY",
             webhook_secret: Some("FIRECRAWL_WEBHOOK_SECRET"),
             path_token: None,
+            base_urls: &["FIRECRAWL_API_URL"],
         }
     }
 

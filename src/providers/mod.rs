@@ -174,6 +174,8 @@ pub struct Environment {
     pub webhook_secret: Option<&'static str>,
     /// Holds the path token, where deliveries are unsigned.
     pub path_token: Option<&'static str>,
+    /// Hold where the API is, as the vendor's own SDKs and tools read it; the first that is set counts.
+    pub base_urls: &'static [&'static str],
 }
 
 // ── Webhooks ────────────────────────────────────────────────────────────────────────────────────

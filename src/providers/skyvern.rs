@@ -99,6 +99,7 @@ impl Provider for Skyvern {
             api_key: "SKYVERN_API_KEY",
             webhook_secret: None,
             path_token: None,
+            base_urls: &["SKYVERN_BASE_URL"],
         }
     }
 

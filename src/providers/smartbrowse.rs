@@ -82,6 +82,7 @@ impl Provider for SmartBrowse {
             api_key: "WEBSCRAPE_API_KEY",
             webhook_secret: None,
             path_token: Some("SMARTBROWSE_PATH_TOKEN"),
+            base_urls: &[],
         }
     }
 
