@@ -76,7 +76,7 @@ fn source(
         .find_map(|name| Some((*name, env.get(name)?)));
     if let Some((name, url)) = set {
         match values::base_url(&url) {
-            Ok(url) => source.base_url = values::without_version(&url).to_owned(),
+            Ok(url) => values::without_version(&url).clone_into(&mut source.base_url),
             // The default would send the key of somebody's own server to the vendor.
             Err(why) => problems.push(Problem::in_environment(name, why)),
         }
