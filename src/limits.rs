@@ -52,7 +52,7 @@ pub const HOOK_SMALL_BODIES_BYTES_MAX: usize = 64 * MIB;
 /// readers wait. The number of connections times the size of one body is no bound anybody has memory for.
 pub const HOOK_BODIES_BYTES_MAX: usize = 512 * MIB;
 
-/// What is kept of a body that was too large: enough to find the run's id in.
+/// Bytes kept of a body that was too large: enough to find the run's id in.
 pub const TRUNCATED_HEAD_BYTES: usize = 16 * KIB;
 
 /// How much of a refused body is read and thrown away, so that its sender gets to read the answer.
@@ -77,7 +77,7 @@ pub const UNPROVEN_RATE: f64 = 2.0;
 /// Senders of such deliveries that are told apart. One that is not is counted with the others.
 pub const UNPROVEN_SENDERS_MAX: usize = 4_096;
 
-/// What `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
+/// Seconds that `Retry-After` says in a 503: a disk that recovers does so within seconds, and the
 /// providers' own retries are coarser.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
 
@@ -98,10 +98,10 @@ pub const CLOSE_CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
 
 // ── The reconciler ──────────────────────────────────────────────────────────────────────────────
 
-/// Reports that wait for the writer. A full queue makes the mouths wait, which is what they should.
+/// Reports that wait for the writer. A full queue makes the senders wait, as it should.
 pub const QUEUE_REPORTS_MAX: usize = 4096;
 
-/// How long a mouth waits for room in that queue before it says 503.
+/// How long an input waits for room in that queue before it answers 503.
 pub const QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// How long more may come in than can be written before senders are turned away at once. Bursts are
@@ -145,7 +145,7 @@ pub const CLOCK_JUMP: Duration = Duration::from_secs(2);
 
 // ── Every server ────────────────────────────────────────────────────────────────────────────────
 
-/// What is buffered of a connection; bounds the size of a request's head.
+/// Bytes buffered of a connection. They bound the size of a request's head.
 pub const CONNECTION_BUFFER_BYTES: usize = 64 * KIB;
 
 // ── The sockets ─────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +157,7 @@ pub const SOCKET_CONNECTIONS_MAX: usize = 1_200;
 /// through when every stream is taken.
 pub const STREAMS_MAX: usize = 1_100;
 
-/// Who is at most so many rows behind the head reads them together with others who are.
+/// Readers that are at most this many rows behind the head share one read.
 pub const TAIL_ROWS: i64 = 256;
 
 /// Pages kept for them: different filters and slightly different heads at once. Beyond that the
@@ -189,10 +189,10 @@ pub const WINDOW_MAX: u32 = 100_000;
 /// Events a consumer may have parked. Who fills this has a broken command, not broken events.
 pub const PARKED_MAX: i64 = 10_000;
 
-/// What is kept of the reason an event was parked for.
+/// Bytes kept of the reason an event was parked for.
 pub const PARKED_ERROR_BYTES: usize = 4 * KIB;
 
-/// What a command is given of one field in its environment; all of it is on its standard input.
+/// Bytes of one field that a command gets in its environment; all of it is on its standard input.
 pub const VARIABLE_BYTES: usize = 4 * KIB;
 
 /// The longest `wait` of a request.
@@ -349,7 +349,7 @@ pub const CLOSE_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 /// its way to us already, and closing then would look to its sender like a refusal.
 pub const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
 
-/// How often the writer's pulse is felt, unless systemd wants it more often.
+/// How often the watchdog asks the writer to commit, unless systemd wants it more often.
 pub const PULSE: Duration = Duration::from_secs(10);
 
 /// By how much longer a start may take each time a hundred more reports have been recovered.

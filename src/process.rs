@@ -1,4 +1,4 @@
-//! What a batch of reports leads to, as a pure function: no SQL, no clock, no I/O.
+//! Computes what a batch of reports leads to, as a pure function: no SQL, no clock, no I/O.
 //!
 //! ```text
 //!  reports of a batch ──read──▶ Readings ──decide──▶ Decisions ──render──▶ ChangeSet
@@ -40,7 +40,7 @@ mod tests;
 /// A stored report: its id and what it says.
 pub type Stored = (i64, Report);
 
-/// What processing depends on beside the reports and the stored state.
+/// The circumstances of processing, beside the reports and the stored state.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The configured sources.
@@ -107,7 +107,7 @@ pub struct Readings<'a> {
     subjects: Vec<usize>,
 }
 
-/// What a report means.
+/// The meaning of a report.
 enum Meaning<'a> {
     /// Its source is no longer configured, so no provider can read it.
     Unconfigured,
@@ -652,7 +652,7 @@ fn speaker(run: &Run) -> Option<i64> {
     }
 }
 
-/// What the provider said in the report behind a publication.
+/// The payload of the report behind a publication.
 #[derive(Clone, Copy)]
 enum Speech<'b> {
     /// There is no such report.

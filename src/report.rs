@@ -112,7 +112,7 @@ pub struct ResponseMeta {
 /// One request for a page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepMeta {
-    /// What the page before said the next one is; `None` for the first.
+    /// The token of this page, as the page before gave it; `None` for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<String>,
     /// When it was sent.
@@ -121,18 +121,18 @@ pub struct SweepMeta {
     pub answer: ResponseMeta,
 }
 
-/// What a client says about a run that it tracks.
+/// The facts that a client gives about a run that it tracks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrackMeta {
     /// The provider's id of it.
     pub run_id: RunId,
-    /// What sort of run it is, where the client or the id tells.
+    /// The kind of the run, where the client or the id tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
     /// The group it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
-    /// What the client wants to see again in the completion.
+    /// The metadata that the completion repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
@@ -266,7 +266,7 @@ impl PollMeta {
 }
 
 impl Report {
-    /// What it says, as its provider reads it. The texts in it are as they came; see
+    /// The observations in it, as its provider reads them. The texts in it are as they came; see
     /// [`Detail::sanitized`].
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         match &self.meta {

@@ -191,7 +191,7 @@ fn json_spellings(secret: &Secret) -> impl Iterator<Item = Secret> {
     [secret.0.clone(), escaped, solidus].into_iter().map(Secret)
 }
 
-/// What base64 makes of a secret within a longer text, whatever stands before and after it: the
+/// The base64 of a secret within a longer text, whatever stands before and after it: the
 /// characters that depend on the secret alone, for each of the three ways it can be aligned.
 fn base64_spellings(secret: &Secret) -> impl Iterator<Item = Secret> {
     let spell = |before: usize| {

@@ -172,7 +172,7 @@ mod tests {
         })
     }
 
-    /// What a request gets: nothing, or the code of the refusal.
+    /// The code of the refusal of a request, or `None`.
     fn outcome(method: &str, headers: &[(&str, &str)]) -> Option<&'static str> {
         let mut request = Request::builder().method(method).uri("/v1/runs");
         for (name, value) in headers {

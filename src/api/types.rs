@@ -182,7 +182,7 @@ pub struct MissingWebhooks {
 pub struct RunDetail {
     /// The run as it is now.
     pub run: RunView,
-    /// What the reports said of it, oldest first.
+    /// The claims of the reports about it, oldest first.
     pub timeline: Vec<TimelineLine>,
 }
 
@@ -195,11 +195,11 @@ pub struct TimelineLine {
     pub via: String,
     /// How far the report may be believed: `authoritative`, `signed`, `shared_secret`, `hint`.
     pub trust: String,
-    /// What the report says of the run.
+    /// The claim of the report about the run.
     pub claim: String,
     /// The provider's status, verbatim.
     pub status: Option<String>,
-    /// What the report did to the run.
+    /// The effect of the report on the run.
     pub effect: String,
     /// Id of the report, for `GET /v1/deliveries/{id}`.
     pub report: i64,
@@ -232,7 +232,7 @@ pub struct PollReply {
     pub learned: bool,
     /// The provider's last answer.
     pub answer: Option<PollAnswer>,
-    /// What the report did to the run; `null` if nothing.
+    /// The effect of the report on the run; `null` if none.
     pub effect: Option<Effect>,
     /// The run after it.
     pub run: RunView,
@@ -241,7 +241,7 @@ pub struct PollReply {
 /// The provider's answer to a poll.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct PollAnswer {
-    /// What the answer says of the account and the service.
+    /// The response class: what the answer says of the account and the service.
     pub class: AnswerClass,
     /// The HTTP status; `null` if there was no response.
     pub status: Option<u16>,
@@ -313,9 +313,9 @@ pub struct RetryWebhookReply {
     pub target_url: Option<String>,
     /// How long the delivery took.
     pub latency_ms: Option<u64>,
-    /// What verification of the payload in the provider's answer found; `null` without a payload.
+    /// The verdict on the payload in the provider's answer; `null` without a payload.
     pub payload_verdict: Option<Verdict>,
-    /// What that payload did to the run.
+    /// The effect of that payload on the run.
     pub effect: Option<Effect>,
 }
 
@@ -440,7 +440,7 @@ pub struct SourceView {
     pub unaccounted: i64,
     /// The configured secrets.
     pub secrets: Vec<SecretView>,
-    /// What a person should know or do, one sentence each.
+    /// Sentences for a person: a fault, and what to do.
     pub notes: Vec<String>,
 }
 
@@ -702,7 +702,7 @@ pub struct DropParkedReply {
 
 // ── The feed's own lines ────────────────────────────────────────────────────────────────────────
 
-/// What a reader needs of any line of the feed before it knows whether the line is a record.
+/// The part of any line of the feed that a reader needs before it knows whether the line is a record.
 #[derive(Debug, Deserialize)]
 pub struct FeedLine {
     /// The CloudEvents type.
@@ -732,7 +732,7 @@ pub struct StreamLine {
     /// The position after the line, if the reader may store or acknowledge it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// What the kind of line has to say.
+    /// The content, by the kind of line.
     pub data: StreamData,
 }
 

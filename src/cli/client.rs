@@ -71,7 +71,7 @@ pub enum ClientError {
     Broken {
         /// Which socket.
         socket: PathBuf,
-        /// What the system or the HTTP client reports.
+        /// The error of the system or of the HTTP client.
         why: String,
     },
     /// The reply is not of the type that this version reads.

@@ -205,7 +205,7 @@ enum End {
     Over,
 }
 
-/// What the reader passes to the worker.
+/// The messages from the reader to the worker.
 enum Input {
     Record(Event),
     /// No further event up to here.
@@ -665,7 +665,7 @@ async fn read(mut lines: Lines, items: mpsc::Sender<Input>) -> End {
     End::Lost("the connection to the daemon broke off".to_owned())
 }
 
-/// What a line about the stream means, if it is the last one.
+/// The reason that the last line of a stream gives.
 fn last_line(data: StreamData) -> Option<End> {
     match data {
         StreamData::Superseded(superseded) if superseded.by == "seek" => Some(End::Moved),

@@ -92,7 +92,7 @@ struct Draft {
     needs: Vec<String>,
 }
 
-/// What the command wrote, as `--json` prints it.
+/// The files that the command wrote, as `--json` prints them.
 #[derive(Serialize)]
 struct Written<'d> {
     config: &'d Path,

@@ -98,7 +98,7 @@ fn sentence(polled: &PollReply, now: At) -> String {
     )
 }
 
-/// What an effect means, after a poll or a webhook that was sent again.
+/// The sentence for an effect, after a poll or a webhook that was sent again.
 pub fn meaning(effect: Effect) -> &'static str {
     match effect {
         Effect::Opened => "tracked from now on",

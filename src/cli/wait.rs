@@ -138,7 +138,7 @@ async fn again(
     }
 }
 
-/// What a future gives, or `None` if the deadline passes first.
+/// The output of a future, or `None` if the deadline passes first.
 async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => timeout_at(deadline, future).await.ok(),

@@ -42,9 +42,9 @@ pub enum BadSchedule {
         text: String,
         /// Which field.
         field: &'static str,
-        /// What stands there.
+        /// The text of the field.
         value: String,
-        /// What may stand there.
+        /// The values that the field accepts.
         right: &'static str,
     },
     /// Weekdays by number.

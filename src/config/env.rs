@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What systemd sets for the service, by its unit.
+/// The variables that systemd sets for the service, by its unit.
 const SERVICE: [(&str, &str); 3] = [
     ("STATE_DIRECTORY", "/var/lib/settled"),
     ("RUNTIME_DIRECTORY", "/run/settled"),

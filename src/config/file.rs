@@ -392,7 +392,7 @@ fn check_order(section: &Section<'_>, source: &SourceConfig) {
         let Some((kind, policy)) = found else {
             continue;
         };
-        // If neither is configured it is the dialect's mistake, which its own tests find.
+        // If neither is configured it is the provider's mistake, which its own tests find.
         if section.get(short.0).is_some() {
             blame(section, short, "longer", long, kind, &policy);
         } else if section.get(long.0).is_some() {
@@ -432,7 +432,7 @@ fn with_secrets(section: &Section<'_>, mut source: SourceConfig, env: &Env) -> S
         source.keyring.path_tokens = secrets::path_tokens(section, env);
         source.keyring.headers = secrets::headers(section, env);
     } else {
-        // Whoever writes these believes that they protect something.
+        // A person who writes these believes that they protect something.
         for name in ["path_token", "path_tokens", "require_headers"]
             .into_iter()
             .filter(|name| section.get(name).is_some())

@@ -6,7 +6,7 @@
 //! of them come at once. Every table knows its keys; one that it does not know is an error.
 //!
 //! Deliberately absent: secret values in the file, defaults that are written down twice (bounds
-//! and defaults are in [`crate::limits`], policies in the dialects), and the process environment,
+//! and defaults are in [`crate::limits`], policies in the providers), and the process environment,
 //! which comes in as an [`Env`].
 
 pub mod cron;
@@ -53,7 +53,7 @@ pub struct Config {
     pub store_path: PathBuf,
     /// The Unix sockets.
     pub sockets: Sockets,
-    /// What a proxy shows to browsers.
+    /// The addresses under which a proxy shows the sockets to browsers.
     pub page: Page,
     /// The accounts, by name.
     pub sources: BTreeMap<SourceName, Arc<SourceConfig>>,
@@ -61,7 +61,7 @@ pub struct Config {
     pub retention: Retention,
     /// Where all this was read.
     pub origin: Origin,
-    /// What is allowed but worth telling, for `settled check`.
+    /// Warnings: allowed, but worth a line in `settled check`.
     pub warnings: Vec<String>,
 }
 
@@ -165,7 +165,7 @@ pub enum ConfigError {
     Unreadable {
         /// Which file.
         file: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         why: std::io::Error,
     },
     /// The file is not TOML.
@@ -175,7 +175,7 @@ pub enum ConfigError {
         file: PathBuf,
         /// Where.
         line: usize,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
     /// The file is TOML and says things that cannot be.
@@ -190,7 +190,7 @@ pub struct Problem {
     pub place: Option<(PathBuf, usize)>,
     /// The whole key, or the environment variable.
     pub key: String,
-    /// What is wrong with it and what would be right.
+    /// The fault, and the remedy.
     pub text: String,
 }
 
@@ -354,7 +354,7 @@ fn reachable(own: Sockets, env: &Env) -> Sockets {
     }
 }
 
-/// What is wrong with these paths, by key.
+/// The faults of these paths, by key.
 fn socket_trouble(sockets: &Sockets) -> Vec<(&'static str, String)> {
     let mut trouble = Vec::new();
     for (key, path) in [("feed", &sockets.feed), ("control", &sockets.control)] {
@@ -376,7 +376,7 @@ fn socket_trouble(sockets: &Sockets) -> Vec<(&'static str, String)> {
     trouble
 }
 
-/// What is allowed but worth telling.
+/// Warnings: allowed, but worth telling.
 fn warnings(
     hooks: &Hooks,
     sources: &BTreeMap<SourceName, Arc<SourceConfig>>,
@@ -462,7 +462,7 @@ fn source_warnings(source: &SourceConfig) -> Vec<String> {
     warnings
 }
 
-/// What such a provider's webhooks are verified with.
+/// The keys that webhooks of such a provider are verified with.
 fn verifier(provider: &dyn Provider) -> &'static str {
     if provider.signs_with_api_key() {
         "api_key, which it signs with"

@@ -19,12 +19,12 @@ pub struct SourceConfig {
     pub provider: &'static dyn Provider,
     /// Where the provider's API is, without a slash at the end.
     pub base_url: String,
-    /// What the configuration says to the dialect.
+    /// The settings that the provider reads.
     pub settings: Settings,
     /// The key to ask with; without one, webhooks are recorded and nothing is asked.
     /// An empty one stands for a server that needs no key.
     pub api_key: Option<Secret>,
-    /// What deliveries are verified against.
+    /// The secrets that deliveries are verified against.
     pub keyring: Keyring,
     /// When polls may start.
     pub poll: Schedule,
@@ -34,7 +34,7 @@ pub struct SourceConfig {
     pub rate: f64,
     /// Questions at once.
     pub concurrency: usize,
-    /// What the configuration says about settling and asking.
+    /// The configured parts of the policy for settling and polling.
     pub overrides: PolicyOverrides,
 }
 

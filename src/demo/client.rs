@@ -25,9 +25,9 @@ pub struct Record {
     pub source: String,
     /// The run.
     pub run_id: String,
-    /// What is believed.
+    /// The outcome that the feed published last.
     pub outcome: Outcome,
-    /// What settled the run.
+    /// The origin of the completion.
     pub origin: Origin,
     /// Whether nothing the policy wanted to hear is missing.
     pub confirmed: bool,
@@ -53,7 +53,7 @@ struct Data {
     reason: Option<String>,
 }
 
-/// What one line of the feed is.
+/// The kinds of lines of the feed.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
     /// A record.
@@ -64,7 +64,7 @@ enum Read {
     Nonsense,
 }
 
-/// What came over the feed.
+/// The events that came over the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A record.
@@ -168,7 +168,7 @@ impl Client {
         }
     }
 
-    /// What the daemon tells of a run, with its timeline.
+    /// The daemon's view of a run, with its timeline.
     pub async fn run(&self, source: &str, run_id: &str) -> Option<Value> {
         self.get(&format!("/v1/runs/{source}/{run_id}")).await
     }

@@ -117,7 +117,7 @@ impl State {
     }
 }
 
-/// What is wrong with a letter that only looks genuine.
+/// The ways in which a webhook only looks genuine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgery {
     /// The right shape, made up (where there are signatures: 64 random digits).
@@ -128,7 +128,7 @@ pub enum Forgery {
     Unsigned,
 }
 
-/// What is wrong with a body that no parser should have to read.
+/// The ways in which a body is hard on a parser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poison {
     /// Arrays in arrays in arrays.
@@ -159,7 +159,7 @@ pub enum Form {
 /// One letter about a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mail {
-    /// What it says.
+    /// The state that the webhook shows.
     pub says: State,
     /// How it is written.
     pub form: Form,
@@ -208,7 +208,7 @@ pub struct Answers {
     pub hidden_until: Duration,
     /// The answers are this old.
     pub lag: Duration,
-    /// What becomes of the first questions.
+    /// The failures of the first polls.
     pub stumbles: Vec<Option<Stumble>>,
     /// 500 from the run's end until this long after the begin.
     pub deaf_until: Option<Duration>,
@@ -228,7 +228,7 @@ pub struct Truth {
 pub struct Hinge {
     /// Which of the run's letters.
     pub letter: usize,
-    /// What is as good as true for somebody who never got it.
+    /// The outcome that counts as true for a receiver that never got the webhook.
     pub otherwise: Outcome,
 }
 
@@ -237,7 +237,7 @@ pub struct Hinge {
 pub struct Life {
     /// The account it runs in.
     pub source: DemoSource,
-    /// What sort of run it is.
+    /// The kind of the run.
     pub kind: Kind,
     /// The provider's id of it.
     pub id: String,
@@ -273,7 +273,7 @@ pub struct Replay {
 }
 
 impl Life {
-    /// What the status endpoint shows so long after the begin, lag included; `None`: nothing yet.
+    /// The state that the status endpoint shows so long after the begin, lag included; `None`: nothing yet.
     pub fn state_at(&self, age: Duration) -> Option<&State> {
         if age < self.answers.hidden_until {
             return None;

@@ -49,12 +49,12 @@ use clouds::World;
 use dice::Dice;
 use screen::Screen;
 
-/// What a demo is to be.
+/// The options of a demo.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many runs.
     pub runs: usize,
-    /// What the plan is made from.
+    /// The seed of the plan.
     pub seed: u64,
     /// How often the daemon is killed and started again.
     pub kills: usize,
@@ -93,7 +93,7 @@ pub enum DemoError {
     Start {
         /// Which program.
         program: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         why: io::Error,
     },
@@ -152,7 +152,7 @@ pub async fn run(options: Options) -> Result<Ledger, DemoError> {
     played.map(|ledger| Ledger { folder, ..ledger })
 }
 
-/// What the play hears of.
+/// The events that the demo waits for.
 enum Event {
     Feed(News),
     Tracked(usize),
@@ -222,7 +222,7 @@ pub async fn play(stage: &mut Stage) -> Result<Ledger, DemoError> {
     Ok(ledger)
 }
 
-/// What is wrong with the daemon's ledger. That it cannot be read is wrong too.
+/// The faults of the daemon's ledger. A ledger that cannot be read is one.
 async fn check(store: PathBuf) -> Vec<Finding> {
     let look =
         move || Reader::open(&store).and_then(|reader| reader.read(ledger::check_with_all_reports));
@@ -279,7 +279,7 @@ async fn listen(client: Client, events: mpsc::UnboundedSender<Event>) {
     tokio::join!(client.follow(news), forward);
 }
 
-/// What the plan wants the daemon asked or told.
+/// The requests that the plan makes to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Exchange {
     Track,
@@ -346,7 +346,7 @@ async fn go(
     }
 }
 
-/// Nobody listens there: it is the discard port.
+/// The discard port, on which no program listens.
 const NOBODY: &str = "http://127.0.0.1:9/";
 
 /// Asks the daemon about every offender and leaves the answers in the folder.

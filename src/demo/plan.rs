@@ -36,7 +36,7 @@ pub struct Rates {
     /// Browser Use runs about which a genuine letter, an hour old, says the wrong thing.
     pub stale: f64,
     /// Forged letters about runs that never existed, per run that does.
-    pub strangers: f64,
+    pub unknown_runs: f64,
     /// Questions, up to two per run, that are answered with a 500 or a 503, slowly, with garbage,
     /// or with half a body and a closed connection.
     pub stumbling: f64,
@@ -65,7 +65,7 @@ impl Default for Rates {
             poisoned: 0.02,
             forged: 0.10,
             stale: 0.08,
-            strangers: 0.03,
+            unknown_runs: 0.03,
             stumbling: 0.08,
             hidden: 0.05,
             lagging: 0.10,
@@ -77,7 +77,7 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// Nobody lies; what the providers do to each other's words ([`stories`]) remains.
+    /// No lies. The contradictions of the providers themselves ([`stories`]) remain.
     pub const HONEST: Rates = Rates {
         tracked_late: 0.0,
         never_tracked: 0.0,
@@ -89,7 +89,7 @@ impl Rates {
         poisoned: 0.0,
         forged: 0.0,
         stale: 0.0,
-        strangers: 0.0,
+        unknown_runs: 0.0,
         stumbling: 0.0,
         hidden: 0.0,
         lagging: 0.0,
@@ -113,7 +113,7 @@ pub struct Throttle {
 /// The plan of a demo.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// What it was made from.
+    /// The seed it was made from.
     pub seed: u64,
     /// Every run, in the order of their begins.
     pub runs: Vec<Life>,
@@ -387,7 +387,7 @@ fn ghosts(seed: u64, runs: usize, window: Duration, rates: &Rates) -> Vec<Life> 
     let mut dice = Dice::new(seed, u64::MAX);
     (0..runs)
         .filter_map(|_| {
-            if !dice.chance(rates.strangers) {
+            if !dice.chance(rates.unknown_runs) {
                 return None;
             }
             let source = *dice.weigh(&SHARES);

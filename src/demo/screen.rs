@@ -1,4 +1,4 @@
-//! What a person at a terminal sees while the demo runs. Elsewhere nothing is shown.
+//! The progress that a person at a terminal sees while the demo runs. Elsewhere nothing is shown.
 
 use std::time::Duration;
 

@@ -72,7 +72,7 @@ impl Place {
         self.dir.join("settled.toml")
     }
 
-    /// What the daemon writes to its standard output and error.
+    /// The file that takes the standard output and error of the daemon.
     pub fn log(&self) -> PathBuf {
         self.dir.join("daemon.log")
     }
@@ -172,7 +172,7 @@ rate = "1000/s"
 concurrency = 32
 "#;
 
-/// What webhooks are proven with, beside Skyvern's API key.
+/// The secrets that prove webhooks, beside API keys.
 fn secrets(keys: &Keys) -> [(&'static str, &str); 4] {
     [
         ("browser-use.hooks", &keys.browser_use_hooks),

@@ -1,4 +1,4 @@
-//! What can happen to a run: one table per account, each line a story with its weight.
+//! The stories that a run can live through: one table per account, with their weights.
 //!
 //! A story tells a run's states as the status endpoint will show them, the letters its cloud will
 //! send, and the truth. The stranger ones are not invented: each contradicts itself in a way that
@@ -23,7 +23,7 @@ pub fn live(source: DemoSource, dice: &mut Dice) -> Life {
     }
 }
 
-/// What a liar would say in a letter about a run of this account that really ends with `outcome`.
+/// The state that a forged webhook claims for a run of this account that really ends with `outcome`.
 pub fn wrong(source: DemoSource, outcome: Outcome) -> State {
     let (if_good, if_bad) = match source {
         DemoSource::Tasks => ("stopped", "finished"),

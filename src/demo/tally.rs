@@ -17,12 +17,12 @@ use crate::ledger::Finding;
 use crate::model::{Origin, Outcome};
 use crate::providers::json;
 
-/// What the feed has said of one run.
+/// The records of one run that the feed has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Belief {
-    /// What it said first.
+    /// The outcome that the feed showed first.
     pub completion: Record,
-    /// What it says by now.
+    /// The outcome that the feed shows by now.
     pub outcome: Outcome,
     /// Corrections.
     pub amendments: u64,
@@ -49,20 +49,20 @@ pub struct Offender {
     pub source: String,
     /// The run.
     pub run_id: String,
-    /// What is wrong.
+    /// The fault.
     pub fault: &'static str,
-    /// What happened to it.
+    /// The story of the run.
     pub story: &'static str,
-    /// What its cloud knows.
+    /// The truth that its cloud knows.
     pub known: Option<Outcome>,
-    /// What the feed said.
+    /// The lines that the feed showed.
     pub said: Option<Outcome>,
 }
 
 /// The result of a demo.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ledger {
-    /// What the plan was made from.
+    /// The seed of the plan.
     pub seed: u64,
     /// Runs that there were.
     pub runs: usize,
@@ -92,7 +92,7 @@ pub struct Ledger {
     /// Runs whose only webhook found the daemon dead, so that nothing but the client could tell it
     /// of them, and did in the end.
     pub told_late: u64,
-    /// What the clouds counted.
+    /// The numbers that the clouds counted.
     pub clouds: BTreeMap<Count, u64>,
     /// How often the daemon was killed and started again.
     pub kills: u64,
@@ -100,7 +100,7 @@ pub struct Ledger {
     pub crashes: u64,
     /// How often the feed's stream broke and was read on from the last cursor.
     pub streams_broken: u64,
-    /// What is wrong with the daemon's own ledger, by itself. Must be nothing.
+    /// The faults of the daemon's ledger by itself. There must be none.
     pub findings: Vec<Finding>,
     /// How long all this took.
     pub elapsed_seconds: f64,
@@ -114,7 +114,7 @@ pub struct Ledger {
     pub folder: Option<PathBuf>,
 }
 
-/// What the daemon was asked when all was over.
+/// The daemon's answers when all was over.
 #[derive(Clone, Debug, Default)]
 pub struct Audit {
     /// How often it was killed.
@@ -125,7 +125,7 @@ pub struct Audit {
     pub elapsed: Duration,
     /// The feed read once more from its beginning.
     pub again: Option<Vec<(String, String)>>,
-    /// What is wrong with its ledger.
+    /// The faults of its ledger.
     pub findings: Vec<Finding>,
     /// How many webhooks it has counted for each run.
     pub webhooks: Option<HashMap<(String, String), u64>>,
@@ -194,7 +194,7 @@ impl Book {
         self.tracked.insert(run);
     }
 
-    /// What the feed has said of a run.
+    /// The records of a run that the feed has shown.
     pub fn belief(&self, source: DemoSource, run_id: &str) -> Option<&Belief> {
         self.beliefs
             .get(&(source.word().to_owned(), run_id.to_owned()))
@@ -262,9 +262,9 @@ impl Book {
     pub fn untold(&self) -> Vec<usize> {
         let runs = self.world.plan.runs.iter().enumerate();
         let untold = |(number, life): &(usize, &Life)| {
-            let unheard =
+            let never_named =
                 self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
-            unheard && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
+            never_named && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
     }
@@ -290,7 +290,7 @@ impl Book {
     /// Closes the book.
     pub fn close(&self, audit: &Audit) -> Ledger {
         let plan = &self.world.plan;
-        let strangers: Vec<&Belief> = self.strangers().collect();
+        let unknown_runs: Vec<&Belief> = self.unknown_runs().collect();
         let faults: Vec<Offender> = self.open().collect();
         let count = |fault: &str| {
             faults
@@ -326,7 +326,7 @@ impl Book {
             duplicates: self.duplicates.len() as u64,
             lost: count("lost"),
             disagreements: count("disagreement"),
-            unknown: strangers.len() as u64,
+            unknown: unknown_runs.len() as u64,
             feed_faults: self.nonsense.len() as u64
                 + differences(&self.order, audit.again.as_deref()),
             forgotten: audit
@@ -340,7 +340,7 @@ impl Book {
             streams_broken: self.broken,
             findings: audit.findings.clone(),
             elapsed_seconds: (audit.elapsed.as_secs_f64() * 10.0).round() / 10.0,
-            offenders: self.offenders(faults, &strangers),
+            offenders: self.offenders(faults, &unknown_runs),
             unreadable: self
                 .nonsense
                 .iter()
@@ -357,14 +357,14 @@ impl Book {
     }
 
     /// Completions of runs that never were.
-    fn strangers(&self) -> impl Iterator<Item = &Belief> {
+    fn unknown_runs(&self) -> impl Iterator<Item = &Belief> {
         self.beliefs
             .iter()
             .filter(|((source, id), _)| !self.exists(source, id))
             .map(|(_, belief)| belief)
     }
 
-    fn offenders(&self, faults: Vec<Offender>, strangers: &[&Belief]) -> Vec<Offender> {
+    fn offenders(&self, faults: Vec<Offender>, unknown_runs: &[&Belief]) -> Vec<Offender> {
         let from = |record: &Record, fault: &'static str, story: &'static str| Offender {
             source: record.source.clone(),
             run_id: record.run_id.clone(),
@@ -373,7 +373,7 @@ impl Book {
             known: None,
             said: Some(record.outcome),
         };
-        let strangers = strangers
+        let unknown_runs = unknown_runs
             .iter()
             .map(|belief| from(&belief.completion, "unknown", "never existed"));
         let duplicates = self
@@ -385,7 +385,7 @@ impl Book {
             .partition(|offender| offender.said.is_some());
         wrong
             .into_iter()
-            .chain(strangers)
+            .chain(unknown_runs)
             .chain(duplicates)
             .chain(lost)
             .take(OFFENDERS_MAX)

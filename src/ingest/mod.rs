@@ -1,6 +1,6 @@
 //! Webhooks in: bound what is read, verify it, hand it in, and answer only when it is on disk.
 //!
-//! What a sender sees: 200 stored; 401 stored but not authentic; 404 unknown source; 405 with
+//! A sender sees: 200 stored; 401 stored but not authentic; 404 unknown source; 405 with
 //! `Allow`; 408 too slow; 411 no length; 413 stored cut off; 415 for a `Content-Encoding`; 503 with
 //! `Retry-After` when it could not be stored, never anything else then.
 
@@ -90,7 +90,7 @@ impl Receiver {
         match self.receive(&head, &mut body, peer).await {
             Ok(response) => response,
             Err(problem) => {
-                // Whoever waits to be told to continue learns by the answer that there is no need to.
+                // A sender that waits for `100 Continue` learns from the answer that it need not send.
                 let sends = problem.status == StatusCode::PAYLOAD_TOO_LARGE
                     || !head.headers.contains_key(EXPECT);
                 if sends && problem.status != StatusCode::REQUEST_TIMEOUT {
@@ -102,7 +102,7 @@ impl Receiver {
                         .headers_mut()
                         .insert(ALLOW, HeaderValue::from_static("POST"));
                 }
-                // What was not read of the request must not be taken for the next one.
+                // The unread rest of this request must not be taken for the next one.
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -71,7 +71,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Who sent a request. Behind a reverse proxy on this machine that is the last address in
+/// The address of the sender. Behind a reverse proxy on this machine that is the last address in
 /// `X-Forwarded-For`: the one that the proxy itself has put there. From anybody else the header is
 /// only a claim.
 pub fn sender(peer: &Peer, headers: &Headers) -> Option<IpAddr> {

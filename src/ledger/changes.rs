@@ -1,4 +1,4 @@
-//! What goes between `process` and the ledger, as values: the stored state that processing a batch
+//! The values that go between `process` and the ledger: the stored state that processing a batch
 //! starts from, and the [`ChangeSet`] that it leads to and that the ledger applies in one transaction.
 //!
 //! Plain data without behaviour, so that the pure side and the SQL side share it without knowing
@@ -59,15 +59,15 @@ pub struct ChangeSet {
     pub traffic: BTreeMap<i64, Traffic>,
     /// Unverified deliveries that verify now: the report's id and its metadata from now on.
     pub promoted: Vec<(i64, WebhookMeta)>,
-    /// What each report did. Its sender may wait for this.
+    /// The effects of each report. Its sender may wait for this.
     pub processed: Vec<Processed>,
     /// A run is to be polled at once.
     pub urgent: bool,
-    /// What the log says once the changes are on disk.
+    /// The log lines to write once the changes are on disk.
     pub log: Vec<LogLine>,
 }
 
-/// What the log says of one claim about a run.
+/// A log line about one claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogLine {
     /// A claim was decided upon.
@@ -76,7 +76,7 @@ pub enum LogLine {
         run: usize,
         /// How it came.
         via: Via,
-        /// What it did.
+        /// The effect of the claim.
         effect: Effect,
         /// Of a settled run: the outcome, the origin, and whether it is confirmed.
         ending: Option<(Outcome, Origin, bool)>,
@@ -91,7 +91,7 @@ pub enum LogLine {
         via: Via,
         /// The report, if it is quarantined for this.
         quarantined: Option<i64>,
-        /// What is wrong with the row.
+        /// The fault of the row.
         error: String,
     },
 }
@@ -165,7 +165,7 @@ pub struct TimelineRow {
 pub struct RunsCounted {
     /// The row id of the source.
     pub source: i64,
-    /// What the counter showed.
+    /// The value of the counter.
     pub counted: i64,
     /// How many runs of this source the batch had made known before it came to the counter.
     pub newly_known: i64,
@@ -182,7 +182,7 @@ pub struct Quarantine {
     pub why: String,
 }
 
-/// What a batch shows about the traffic of one source. `None` means that it shows nothing new.
+/// The facts in a batch about the traffic of one source. `None` means that it shows nothing new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// When the last authentic delivery came.
@@ -197,7 +197,7 @@ pub struct Traffic {
     pub secrets: BTreeMap<String, i64>,
 }
 
-/// What processing one report did.
+/// The effects of processing one report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Processed {
     /// The report's id.
@@ -216,7 +216,7 @@ pub struct Inquiry {
     pub source: i64,
     /// The run.
     pub run_id: RunId,
-    /// What kind of run the delivery says it is.
+    /// The kind of run that the delivery names.
     pub kind: Option<Kind>,
     /// The group that the delivery says it belongs to.
     pub group_id: Option<String>,

@@ -14,7 +14,7 @@ use crate::model::{At, schedule};
 
 /// A change of the ledger, with the type of its reply.
 pub trait Command: Into<AnyCommand> {
-    /// What the ledger replies once the change is on disk.
+    /// The reply of the ledger once the change is on disk.
     type Reply;
 
     /// The reply to a command of this type; `None` if `any` replies to another type.
@@ -126,7 +126,7 @@ pub struct Ack {
     pub now: At,
 }
 
-/// What became of an [`Ack`] or a [`Park`].
+/// The result of an [`Ack`] or a [`Park`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     /// There is no consumer of this name.

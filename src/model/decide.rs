@@ -47,7 +47,7 @@ pub struct Run {
     pub known_since: At,
     /// How that report came.
     pub found_by: Via,
-    /// What is known about it beside its end: group, metadata, birth, last open status.
+    /// The facts about it beside its end: group, metadata, birth, last open status.
     pub detail: Detail,
     /// How far along it was seen to be while open.
     pub progress: Progress,
@@ -254,7 +254,7 @@ pub enum Publication {
 }
 
 words! {
-    /// What an observation did, for the run's timeline.
+    /// The effect of an observation, for the run's timeline.
     Effect {
         /// The run was unknown; now it is watched.
         Opened = "opened",

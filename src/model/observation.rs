@@ -42,7 +42,7 @@ pub enum Claim {
     /// The provider answers, but not about this run: its status cannot be read, while a call that
     /// must work with this key worked.
     Withheld,
-    /// Nobody said anything; one of our own limits was passed.
+    /// A timer fired: one of our own limits has passed.
     TimerFired,
 }
 
@@ -80,7 +80,7 @@ impl Ending {
     }
 }
 
-/// What a report tells beside its claim. Everything is optional; absent means "not said".
+/// The details that a report gives beside its claim. Everything is optional; absent means "not said".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Detail {
@@ -99,7 +99,7 @@ pub struct Detail {
     /// Numbers the provider counts (pages, items, credits, steps), by their own names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<Map<String, Value>>,
-    /// What `track` or the provider attached.
+    /// The metadata that `track` or the provider attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
     /// When the provider says the run was created.
@@ -206,18 +206,18 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// One claim about one run, read out of one report by its provider's dialect.
+/// One claim about one run, read out of one report by its provider.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observation {
     /// Whom it is about.
     pub run_id: RunId,
-    /// What sort of run it is, where the report tells.
+    /// The kind of the run, where the report tells.
     pub kind: Option<Kind>,
-    /// What is claimed.
+    /// The claim.
     pub claim: Claim,
     /// How far it may be believed.
     pub trust: Trust,
-    /// By which mouth it came.
+    /// The way it came.
     pub via: Via,
     /// For an answer: when the question was asked. Otherwise when the report came in. A later
     /// question outranks an earlier one, whatever the order in which the answers arrive.
@@ -244,11 +244,11 @@ impl Observation {
 /// One entitled "it ended" that we heard, kept with the run until something stronger replaces it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// What it said.
+    /// The end that was claimed.
     pub ending: Ending,
     /// How far it may be believed.
     pub trust: Trust,
-    /// By which mouth it came.
+    /// The way it came.
     pub via: Via,
     /// See [`Observation::requested_at`].
     pub requested_at: At,

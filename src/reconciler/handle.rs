@@ -169,7 +169,7 @@ impl Handle {
     }
 }
 
-/// What the loop drives: the [`Reconciler`], or a stand-in of a test.
+/// The batch writer that the loop drives: the [`Reconciler`], or a stand-in of a test.
 pub(super) trait BatchWriter {
     fn write_batch(
         &mut self,
@@ -288,7 +288,7 @@ pub(super) fn channel_of<L: BatchWriter + Send + 'static>(
 /// How long the writer waits between two attempts to process a backlog.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
-/// What the writer's thread works with.
+/// The state of the writer's thread.
 struct WriterLoop<L> {
     ledger: L,
     clock: Clock,
@@ -296,7 +296,7 @@ struct WriterLoop<L> {
     head: watch::Sender<i64>,
     nudges: watch::Sender<u64>,
     inquiries: Inquiries,
-    /// Who waits for the process of a report that is stored.
+    /// The callers that wait until a stored report is processed.
     waiting_for_processing: Vec<(i64, oneshot::Sender<Result<Processed, Refusal>>)>,
     /// At most so many jobs make a batch.
     batch_max: usize,

@@ -114,11 +114,11 @@ impl Shared {
         fails
     }
 
-    fn stored_of(&self, mouth: i64) -> Option<(i64, bool)> {
+    fn stored_of(&self, input: i64) -> Option<(i64, bool)> {
         self.disk()
             .reports
             .iter()
-            .find(|(_, (of, _))| *of == mouth)
+            .find(|(_, (of, _))| *of == input)
             .map(|(id, (_, processed))| (*id, *processed))
     }
 }
@@ -213,7 +213,7 @@ impl BatchWriter for Stand {
         self.shared
             .disk()
             .reports
-            .extend(committed.iter().map(|(id, mouth)| (*id, (*mouth, false))));
+            .extend(committed.iter().map(|(id, input)| (*id, (*input, false))));
         self.shared.disk().commands += commands.len();
         let processed = if poisoned {
             self.behind = true;
@@ -286,10 +286,10 @@ impl BatchWriter for Stand {
 
 // ── The senders and the reader ──────────────────────────────────────────────────────────────────
 
-pub(super) fn report(mouth: i64) -> Report {
+pub(super) fn report(input: i64) -> Report {
     let run_id = RunId::new("r").unwrap();
     Report {
-        source: mouth,
+        source: input,
         at: At(0),
         meta: Meta::Clock { run_id },
         body: Vec::new(),
@@ -297,15 +297,15 @@ pub(super) fn report(mouth: i64) -> Report {
 }
 
 /// The webhook endpoint: "stored" means stored, and a refusal means that nothing was.
-async fn record(ledger: Handle, shared: Shared, mouth: i64) {
-    match ledger.store(report(mouth)).await {
+async fn record(ledger: Handle, shared: Shared, input: i64) {
+    match ledger.store(report(input)).await {
         Ok(id) => assert_eq!(
-            shared.stored_of(mouth).map(|(id, _)| id),
+            shared.stored_of(input).map(|(id, _)| id),
             Some(id),
             "acknowledged and not on disk"
         ),
         Err(Refusal::Busy | Refusal::Store(_)) => {
-            assert_eq!(shared.stored_of(mouth), None, "refused and on disk");
+            assert_eq!(shared.stored_of(input), None, "refused and on disk");
         }
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
     }
@@ -313,10 +313,10 @@ async fn record(ledger: Handle, shared: Shared, mouth: i64) {
 
 /// A poller: "processed" means processed. After a refusal the report may be stored all the same; it
 /// tries again.
-async fn process(ledger: Handle, shared: Shared, mouth: i64) {
-    match ledger.process(report(mouth)).await {
+async fn process(ledger: Handle, shared: Shared, input: i64) {
+    match ledger.process(report(input)).await {
         Ok(process) => assert_eq!(
-            shared.stored_of(mouth),
+            shared.stored_of(input),
             Some((process.report, true)),
             "told processed and is not"
         ),
@@ -344,8 +344,8 @@ async fn write(ledger: Handle, shared: Shared, _: i64) {
 }
 
 /// A sender that goes away before it is answered.
-async fn vanish(ledger: Handle, _: Shared, mouth: i64) {
-    let mut waiting = pin!(ledger.process(report(mouth)));
+async fn vanish(ledger: Handle, _: Shared, input: i64) {
+    let mut waiting = pin!(ledger.process(report(input)));
     for _ in 0..2 {
         let polled =
             std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready()))
@@ -398,21 +398,21 @@ fn a_life(mistake: Mistake) {
         let (head, shared) = (ledger.head(), shared.clone());
         shuttle::thread::spawn(move || follow(head, &shared))
     };
-    let mouths: Vec<_> = (1..)
+    let inputs: Vec<_> = (1..)
         .zip([0, 0, 0, 1, 1, 2, 3, 4])
-        .map(|(mouth, kind)| {
+        .map(|(input, kind)| {
             let (ledger, shared) = (ledger.clone(), shared.clone());
             shuttle::thread::spawn(move || match kind {
-                0 => block_on(record(ledger, shared, mouth)),
-                1 => block_on(process(ledger, shared, mouth)),
-                2 => block_on(write(ledger, shared, mouth)),
-                3 => block_on(vanish(ledger, shared, mouth)),
-                _ => block_on(reverify(ledger, shared, mouth)),
+                0 => block_on(record(ledger, shared, input)),
+                1 => block_on(process(ledger, shared, input)),
+                2 => block_on(write(ledger, shared, input)),
+                3 => block_on(vanish(ledger, shared, input)),
+                _ => block_on(reverify(ledger, shared, input)),
             })
         })
         .collect();
     drop(ledger);
-    for thread in mouths.into_iter().chain([writer, follower]) {
+    for thread in inputs.into_iter().chain([writer, follower]) {
         thread.join().unwrap();
     }
     let disk = shared.disk();

@@ -1,4 +1,4 @@
-//! The servers as strangers and clients meet them: bytes on a connection, to the real accept loop,
+//! The servers as senders and clients meet them: bytes on a connection, to the real accept loop,
 //! receiver, sockets, writer and database, in one process.
 
 use std::cell::RefCell;

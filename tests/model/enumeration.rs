@@ -1,4 +1,4 @@
-//! Every history of up to five observations, and every order of up to four voices.
+//! Every history of up to five observations, and every order of up to four pieces of evidence.
 
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ fn all_short_histories_without_a_key() {
 // ── Orders ──────────────────────────────────────────────────────────────────────────────────────
 
 /// Pollers that say how it ended. Answers carry the second at which their question was asked.
-const VOICES: [&str; 10] = [
+const EVIDENCE: [&str; 10] = [
     "signed:succeeded!",
     "signed:failed",
     "signed:cancelled!",
@@ -145,7 +145,7 @@ const VOICES: [&str; 10] = [
 ];
 
 /// Whom to believe, said independently of `decide`.
-fn strongest(voices: &[Observation], answer_precedence: AnswerPrecedence) -> Outcome {
+fn strongest(evidence: &[Observation], answer_precedence: AnswerPrecedence) -> Outcome {
     let gravity = |outcome| match outcome {
         Outcome::Indeterminate => 0,
         Outcome::Cancelled => 1,
@@ -153,7 +153,7 @@ fn strongest(voices: &[Observation], answer_precedence: AnswerPrecedence) -> Out
         Outcome::Succeeded => 3,
         Outcome::Failed => 4,
     };
-    let ends = voices.iter().filter_map(|heard| match heard.claim {
+    let ends = evidence.iter().filter_map(|heard| match heard.claim {
         Claim::Ended(ending) => Some((heard, ending)),
         _ => None,
     });
@@ -165,7 +165,7 @@ fn strongest(voices: &[Observation], answer_precedence: AnswerPrecedence) -> Out
     let (_, ending) = ends
         .clone()
         .max_by_key(|(heard, ending)| (heard.trust, order(heard), gravity(ending.outcome)))
-        .expect("there are voices");
+        .expect("there is evidence");
     ending
         .covers
         .filter(|finer| ends.clone().any(|(_, other)| other.outcome == *finer))
@@ -206,15 +206,15 @@ fn of_up_to_four_voices_the_strongest_is_believed_in_every_order() {
         .flat_map(|words| [(words, "2s"), (words, "3m")])
     {
         let policy = policy(words);
-        for chosen in 1_u32..1 << VOICES.len() {
+        for chosen in 1_u32..1 << EVIDENCE.len() {
             if chosen.count_ones() > 4 {
                 continue;
             }
-            let voices: Vec<_> = (0..VOICES.len())
+            let evidence: Vec<_> = (0..EVIDENCE.len())
                 .filter(|bit| chosen >> bit & 1 == 1)
-                .map(|bit| VOICES[bit])
+                .map(|bit| EVIDENCE[bit])
                 .collect();
-            for order in permutations(&voices) {
+            for order in permutations(&evidence) {
                 believes_the_strongest(&policy, &order, pause);
             }
         }
@@ -224,7 +224,7 @@ fn of_up_to_four_voices_the_strongest_is_believed_in_every_order() {
 fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
     let mut history = History::of(RunRef::under(policy));
     history.subject.now = START.plus(span("2m"));
-    let mut voices = Vec::new();
+    let mut evidence = Vec::new();
     for words in order {
         let next = history.subject.now.plus(span(pause));
         while let Some(timer) = history
@@ -240,15 +240,15 @@ fn believes_the_strongest(policy: &Policy, order: &[&str], pause: &str) {
         history.subject.now = next;
         let heard = observation(words, next);
         history.hears(&heard);
-        voices.push(heard);
+        evidence.push(heard);
     }
     history.wait_out();
     history.is_complete();
     let believed = outcome(history.subject.run.as_ref());
     assert_eq!(
         believed,
-        Some(strongest(&voices, policy.answer_precedence)),
+        Some(strongest(&evidence, policy.answer_precedence)),
         "{order:?} {policy:?}"
     );
-    says_nothing_new(&history, voices.iter());
+    says_nothing_new(&history, evidence.iter());
 }

@@ -12,7 +12,7 @@ pub struct History<'a> {
     pub subject: RunRef<'a>,
     pub completions: u32,
     pub amendments: u32,
-    /// Entitled voices said that it ended, and no later answer took that back.
+    /// Entitled evidence said that it ended, and no later answer took that back.
     pub ended: bool,
     told: bool,
     answered: Option<At>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use settled::config::Source;
 use settled::config::SourceConfig;
-use settled::demo::clouds::{Ask, Keys, Letter, Manner, Reply, World, service};
+use settled::demo::clouds::{Ask, Keys, Letter, Transfer, Reply, World, service};
 use settled::demo::life;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};
@@ -108,20 +108,20 @@ fn request(member: &Source, question: &ApiRequest) -> Ask {
 /// The reply as our client reads it.
 pub fn answer(reply: Reply, question: &ApiRequest) -> (ApiResponse, Duration) {
     let usual = Duration::from_millis(120);
-    match reply.manner {
-        Manner::CutOff => (
+    match reply.transfer {
+        Transfer::CutOff => (
             ApiResponse::Failed {
                 what: "the connection was closed".to_owned(),
             },
             usual,
         ),
-        Manner::Slow(span) if span > question.timeout => (
+        Transfer::Slow(span) if span > question.timeout => (
             ApiResponse::Failed {
                 what: "no answer in time".to_owned(),
             },
             question.timeout,
         ),
-        manner => {
+        transfer => {
             let headers = reply
                 .headers
                 .into_iter()
@@ -130,7 +130,7 @@ pub fn answer(reply: Reply, question: &ApiRequest) -> (ApiResponse, Duration) {
             let mut body = reply.body.to_vec();
             let truncated = body.len() > question.bytes_max;
             body.truncate(question.bytes_max);
-            let late = if let Manner::Slow(span) = manner {
+            let late = if let Transfer::Slow(span) = transfer {
                 span
             } else {
                 Duration::ZERO

@@ -65,7 +65,7 @@ pub fn check(world: &World<'_>, before: &mut Feed) -> Result<(), String> {
     };
     let ledger = Ledger::open(world.store);
     faults.extend(ledger.forgotten(world.acked));
-    faults.extend(ledger.strangers(world.exists));
+    faults.extend(ledger.unknown_runs(world.exists));
     let feed = ledger.feed();
     faults.extend(rewritten(before, &feed, ledger.trimmed()));
     faults.extend(ledger.unprocessed().filter(|_| world.at_rest));
@@ -133,13 +133,13 @@ impl Ledger {
     }
 
     /// I2: nothing is said of runs that never were.
-    fn strangers(&self, exists: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
+    fn unknown_runs(&self, exists: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
         let sql = "SELECT s.name, u.run_id FROM runs u JOIN sources s ON s.id = u.source";
         let runs: Vec<(String, String)> = self.rows(sql, |row| Ok((row.get(0)?, row.get(1)?)));
-        let strangers = runs
+        let unknown_runs = runs
             .into_iter()
             .filter(|(source, run)| !exists(source, run));
-        strangers
+        unknown_runs
             .map(|(source, run)| format!("I2: {source}:{run} never was"))
             .collect()
     }

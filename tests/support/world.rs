@@ -184,7 +184,7 @@ impl World {
             assert!(ended.is_none(), "the daemon did not start: {ended:?}");
             UnixStream::connect(&path).is_ok()
         });
-        // The sockets answer a moment before the sources have their voices; until then a question is
+        // The sockets answer a moment before the sources have their clients; until then a question is
         // refused with "the source is being reloaded".
         within(Duration::from_secs(20), || {
             self.settled(&["status", "--json"]).json()[0]["sources"][0]["configured"] == true

@@ -82,7 +82,7 @@ impl Readers {
     }
 }
 
-/// What the stream of a named consumer holds.
+/// The lease that the stream of a named consumer holds.
 pub struct ReaderLease {
     /// The consumer's name.
     pub name: String,

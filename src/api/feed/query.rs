@@ -1,4 +1,4 @@
-//! What the query of a read means: a filter, and a position in the feed.
+//! Reads the query of a read: a filter, and a position in the feed.
 
 use hyper::StatusCode;
 

@@ -136,7 +136,7 @@ impl Service for BrowserUse {
 
 // ── Answers ─────────────────────────────────────────────────────────────────────────────────────
 
-/// What the agent brought back, once it is over.
+/// The output of the agent, once it is over.
 fn output(state: &State) -> Option<&'static str> {
     (state.over && state.success.is_some()).then_some("what was found")
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-pub use reply::{Ask, Manner, Reply};
+pub use reply::{Ask, Transfer, Reply};
 pub use world::{Count, Keys, Tally, World};
 
 use super::dice::Dice;
@@ -40,10 +40,10 @@ pub trait Service: Sync {
     /// Whether the question carries this cloud's key.
     fn authorized(&self, ask: &Ask, keys: &Keys) -> bool;
 
-    /// What a wrong key gets.
+    /// The answer to a wrong key.
     fn refusal(&self, ask: &Ask) -> Reply;
 
-    /// What everybody gets who comes too fast; `left` is how long that will last.
+    /// The answer to a request that comes too fast; `left` is how long that will last.
     fn overwhelmed(&self, left: Duration) -> Reply;
 
     /// An unexpected error.
@@ -76,7 +76,7 @@ pub struct Item<'a> {
     pub life: &'a Life,
     /// Which of the run's letters it is.
     pub number: usize,
-    /// What it says and how.
+    /// The body and its form.
     pub mail: &'a Mail,
     /// When it was first written. Repetitions of the same bytes have the same time.
     pub written_at: At,
@@ -94,7 +94,7 @@ impl Item<'_> {
 /// A letter ready to be posted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
-    /// What follows the source's name in the receiver's path.
+    /// The path segment after the source's name.
     pub path_token: Option<String>,
     /// Every header but those that HTTP itself needs.
     pub headers: Vec<(String, String)>,
@@ -149,7 +149,7 @@ impl Clouds {
         self.tasks.spawn(post::deliver_all(Arc::clone(&self.world)));
     }
 
-    /// What the clouds know.
+    /// The state of the clouds.
     pub fn world(&self) -> &Arc<World> {
         &self.world
     }

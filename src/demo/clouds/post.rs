@@ -10,12 +10,12 @@ use super::world::{Count, World};
 use super::{Item, Letter, service};
 use crate::demo::life::{Form, Life, Mail};
 
-/// What became of one attempt.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {
     /// An answer with this status, and its text.
     Answered(u16, String),
-    /// Nobody there, or no answer in time.
+    /// The receiver is not there, or does not answer in time.
     Broken(String),
 }
 

@@ -99,7 +99,7 @@ fn decoded(segment: &str) -> String {
 
 /// How a reply leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Manner {
+pub enum Transfer {
     /// At once and whole.
     #[default]
     Proper,
@@ -119,7 +119,7 @@ pub struct Reply {
     /// The body.
     pub body: Bytes,
     /// How it leaves.
-    pub manner: Manner,
+    pub transfer: Transfer,
 }
 
 impl Reply {
@@ -140,7 +140,7 @@ impl Reply {
             status,
             headers,
             body: Bytes::from(body.into()),
-            manner: Manner::Proper,
+            transfer: Transfer::Proper,
         }
     }
 
@@ -151,10 +151,10 @@ impl Reply {
         self
     }
 
-    /// In another manner.
+    /// In another transfer.
     #[must_use]
-    pub fn manner(self, manner: Manner) -> Reply {
-        Reply { manner, ..self }
+    pub fn transfer(self, transfer: Transfer) -> Reply {
+        Reply { transfer, ..self }
     }
 
     /// As hyper sends it.
@@ -165,7 +165,7 @@ impl Reply {
         for (name, value) in &self.headers {
             response = response.header(*name, value);
         }
-        let body = if self.manner == Manner::CutOff {
+        let body = if self.transfer == Transfer::CutOff {
             let half = self.body.slice(..self.body.len() / 2);
             let broken = std::io::Error::other("as planned");
             StreamBody::new(stream::iter([Ok(Frame::data(half)), Err(broken)])).boxed()

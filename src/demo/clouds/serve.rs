@@ -13,11 +13,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::reply::{Ask, Manner, Reply};
+use super::reply::{Ask, Transfer, Reply};
 use super::{Count, World, service, skyvern};
 use crate::demo::life::Cloud;
 
-/// What a question may carry; nobody sends more.
+/// The most bytes that a request may carry. No client sends more.
 const BODY_MAX: usize = 64 * 1024;
 
 /// Serves a cloud until it is dropped.
@@ -61,7 +61,7 @@ async fn respond(
         .map_or("/", |target| target.as_str());
     let ask = Ask::new(head.method, target, head.headers, body.unwrap_or_default());
     let reply = reply(&world, cloud, &ask).await;
-    if let Manner::Slow(span) = reply.manner {
+    if let Transfer::Slow(span) = reply.transfer {
         tokio::time::sleep(span).await;
     }
     Ok(reply.into_response())
@@ -83,7 +83,7 @@ async fn reply(world: &World, cloud: Cloud, ask: &Ask) -> Reply {
         return skyvern::replay(world, ask, &run_id).await;
     }
     let reply = service.answer(world, ask);
-    let proper = matches!(reply.status, 200 | 404) && reply.manner != Manner::CutOff;
+    let proper = matches!(reply.status, 200 | 404) && reply.transfer != Transfer::CutOff;
     world.tally.add(if proper {
         Count::PollsAnswered
     } else {

@@ -151,7 +151,7 @@ fn run(world: &World, life: &Life, state: &State) -> Value {
     Value::Object(run)
 }
 
-/// What Get Run and webhooks share.
+/// The fields that Get Run and webhooks share.
 fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
     let (created, since) = world.times(life, state);
     // Set by whatever ended last, even if the run goes on.
@@ -190,7 +190,7 @@ fn common(world: &World, life: &Life, state: &State) -> Map<String, Value> {
     body
 }
 
-/// What only workflow runs have.
+/// The fields that only workflow runs have.
 fn attempts(
     world: &World,
     life: &Life,

@@ -1,4 +1,4 @@
-//! What the four clouds share: the plan, the time, who asked how often, and what arrived.
+//! The state that the clouds share: the plan, the time, who asked how often, and what arrived.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use super::clock::Clock;
-use super::reply::{Manner, Reply};
+use super::reply::{Transfer, Reply};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
 use crate::demo::life::{Cloud, DemoSource, Life, State, Stumble};
@@ -19,7 +19,7 @@ use crate::model::{At, words};
 pub struct Keys {
     /// Skyvern's API key, which signs as well.
     pub skyvern: String,
-    /// What Browser Use's API keys begin with; see [`Keys::api_key`].
+    /// The beginning of Browser Use's API keys; see [`Keys::api_key`].
     pub browser_use: String,
     /// Browser Use's webhook secret.
     pub browser_use_hooks: String,
@@ -69,7 +69,7 @@ impl Keys {
 }
 
 words! {
-    /// What is counted on the clouds' side.
+    /// The numbers that are counted on the clouds' side.
     Count {
         /// Letters that left; attempts at the same one count once.
         WebhooksSent = "webhooks_sent",
@@ -147,7 +147,7 @@ const HELD_LOOK: Duration = Duration::from_millis(50);
 /// Everything the clouds know.
 #[derive(Debug)]
 pub struct World {
-    /// What happens.
+    /// The count goes up.
     pub plan: Plan,
     /// The secrets.
     pub keys: Keys,
@@ -164,7 +164,7 @@ pub struct World {
     in_the_post: AtomicUsize,
 }
 
-/// What a status endpoint finds under an id.
+/// The result of looking an id up at a status endpoint.
 pub(super) enum Found<'a> {
     /// The run, in this state.
     Seen(&'a Life, &'a State),
@@ -296,7 +296,7 @@ impl World {
         )
     }
 
-    /// What a status endpoint finds now.
+    /// The result of looking it up now.
     pub(super) fn find(&self, source: DemoSource, id: &str) -> Found<'_> {
         let number = self.index.get(&(source, id.to_owned()));
         let state = number.and_then(|number| self.state(*number));
@@ -392,8 +392,8 @@ fn stumbled(service: &dyn Service, stumble: Stumble, proper: Reply) -> Reply {
         Stumble::Unavailable => {
             Reply::text(503, "text/plain; charset=utf-8", "Service Unavailable")
         }
-        Stumble::CutOff => proper.manner(Manner::CutOff),
-        Stumble::Slow(span) => proper.manner(Manner::Slow(span)),
+        Stumble::CutOff => proper.transfer(Transfer::CutOff),
+        Stumble::Slow(span) => proper.transfer(Transfer::Slow(span)),
         Stumble::Garbage => Reply::text(
             200,
             "text/html",

@@ -373,7 +373,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
     let mut differing = Wrong::new("runs whose columns say something else than their state");
     let mut asleep =
         Wrong::new("open runs that nothing will ever wake, or settled ones that something will");
-    let mut unheard = Wrong::new("runs that hold an end whose report is gone");
+    let mut evidence_lost = Wrong::new("runs that hold an end whose report is gone");
     let mut told = Wrong::new("runs of which the feed has not said what follows from their state");
     let trimmed: i64 = view
         .connection
@@ -421,7 +421,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
                 .chain(&open.seen)
             {
                 if !report.exists([held.report])? {
-                    unheard.note(|| key.clone());
+                    evidence_lost.note(|| key.clone());
                 }
             }
         }
@@ -435,7 +435,7 @@ fn check_runs(view: &View<'_>) -> Result<Vec<Finding>> {
             told.note(|| format!("{key} (said: {said:?}, follows: {expected:?})"));
         }
     }
-    Ok([unreadable, differing, asleep, unheard, told]
+    Ok([unreadable, differing, asleep, evidence_lost, told]
         .into_iter()
         .filter_map(Wrong::finding)
         .collect())

@@ -1,4 +1,4 @@
-//! The daemon as far as it decides: the real reconciler over a real file, the real dialects, and the real
+//! The daemon as far as it decides: the real reconciler over a real file, the real providers, and the real
 //! limiter, scheduler and exchanges of each source.
 
 use std::path::Path;

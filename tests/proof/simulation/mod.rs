@@ -1,6 +1,6 @@
 //! Worlds of days, each a function of its seed: four clouds that lie, letters up to half a day late
 //! and up to six times, outages, storms, wrong clocks and crashes; between them the real decision,
-//! the real store on a real file, the real dialects and the real limiter. No network, no threads, no
+//! the real store on a real file, the real providers and the real limiter. No network, no threads, no
 //! time but what the world says it is.
 //!
 //! A world that fails prints the command that plays it again, and the shortest beginning of its
