@@ -78,6 +78,10 @@ fn conclude(
     heard: &Observation,
     report: &Report,
 ) -> Option<Run> {
+    let heard = &Observation {
+        detail: heard.detail.clone().sanitized(|text| text),
+        ..heard.clone()
+    };
     let words = serde_json::to_string(&heard.detail).expect("details render");
     let says = || {
         format!(
