@@ -264,7 +264,10 @@ impl Book {
         let untold = |(number, life): &(usize, &Life)| {
             let never_named =
                 self.belief(life.source, &life.id).is_none() && !self.tracked.contains(number);
-            never_named && life.tracked.is_none() && !life.only_listed && self.world.told(*number) == 0
+            never_named
+                && life.tracked.is_none()
+                && !life.only_listed
+                && self.world.told(*number) == 0
         };
         runs.filter(untold).map(|(number, _)| number).collect()
     }

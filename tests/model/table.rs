@@ -114,7 +114,7 @@ three misses within ten minutes are no absence            | auto   | 0 client:tr
 two misses ten minutes apart are none                     | auto   | 0 client:track; 1m get:404 | 11m get:404 | missed | - | +5m | ~
 three misses in ten minutes are                           | auto   | 0 client:track; 1m get:404; 6m get:404 | 11m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 a real answer begins the count anew                       | auto   | 0 client:track; 1m get:404; 6m get:404; 7m get:running | 11m get:404 | missed | - | +5m | ~
-a failed question neither counts nor resets               | auto   | 0 client:track; 1m get:404; 6m get:5xx; 11m get:404 | 12m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
+a failed question neither counts nor resets               | auto   | 0 client:track; 1m get:404; 6m get:5xx; 11m get:404 | 16m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 failed questions alone never count                        | auto   | 0 client:track; 1m get:5xx; 6m get:5xx; 11m get:5xx | 16m get:5xx | unchanged | - | curve | ~
 a running webhook does not reset the count                | auto   | 0 client:track; 1m get:404; 6m get:404; 7m signed:running | 11m get:404 | settled | indeterminate by inferred unconfirmed provider_gone | +10m | -
 a run that was there is not gone if no run is found       | auto   | 0 get:running; 1h get:404; 65m get:404 | 71m get:404 | missed | - | +5m | ~
@@ -125,7 +125,7 @@ before the deadline nothing is said                       | auto   | 0 client:tr
 past the deadline a run is overdue                        | auto   | 0 client:track | 24h clock:timer | overdue | - | -86380s | +6d
 an overdue run is asked about less often                  | hasty  | 0 client:track; 20 get:running; 50 get:running; 1m clock:timer | 90 get:running | unchanged | - | hourly | ~
 a clock that jumps ahead makes no poll rare               | auto   | 0 client:track; 20 get:running; 25h clock:timer | 25h1s get:running | unchanged | - | curve | ~
-nor does a stop of a month                                | auto   | 0 client:track; 20 get:running | 30d get:running | unchanged | - | curve | -2505600s
+nor does a stop of a month                                | auto   | 0 client:track; 20 get:running | 30d get:running | unchanged | - | curve | -29d
 a hint counts after the clock was set back                | auto   | 1h client:track; 61m hint:failed; 62m get:running | 30m hint:failed | hinted | - | now! | ~
 a jump of the clock does not spread misses                | auto   | 0 client:track; 1m get:404; 26h get:404 | 26h1m get:404 | missed | - | +5m | -121m
 one answer after an outage does not use up a short limit  | short  | 0 client:track; 20 get:running; 40 get:running; 41 get:5xx | 1h get:running | unchanged | - | curve | +40s

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use settled::config::Source;
 use settled::config::SourceConfig;
-use settled::demo::clouds::{Ask, Keys, Letter, Transfer, Reply, World, service};
+use settled::demo::clouds::{Ask, Keys, Letter, Reply, Transfer, World, service};
 use settled::demo::life;
 use settled::model::{At, SourceName};
 use settled::providers::{self, ApiRequest, ApiResponse, Delivery, Method, Response};

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-pub use reply::{Ask, Transfer, Reply};
+pub use reply::{Ask, Reply, Transfer};
 pub use world::{Count, Keys, Tally, World};
 
 use super::dice::Dice;

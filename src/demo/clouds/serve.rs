@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::reply::{Ask, Transfer, Reply};
+use super::reply::{Ask, Reply, Transfer};
 use super::{Count, World, service, skyvern};
 use crate::demo::life::Cloud;
 

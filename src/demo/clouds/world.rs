@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use super::clock::Clock;
-use super::reply::{Transfer, Reply};
+use super::reply::{Reply, Transfer};
 use super::{Item, Service};
 use crate::demo::dice::Dice;
 use crate::demo::life::{Cloud, DemoSource, Life, State, Stumble};
