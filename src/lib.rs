@@ -31,7 +31,8 @@
 //!    [`model::observation::Evidence`].
 //! 6. settled guesses nothing: a run that vanished or passed its limits ends as
 //!    [`model::Outcome::Indeterminate`], with a reason.
-//! 7. A hint changes nothing but when a known run is polled next: [`model::decide`].
+//! 7. A hint changes nothing but when a known run is polled next: [`model::decide`]. One about an
+//!    unknown run leads to at most one poll of it, whose answer decides: [`polling::inquiry`].
 //! 8. The same seq never names two records, a record is visible only after its commit, and a restored
 //!    database has a new epoch: [`ledger`].
 //! 9. A 200 to an ack means that the position is on disk: [`api`] answers after

@@ -168,7 +168,7 @@ pub async fn keep_time(
         let now = clock();
         let (then, instant) = std::mem::replace(&mut before, (now, Instant::now()));
         if then.plus(before.1 - instant).since(now) > limits::CLOCK_JUMP {
-            // Without this, all that was planned by the old time would wait until the clock has caught up.
+            // Polls planned by the old time would wait until the clock has caught up.
             let back = then.since(now).as_secs();
             tracing::warn!(
                 seconds = back,
