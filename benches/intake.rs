@@ -159,6 +159,7 @@ async fn beside(store: Option<Store>) -> SocketAddr {
         connections_max: 10_000,
         header_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(20),
     };
     let service = move |_| {
         let store = store.clone();

@@ -428,6 +428,7 @@ fn serve_hooks(
         connections_max: limits::HOOK_CONNECTIONS_MAX.min(files / 2),
         header_timeout: limits::HOOK_HEADER_TIMEOUT,
         write_timeout: limits::WRITE_STALL,
+        drain_timeout: limits::SHUTDOWN_DRAIN,
     };
     let service = move |peer: Peer| {
         let receiver = receiver.clone();
@@ -455,6 +456,7 @@ fn serve_socket(
         connections_max: limits::SOCKET_CONNECTIONS_MAX,
         header_timeout: limits::SOCKET_HEADER_TIMEOUT,
         write_timeout: limits::WRITE_STALL,
+        drain_timeout: limits::SHUTDOWN_DRAIN,
     };
     let service = move |peer: Peer| {
         if let Peer::Unix { uid, pid } = peer {

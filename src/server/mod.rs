@@ -61,6 +61,8 @@ pub struct Allowance {
     pub header_timeout: Duration,
     /// How long the peer may leave written bytes unread.
     pub write_timeout: Duration,
+    /// How long requests under way may take once the server stops.
+    pub drain_timeout: Duration,
 }
 
 /// Raises the limit of open files as far as the system allows and the daemon can use, and returns it.
@@ -92,7 +94,7 @@ pub fn raise_file_limit() -> usize {
 }
 
 /// Serves connections until `stop` turns true, then lets those in progress finish for at most
-/// [`limits::SHUTDOWN_DRAIN`]. Connections without a request are not closed at once: see
+/// [`Allowance::drain_timeout`], and closes those that are left. Connections without a request are not closed at once: see
 /// [`limits::SHUTDOWN_LINGER`]. A request that comes on one is answered with `Connection: close`.
 pub async fn serve<S, B>(
     listener: Listener,
@@ -107,6 +109,8 @@ pub async fn serve<S, B>(
 {
     let slots = Arc::new(Semaphore::new(allowance.connections_max));
     let drain = GracefulShutdown::new();
+    // Every connection ends when this function returns and drops the sender.
+    let (_end, cut) = watch::channel(false);
     loop {
         let slot = tokio::select! {
             slot = slots.clone().acquire_owned() => slot,
@@ -119,10 +123,24 @@ pub async fn serve<S, B>(
         };
         match accepted {
             Ok((Stream::Tcp(stream), peer)) => {
-                spawn(stream, allowance, last(service(peer), &stop), &drain, slot);
+                spawn(
+                    stream,
+                    allowance,
+                    last(service(peer), &stop),
+                    &drain,
+                    &cut,
+                    slot,
+                );
             }
             Ok((Stream::Unix(stream), peer)) => {
-                spawn(stream, allowance, last(service(peer), &stop), &drain, slot);
+                spawn(
+                    stream,
+                    allowance,
+                    last(service(peer), &stop),
+                    &drain,
+                    &cut,
+                    slot,
+                );
             }
             Err(error) => {
                 // Out of descriptors, most likely: wait for one rather than spin.
@@ -135,7 +153,7 @@ pub async fn serve<S, B>(
     drop(listener);
     let all = u32::try_from(allowance.connections_max).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(limits::SHUTDOWN_LINGER, slots.acquire_many(all)).await;
-    if tokio::time::timeout(limits::SHUTDOWN_DRAIN, drain.shutdown())
+    if tokio::time::timeout(allowance.drain_timeout, drain.shutdown())
         .await
         .is_err()
     {
@@ -215,6 +233,7 @@ fn spawn<I, S, B>(
     allowance: Allowance,
     service: S,
     drain: &GracefulShutdown,
+    cut: &watch::Receiver<bool>,
     slot: OwnedSemaphorePermit,
 ) where
     I: AsyncRead + AsyncWrite + Send + 'static,
@@ -232,10 +251,14 @@ fn spawn<I, S, B>(
         .max_buf_size(limits::CONNECTION_BUFFER_BYTES)
         .serve_connection(TokioIo::new(Box::pin(io)), service);
     let connection = drain.watch(connection);
+    let mut cut = cut.clone();
     tokio::spawn(async move {
         let _slot = slot;
-        if let Err(error) = connection.await {
-            tracing::trace!(%error, "a connection ended early");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::trace!(%error, "a connection ended early");
+            },
+            () = stopped(&mut cut) => {}
         }
     });
 }
@@ -348,5 +371,43 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let response = (self.0)(request);
         Box::pin(async move { Ok(response.await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_request_that_never_ends_is_cut_off_at_the_drain_limit() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let (began, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let never = move |_: Peer| {
+            let began = began.clone();
+            Function(move |_: Request<Incoming>| {
+                let _ = began.send(());
+                std::future::pending::<Response<AnyBody>>()
+            })
+        };
+        let allowance = Allowance {
+            connections_max: 4,
+            header_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_millis(200),
+        };
+        let server = tokio::spawn(serve(Listener::Tcp(listener), allowance, never, stopped));
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        begins.recv().await.unwrap();
+        stop.send_replace(true);
+        server.await.unwrap();
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut rest));
+        let _ = end.await.expect("the connection ends with the server");
+        assert!(rest.is_empty(), "{rest:?}");
     }
 }

@@ -208,6 +208,7 @@ fn allowance() -> Allowance {
         connections_max: 100,
         header_timeout: timeout,
         write_timeout: timeout,
+        drain_timeout: timeout,
     }
 }
 
@@ -319,6 +320,8 @@ pub fn delivery(data: &[u8]) {
         request.extend(b"0\r\n\r\n");
         let answers = talk(&place.path("hooks"), &request, Duration::from_secs(20));
         match status(&answers) {
+            // A ping is not proven, so its answer does not name the report.
+            Some(200) if answers.ends_with(b"{\"ping\":true}\n") => {}
             Some(200) => {
                 let text = String::from_utf8_lossy(&answers);
                 let id = text
