@@ -74,6 +74,17 @@ pub const UNPROVEN_BURST: f64 = 120.0;
 /// it; what is over it is not stored, since the unverified buffer would soon drop it anyway.
 pub const UNPROVEN_RATE: f64 = 2.0;
 
+/// A delivery that is not authentic uses one more of these deliveries for each so many bytes: a
+/// sender then writes at most 128 KiB a second to the unverified buffer, in bodies of any size.
+pub const UNPROVEN_UNIT_BYTES: usize = 64 * KIB;
+
+/// Bytes of a delivery that is not authentic which processing reads, on the writer's thread. The
+/// providers name the run well before; the rest is stored and read once `reverify` has proven it.
+pub const UNPROVEN_READ_BYTES: usize = 64 * KIB;
+
+/// The largest test ping. Pings need no signature; the providers' have 60 bytes.
+pub const PING_BYTES_MAX: usize = 4 * KIB;
+
 /// Senders of such deliveries that are told apart. One that is not is counted with the others.
 pub const UNPROVEN_SENDERS_MAX: usize = 4_096;
 
@@ -366,6 +377,7 @@ const _: () = {
         "the largest body must fit"
     );
     assert!(TRUNCATED_HEAD_BYTES < HOOK_BODY_BYTES_MIN);
+    assert!(TRUNCATED_HEAD_BYTES <= UNPROVEN_READ_BYTES);
     assert!(
         UNVERIFIED_BYTES >= HOOK_BODY_BYTES as u64,
         "the unverified buffer must hold one whole delivery"

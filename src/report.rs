@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
 use crate::model::observation::{Claim, Detail, Observation};
 use crate::model::{At, Kind, RunId, Trust, Via};
 use crate::providers::{
@@ -270,6 +271,19 @@ impl Report {
     /// [`Detail::sanitized`].
     pub fn read(&self, provider: &dyn Provider, settings: &Settings) -> Reading {
         match &self.meta {
+            Meta::Webhook(meta) if !meta.verdict.authentic() => {
+                // The writer calls this, and any sender can post such a body: it reads no more than
+                // the head, where the run's id is, whatever the body's size.
+                let read = self.body.len().min(limits::UNPROVEN_READ_BYTES);
+                provider.read_webhook(&Webhook {
+                    body: &self.body[..read],
+                    truncated: meta.truncated || read < self.body.len(),
+                    trust: meta.verdict.trust(),
+                    via: Via::Webhook,
+                    received_at: self.at,
+                    settings,
+                })
+            }
             Meta::Webhook(meta) | Meta::Replay(meta) => provider.read_webhook(&Webhook {
                 body: &self.body,
                 truncated: meta.truncated,
@@ -359,5 +373,87 @@ impl Report {
     /// The provider's own JSON in it; see [`Meta::payload_range`].
     pub fn payload(&self) -> &[u8] {
         &self.body[self.meta.payload_range(self.body.len())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::providers::browser_use::BrowserUse;
+    use crate::providers::firecrawl::Firecrawl;
+    use crate::providers::skyvern::Skyvern;
+    use crate::providers::smartbrowse::SmartBrowse;
+
+    fn runs_named(provider: &dyn Provider, verdict: Verdict, body: &[u8]) -> Option<Vec<String>> {
+        let report = Report {
+            source: 1,
+            at: At(1_700_000_000_000),
+            meta: Meta::Webhook(WebhookMeta {
+                headers: Vec::new(),
+                path_token: None,
+                verdict,
+                secret: None,
+                truncated: false,
+                peer: None,
+            }),
+            body: body.to_vec(),
+        };
+        match report.read(provider, &Settings::default()) {
+            Reading::Said(said) => Some(said.iter().map(|one| one.run_id.to_string()).collect()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn of_an_unproven_body_only_the_head_is_read() {
+        const ID: &str = "4f5a0cf2-1f0a-4e5f-9a55-0c2f6f1b7a11";
+        let cases: [(&dyn Provider, String); 4] = [
+            (
+                &Skyvern,
+                format!(r#"{{"run_id":"{ID}","status":"completed","#),
+            ),
+            (
+                &BrowserUse,
+                format!(
+                    r#"{{"type":"agent.task.status_update","payload":{{"task_id":"{ID}","status":"finished"}},"#
+                ),
+            ),
+            (
+                &Firecrawl,
+                format!(r#"{{"type":"crawl.completed","id":"{ID}","success":true,"#),
+            ),
+            (
+                &SmartBrowse,
+                format!(r#"{{"run_id":"{ID}","status":"completed","#),
+            ),
+        ];
+        let keys = |count: usize| -> String { (0..count).map(|n| format!("\"{n}\":0,")).collect() };
+        // More than the head, and less than what Browser Use's own bound leaves unread.
+        let many = keys(12_000);
+        assert!(many.len() > limits::UNPROVEN_READ_BYTES && many.len() < 200 << 10);
+        for (provider, start) in cases {
+            let whole = format!("{start}{many}\"last\":0}}");
+            let broken = format!("{start}{many}\"last\":}}");
+            let small = format!("{start}{}\"last\":}}", keys(10));
+            let named = Some(vec![ID.to_owned()]);
+            for verdict in [Verdict::NoSecret, Verdict::Unsigned, Verdict::BadSignature] {
+                for body in [&whole, &broken] {
+                    assert_eq!(
+                        runs_named(provider, verdict, body.as_bytes()),
+                        named,
+                        "what stands behind the head makes no difference: {start}"
+                    );
+                }
+                assert_eq!(runs_named(provider, verdict, small.as_bytes()), None);
+            }
+            assert_eq!(
+                runs_named(provider, Verdict::Signed, whole.as_bytes()),
+                named
+            );
+            assert_eq!(
+                runs_named(provider, Verdict::Signed, broken.as_bytes()),
+                None
+            );
+        }
     }
 }

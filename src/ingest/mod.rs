@@ -134,10 +134,8 @@ impl Receiver {
             .provider
             .verify(&delivery, &member.config.keyring, now);
         let (truncated, sender) = (taken.truncated, sender(peer, &headers));
-        if !proof.verdict().authentic()
-            && proof.verdict() != Verdict::Ping
-            && !self.sender_limit.admit(sender, now)
-        {
+        let authentic = proof.verdict().authentic();
+        if !authentic && !self.sender_limit.admit(sender, taken.bytes.len(), now) {
             return Err(too_many());
         }
         let meta = WebhookMeta {
@@ -163,7 +161,12 @@ impl Receiver {
             )
         })?;
         if truncated {
-            return Err(too_large(self.body_bytes_max).with("id", id));
+            let problem = too_large(self.body_bytes_max);
+            return Err(if authentic {
+                problem.with("id", id)
+            } else {
+                problem
+            });
         }
         answer(proof.verdict(), id)
     }
@@ -280,10 +283,14 @@ impl BodyBudget {
     }
 }
 
-/// 200 for what is authentic or a test ping, 401 for the rest.
+/// 200 for what is authentic or a test ping, 401 for the rest. Only an authentic delivery's answer
+/// names the report: its id counts all reports, of all sources.
 fn answer(verdict: Verdict, id: i64) -> Result<Response<AnyBody>, Problem> {
-    if verdict.authentic() || verdict == Verdict::Ping {
+    if verdict.authentic() {
         return Ok(json(StatusCode::OK, &serde_json::json!({ "stored": id })));
+    }
+    if verdict == Verdict::Ping {
+        return Ok(json(StatusCode::OK, &serde_json::json!({ "ping": true })));
     }
     let message = match verdict {
         Verdict::NoSecret => "nothing is configured to verify this source's deliveries against",
