@@ -256,6 +256,7 @@ async fn tell(socket: &Path, count: usize, lines: usize) {
         connections_max: 10_000,
         header_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(20),
     };
     let (say, heard) = watch::channel(Bytes::from_static(b"{\"type\":\"settled.feed.hello\"}\n"));
     let (followers, mut came) = watch::channel(0);

@@ -427,7 +427,10 @@ mod tests {
                 format!(r#"{{"run_id":"{ID}","status":"completed","#),
             ),
         ];
-        let keys = |count: usize| -> String { (0..count).map(|n| format!("\"{n}\":0,")).collect() };
+        let keys = |count: usize| -> String {
+            let keys: Vec<_> = (0..count).map(|n| format!("\"{n}\":0,")).collect();
+            keys.concat()
+        };
         // More than the head, and less than what Browser Use's own bound leaves unread.
         let many = keys(12_000);
         assert!(many.len() > limits::UNPROVEN_READ_BYTES && many.len() < 200 << 10);
