@@ -272,7 +272,7 @@ fn verdict(said: &str) -> &str {
 #[test]
 #[ignore = "plants every bug in a copy of the tree, which takes half an hour; run tests/planted_bugs/run"]
 fn every_bug_is_caught() {
-    let only = std::env::var("SETTLED_DRILL").unwrap_or_default();
+    let only = std::env::var("SETTLED_BUGS").unwrap_or_default();
     let bugs: Vec<&Bug> = BUGS
         .iter()
         .filter(|bug| only.split('|').any(|part| bug.name.contains(part)))
