@@ -40,6 +40,8 @@
 //! 10. Secrets never leave the process: [`secret`], and [`process`] redacts what providers wrote.
 //! 11. No run ends by time in which the provider could not be asked:
 //!     [`model::decide::Watched`].
+//! 12. The daemon never writes into a file that its path no longer leads to: the writer of [`ledger`]
+//!     checks that before each commit.
 //!
 //! # The modules, from the top of the tree down
 //!

@@ -361,7 +361,7 @@ pub const CLOSE_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 pub const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
 
 /// How often the watchdog asks the writer to commit, unless systemd wants it more often.
-pub const PULSE: Duration = Duration::from_secs(10);
+pub const PULSE: Duration = Duration::from_secs(3);
 
 /// By how much longer a start may take each time a hundred more reports have been recovered.
 pub const RECOVERY_STEP: Duration = Duration::from_secs(120);

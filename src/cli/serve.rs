@@ -1,5 +1,6 @@
 //! `settled serve`: the daemon in the foreground.
 
+use std::pin::pin;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -76,13 +77,27 @@ impl Serve {
             tracing::warn!("{warning}");
         }
         let mut daemon = start(config, inherited).await?;
-        while signals.next().await {
-            daemon.reload(context.load()).await;
+        let mut fatal = pin!(daemon.fatal());
+        let failed = loop {
+            tokio::select! {
+                reload = signals.next() => {
+                    if !reload {
+                        break None;
+                    }
+                    daemon.reload(context.load()).await;
+                }
+                reason = &mut fatal => break Some(reason),
+            }
+        };
+        if let Some(reason) = &failed {
+            tracing::error!("{reason}; ending");
+        } else {
+            tracing::info!("stopping");
         }
-        tracing::info!("stopping");
         systemd::stopping("Finishing what is under way");
         daemon.stop().await;
-        Ok(ExitCode::SUCCESS)
+        // The service manager starts a failed daemon again, on the file that is there then.
+        Ok(failed.map_or(ExitCode::SUCCESS, |_| ExitCode::FAILURE))
     }
 }
 

@@ -97,6 +97,7 @@ pub struct Daemon {
     trouble: watch::Sender<Option<String>>,
     pollers: Pollers,
     watchdog: Watchdog,
+    fatal: watch::Receiver<Option<String>>,
 }
 
 impl Daemon {
@@ -137,7 +138,9 @@ impl Daemon {
             consumers: api::Readers::default(),
             page_cache: api::PageCache::default(),
         });
+        let (fatal, fatal_seen) = watch::channel(None);
         let watchdog = Watchdog {
+            fatal,
             ledger: ledger.clone(),
             reader: reader.clone(),
             sources: fleet_seen.clone(),
@@ -223,7 +226,19 @@ impl Daemon {
             trouble,
             pollers,
             watchdog,
+            fatal: fatal_seen,
         })
+    }
+
+    /// Ends with the reason when the daemon cannot go on and has to start again.
+    pub fn fatal(&self) -> impl Future<Output = String> + use<> {
+        let mut fatal = self.fatal.clone();
+        async move {
+            match fatal.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// Takes sources, secrets and schedules from a new configuration. If it is wrong, the old one

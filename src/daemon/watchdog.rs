@@ -28,6 +28,8 @@ pub struct Watchdog {
     pub sources: watch::Receiver<Arc<Sources>>,
     /// A problem that needs a person: a configuration that could not be loaded.
     pub trouble: watch::Receiver<Option<String>>,
+    /// Says that the daemon cannot go on, and why.
+    pub fatal: watch::Sender<Option<String>>,
     /// Gives the time for "last webhook … ago".
     pub clock: Clock,
 }
@@ -42,6 +44,11 @@ impl Watchdog {
             match self.ledger.execute(Probe).await {
                 Ok(()) => systemd::alive(&self.line().await),
                 Err(Refusal::Stopping) => return,
+                Err(refusal @ Refusal::Replaced(_)) => {
+                    systemd::status(&format!("Ending: {refusal}"));
+                    self.fatal.send_replace(Some(refusal.to_string()));
+                    return;
+                }
                 Err(refusal) => {
                     tracing::error!(%refusal, "the writer does not answer");
                     systemd::status(&format!("Nothing can be stored: {refusal}"));

@@ -69,6 +69,11 @@ pub enum LedgerError {
         /// The value that is needed.
         wanted: &'static str,
     },
+    /// The path no longer leads to the file that was opened, or its log is gone.
+    #[error(
+        "{0}, or its log, is no longer the file that this daemon opened; nothing is written into it, and the daemon has to start again"
+    )]
+    Replaced(PathBuf),
     /// Another process has the file.
     #[error("another settled is using {0}")]
     InUse(PathBuf),

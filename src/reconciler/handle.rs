@@ -29,6 +29,9 @@ pub enum Refusal {
     /// The ledger failed.
     #[error("the database cannot store it ({0})")]
     Store(Arc<str>),
+    /// The ledger is no longer at its path: nothing will be stored until the daemon starts again.
+    #[error("nothing is stored any more ({0})")]
+    Replaced(Arc<str>),
     /// The daemon stops.
     #[error("settled is stopping")]
     Stopping,
@@ -42,7 +45,10 @@ impl From<&LedgerError> for Refusal {
             text = format!("{text}: {error}");
             cause = error.source();
         }
-        Refusal::Store(text.into())
+        match error {
+            LedgerError::Replaced(_) => Refusal::Replaced(text.into()),
+            _ => Refusal::Store(text.into()),
+        }
     }
 }
 

@@ -156,7 +156,7 @@ impl Reconciler {
     }
 
     /// Ends, leaving the ledger in one file.
-    pub fn close(self) {
+    pub fn close(mut self) {
         self.writer.checkpoint_on_close();
     }
 

@@ -304,7 +304,7 @@ async fn record(ledger: Handle, shared: Shared, input: i64) {
             Some(id),
             "acknowledged and not on disk"
         ),
-        Err(Refusal::Busy | Refusal::Store(_)) => {
+        Err(Refusal::Busy | Refusal::Store(_) | Refusal::Replaced(_)) => {
             assert_eq!(shared.stored_of(input), None, "refused and on disk");
         }
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
@@ -320,7 +320,7 @@ async fn process(ledger: Handle, shared: Shared, input: i64) {
             Some((process.report, true)),
             "told processed and is not"
         ),
-        Err(Refusal::Busy | Refusal::Store(_)) => {}
+        Err(Refusal::Busy | Refusal::Store(_) | Refusal::Replaced(_)) => {}
         Err(Refusal::Stopping) => assert!(shared.disk().broken, "nobody has stopped"),
     }
 }

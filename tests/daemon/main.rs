@@ -6,5 +6,6 @@
 mod full_disk;
 mod killed;
 mod power_cut;
+mod replaced;
 #[path = "../support/mod.rs"]
 mod support;

@@ -187,6 +187,12 @@ impl Daemon {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// The exit code, once the process has ended by itself.
+    pub fn ended(&mut self) -> Option<i32> {
+        let child = self.child.as_mut()?;
+        child.try_wait().expect("it can be waited for")?.code()
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
@@ -58,6 +58,64 @@ pub(super) fn open(path: &Path, now: At) -> Result<(Connection, File)> {
     set_up(&connection)?;
     migrate(&mut connection, path, version, now, MIGRATIONS)?;
     Ok((connection, lock))
+}
+
+/// The file that a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn at(path: &Path) -> Option<FileId> {
+        let meta = fs::metadata(path).ok()?;
+        Some(FileId {
+            device: meta.dev(),
+            inode: meta.ino(),
+        })
+    }
+}
+
+/// The files that the writer writes into: the database, and its log once there is one.
+pub(super) struct Place {
+    database: PathBuf,
+    log: PathBuf,
+    database_id: Option<FileId>,
+    log_id: Option<FileId>,
+}
+
+impl Place {
+    /// The files that `path` leads to now.
+    pub(super) fn of(path: &Path) -> Place {
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        Place {
+            database: path.to_owned(),
+            log: log.into(),
+            database_id: FileId::at(path),
+            log_id: None,
+        }
+    }
+
+    /// Invariant 12: fails once the path leads to another file than the one that was opened. What is
+    /// written after that would be lost with the file.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let log = FileId::at(&self.log);
+        let same = self.database_id.is_some() && FileId::at(&self.database) == self.database_id;
+        // SQLite makes the log with the first commit and keeps it as long as a connection is open.
+        if !same || self.log_id.is_some() && log != self.log_id {
+            return Err(LedgerError::Replaced(self.database.clone()));
+        }
+        self.log_id = log;
+        Ok(())
+    }
+}
+
+/// Has a connection leave the log alone when it is closed. SQLite would remove the log by its path.
+pub(super) fn leave_log(connection: &Connection) -> Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(())
 }
 
 /// Opens a connection with the settings every connection has.

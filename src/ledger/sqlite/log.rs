@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 
+use super::file::leave_log;
 use super::{Result, connect_to_write};
 use crate::limits;
 
@@ -103,7 +104,11 @@ impl Checkpointer {
         while self.wanted.recv().is_ok() {
             let pass = match connection.take() {
                 Some(connection) => Ok(connection),
-                None => connect_to_write(&self.path),
+                // The log is the writer's: this connection never removes it.
+                None => connect_to_write(&self.path).and_then(|connection| {
+                    leave_log(&connection)?;
+                    Ok(connection)
+                }),
             };
             // A connection that failed is not used again.
             connection = match pass.and_then(|connection| self.pass(connection)) {

@@ -51,6 +51,7 @@ pub struct Writer {
     suspect: bool,
     /// Present if a [`Checkpointer`] moves the log; otherwise SQLite does, on this connection.
     log: Option<log::Log>,
+    place: file::Place,
     _lock: File,
 }
 
@@ -112,6 +113,7 @@ impl Writer {
             epoch,
             suspect: false,
             log: None,
+            place: file::Place::of(path),
             _lock: lock,
         })
     }
@@ -177,6 +179,12 @@ impl Writer {
         };
         let value = work(&mut transaction)?;
         transaction.write_totals()?;
+        if let Err(replaced) = self.place.check() {
+            drop(transaction);
+            // What is at the path now is not ours, nor is the log beside it.
+            file::leave_log(&self.connection)?;
+            return Err(replaced);
+        }
         transaction.tx.commit()?;
         self.suspect = false;
         Ok(value)
@@ -193,7 +201,10 @@ impl Writer {
     /// Moves everything out of the write-ahead log, so that the file alone is the whole ledger:
     /// people copy it after they have stopped the daemon. Best effort; the log is as good, and a
     /// reader that stays (replication beside us holds one always) must not hold up the stop.
-    pub fn checkpoint_on_close(&self) {
+    pub fn checkpoint_on_close(&mut self) {
+        if self.place.check().is_err() {
+            return;
+        }
         let _ = self
             .connection
             .busy_timeout(limits::CLOSE_CHECKPOINT_TIMEOUT);
@@ -215,6 +226,7 @@ impl Writer {
 
     /// Replaces the connection by a fresh one.
     pub fn reopen(&mut self) -> Result<()> {
+        self.place.check()?;
         let mut connection = connect_to_write(&self.path)?;
         if let Some(log) = &self.log {
             log.watch(&mut connection)?;
