@@ -201,7 +201,7 @@ impl<'d> Entry<'d> {
         matches!(self.value, DeValue::String(text) if text.as_ref() == word)
     }
 
-    /// What was written in place of what belongs here.
+    /// The kind of value that stands here, for an error message.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {
             DeValue::String(_) => "text",

@@ -5,7 +5,7 @@
 //! (PyPI and npm `browser-use-sdk` 2.0.15, PyPI 3.12.1) and docs.browser-use.com; which fact is held
 //! by which test stands in `docs/providers.md`.
 //!
-//! What shapes this dialect:
+//! Facts that shape this provider:
 //!
 //! * Webhooks carry neither a success flag nor an error, so none of their endings settles alone, and
 //!   v4 runs send none at all.
@@ -30,7 +30,7 @@ use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::providers::signature::Signature;
 use crate::secret::{Key, Keyring, SecretLabel};
 
-/// The dialect.
+/// Browser Use Cloud, in the three generations of its API.
 #[derive(Clone, Copy, Debug)]
 pub struct BrowserUse;
 
@@ -368,7 +368,7 @@ impl Body {
     }
 }
 
-/// What the signature headers prove. With both, the timestamped one decides and the other is not
+/// Judges the signature headers. With both, the timestamped one decides and the other is not
 /// looked at. Only a JSON object can be proven: the signed text of a timestamped delivery,
 /// replayed as the body of an untimed one, would carry a genuine signature.
 fn prove(delivery: &Delivery<'_>, body: Option<&Body>, keys: &[Key], now: At) -> Proof {
@@ -521,7 +521,8 @@ impl<'a> Ids<'a> {
         })
     }
 
-    /// What the event is about first, then what else it names. A task belongs to a session, so the
+    /// The run that the event is about first, then the others that it names. A task belongs to a
+    /// session, so the
     /// task is the narrower name; but where the source's unit of work (or the event's) is the
     /// session, nobody knows what a task id stands for.
     fn in_order(&self, sessions: bool) -> Vec<(Kind, &'a str)> {
@@ -559,7 +560,7 @@ fn read_event(object: &Map<String, Value>, webhook: &Webhook<'_>) -> Reading {
     match (named.split_first(), json::text(payload, "status")) {
         (Some((subject, others)), Some(status)) if is_status_event(object) => {
             let mut said = vec![told_status(subject, status, object, webhook)];
-            // Nobody says what an unknown word means: ask.
+            // The meaning of an unknown word is not documented: a poll decides.
             said.extend(word_claim(status).is_none().then(|| hint(subject, webhook)));
             said.extend(others.iter().map(|other| hint(other, webhook)));
             Reading::Said(said)
@@ -625,7 +626,7 @@ fn word_claim(status: &str) -> Option<(Claim, Option<&'static str>)> {
     }
 }
 
-/// What can be had from a body that was cut off or is too large: the ids near its beginning, as
+/// Reads what it can of a body that was cut off or is too large: the ids near its beginning, as
 /// hints.
 fn read_head(webhook: &Webhook<'_>) -> Reading {
     const HEAD: usize = 16 * 1024;
@@ -663,7 +664,7 @@ fn string_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
 
 // ── Reading answers ─────────────────────────────────────────────────────────────────────────────
 
-/// What an answer says about the run that was asked about.
+/// The claim of an answer about the polled run.
 struct Said {
     claim: Claim,
     detail: Detail,
@@ -773,7 +774,7 @@ fn said_by(
         .and_then(fields)
         .filter(|_| api != Api::V3)
         .unwrap_or_default();
-    // What the fuller, later view adds; the status itself stays that of the first answer.
+    // The fuller, later view adds details; the status itself stays that of the first answer.
     let mut merged = view.clone();
     merged.extend(
         full.into_iter()
@@ -923,7 +924,7 @@ fn has_worked(view: &Map<String, Value>) -> bool {
         || text(view, "lastStepSummary").is_some()
 }
 
-// ── BatchWriter of a v3 session ───────────────────────────────────────────────────────────────────────
+// ── Turns of a v3 session ───────────────────────────────────────────────────────────────────────
 
 /// The next page of messages, while the status leaves it open whether the turn has ended and the
 /// pages so far hang together. While the session runs they are not read: if the run asked about
@@ -950,7 +951,7 @@ fn messages(page: &Map<String, Value>) -> &[Value] {
         .unwrap_or_default()
 }
 
-/// What the messages show of each turn, in order: whether the agent wrote its completion. `None`
+/// The state of each turn in the messages, in order: whether the agent wrote its completion. `None`
 /// unless the pages are all there: then nothing can be counted.
 fn turns(pages: &[ApiResponse]) -> Option<Vec<bool>> {
     let pages: Vec<_> = pages.iter().map(fields).collect::<Option<_>>()?;
@@ -1074,7 +1075,7 @@ fn listed_row(api: Api, row: &Map<String, Value>, requested_at: At) -> Option<Ob
     Some(Observation { detail, ..seen })
 }
 
-// ── RateLimiter ────────────────────────────────────────────────────────────────────────────────────────
+// ── Response classes ─────────────────────────────────────────────────────────────────────────────
 
 /// A project's throttle says in its body how long to wait; the edge's says it in the header.
 fn retry_after_in_body(response: &Response) -> Option<Duration> {

@@ -72,7 +72,7 @@ use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId, Trust};
 use crate::secret::Keyring;
 
-/// The dialect.
+/// Firecrawl Cloud and self-hosted Firecrawl.
 #[derive(Clone, Copy, Debug)]
 pub struct Firecrawl;
 
@@ -252,7 +252,7 @@ impl Provider for Firecrawl {
             {
                 let (claim, detail) =
                     read_state(*kind, response).unwrap_or((Claim::Nothing, Detail::default()));
-                // What answers to a guess shows what the run is; a kind somebody named is known already.
+                // An answer to a guess shows what the run is; a kind that was named is known.
                 let shown = run.guessed && claim != Claim::Nothing;
                 (claim, detail, shown.then_some(*kind))
             }
@@ -532,7 +532,7 @@ fn monitor<'a>(run: &RunRef<'a>) -> Option<&'a str> {
     run.group_id.filter(|id| !matches!(*id, "" | "." | ".."))
 }
 
-/// What a run may be: the kind somebody named, or each in turn, the most common first.
+/// The kinds that a run may have: the one that was named, or each in turn, the most common first.
 fn kinds<'k>(run: &'k RunRef<'_>) -> &'k [Kind] {
     // The address of extracts also answers for agents (controllers/v2/extract-status.ts since
     // September 2026), so agents are asked for before them.
@@ -777,7 +777,7 @@ fn rows(
 
 // ── Bodies ──────────────────────────────────────────────────────────────────────────────────────
 
-/// What a JSON object holds under the keys that matter, each value still as text. Nothing is
+/// The values of a JSON object under the keys that matter, each value still as text. Nothing is
 /// copied and nothing nested is built, so a page of 40 MB costs one walk over its bytes and no
 /// memory, and a body that was cut off gives what came before the cut. Of a repeated key the last
 /// value counts, as in the sender's own JavaScript.

@@ -42,7 +42,7 @@ pub fn named(name: &str) -> Option<&'static dyn Provider> {
         .find(|provider| provider.name() == name)
 }
 
-/// What a source's configuration says to its dialect.
+/// The part of a source's configuration that its provider reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The generation of the provider's API, where it has several (`v2`, `v3`, `v4`).
@@ -81,7 +81,7 @@ pub trait Provider: Sync {
     /// The policy for runs of `kind` before the configuration overrides it.
     fn policy(&self, kind: Option<Kind>) -> Policy;
 
-    /// What kind a run is when nobody said, judged by its id and the settings.
+    /// The kind of a run that nobody named, judged by its id and the settings.
     fn kind_of(&self, run_id: &RunId, settings: &Settings) -> Kind;
 
     /// Whether [`Provider::kind_of`] is a guess that only an answer can confirm.
@@ -99,7 +99,8 @@ pub trait Provider: Sync {
     /// Asks for the state of one run.
     fn status_request(&self, run: &RunRef<'_>) -> ApiRequest;
 
-    /// What else must be asked before `answers` (in the order of the questions) mean anything. By
+    /// The next request that is needed before `answers` (in the order of the requests) mean
+    /// anything. By
     /// default a 404 is followed by the canary: it may be a wrong key.
     fn follow_up(&self, run: &RunRef<'_>, answers: &[ApiResponse]) -> Option<ApiRequest> {
         match answers {
@@ -151,14 +152,15 @@ pub trait Provider: Sync {
         }
     }
 
-    /// What an answer tells about the account and the service, whatever it says about a run. An
+    /// Classifies an answer: what it tells about the account and the service, whatever it says
+    /// about a run. An
     /// answer that is no documented one is [`ResponseClass::Unavailable`]; see [`undocumented`].
     fn classify(&self, answer: &ApiResponse) -> ResponseClass {
         classify_by_status(answer)
     }
 }
 
-/// A provider is its name: there is one dialect of each.
+/// A provider is its name: there is one of each.
 impl PartialEq for dyn Provider {
     fn eq(&self, other: &dyn Provider) -> bool {
         self.name() == other.name()
@@ -207,7 +209,7 @@ impl Delivery<'_> {
 }
 
 words! {
-    /// What verification found.
+    /// The verdict of verification.
     Verdict {
         /// A signature verified (and is fresh, where the scheme has a time).
         Signed = "signed",
@@ -253,7 +255,7 @@ impl Verdict {
     }
 }
 
-/// The result of verifying one delivery. Only dialects can make one.
+/// The result of verifying one delivery. Only providers can make one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
     verdict: Verdict,
@@ -277,7 +279,7 @@ impl Proof {
         }
     }
 
-    /// What was found.
+    /// The verdict.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
@@ -295,7 +297,7 @@ pub struct Webhook<'a> {
     pub body: &'a [u8],
     /// See [`Delivery::truncated`].
     pub truncated: bool,
-    /// What it may be believed.
+    /// How far it may be believed.
     pub trust: Trust,
     /// [`Via::Webhook`], or [`Via::Replay`] for a payload out of a retry answer.
     pub via: Via,
@@ -305,7 +307,7 @@ pub struct Webhook<'a> {
     pub settings: &'a Settings,
 }
 
-/// What a report says.
+/// The meaning of a report, as its provider reads it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reading {
     /// Claims about runs; none if the report is genuine but says nothing we use.
@@ -325,9 +327,9 @@ pub enum Reading {
 pub struct RunRef<'a> {
     /// The provider's id of it.
     pub run_id: &'a RunId,
-    /// What sort of run it is.
+    /// The kind of the run.
     pub kind: Kind,
-    /// Nobody said what sort of run it is: `kind` is [`Provider::kind_of`]'s guess.
+    /// The kind is not known: `kind` is [`Provider::kind_of`]'s guess.
     pub guessed: bool,
     /// The workflow, recipe, agent or monitor it belongs to, where somebody said: some providers
     /// want it in the path.
@@ -364,7 +366,7 @@ pub struct ApiRequest {
 impl ApiRequest {
     /// How long a read may take.
     pub const TIMEOUT: Duration = Duration::from_secs(30);
-    /// How much of an answer is read unless a dialect wants more.
+    /// How much of an answer is read unless a provider wants more.
     pub const BYTES_MAX: usize = 8 * 1024 * 1024;
 
     /// A read with the usual limits.
@@ -379,14 +381,14 @@ impl ApiRequest {
     }
 }
 
-/// What came of a request, failures included.
+/// The result of a request, failures included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiResponse {
     /// An HTTP response.
     Http(Response),
     /// No response: refused, timed out, broken off.
     Failed {
-        /// What happened, in a few words, with no secret in them.
+        /// The failure, in a few words, with no secret in them.
         what: String,
     },
 }
@@ -419,7 +421,7 @@ impl Response {
 pub struct Listing {
     /// Runs on this page, each as a [`Claim::Listed`].
     pub runs: Vec<Observation>,
-    /// What to pass to [`Provider::list_request`] for the next page; `None` at the end.
+    /// The token that [`Provider::list_request`] takes for the next page; `None` at the end.
     pub next: Option<String>,
     /// Something the list (or the counters that stand in for one) shows to be wrong, in a few
     /// words: for instance runs that are counted but that we never heard of.
@@ -433,14 +435,15 @@ pub struct Gap {
     pub runs_counted: u64,
 }
 
-/// What an answer says about the account and the service. The source's rate limiter observes it.
+/// The class of an answer: what it says about the account and the service. The source's rate
+/// limiter observes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResponseClass {
     /// The call worked, or failed for a reason of this run alone.
     Ok,
     /// Too fast: nothing more before this long.
     RateLimited {
-        /// What the provider asked for, if it did.
+        /// The wait that the provider asked for, if it did.
         retry_after: Option<Duration>,
     },
     /// Our key is not accepted. Says nothing about runs.
@@ -452,12 +455,12 @@ pub enum ResponseClass {
     Unavailable {
         /// A few words for `status`.
         why: String,
-        /// What the provider asked for, if it did.
+        /// The wait that the provider asked for, if it did.
         retry_after: Option<Duration>,
     },
 }
 
-/// What came of asking a provider to send a webhook again.
+/// The result of asking a provider to send a webhook again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RetryResult {
     /// The provider tried. Whether the delivery arrived is inside.
@@ -477,7 +480,7 @@ pub enum RetryResult {
     Refused {
         /// The HTTP status of the refusal.
         status: Option<u16>,
-        /// What it means and what to do.
+        /// The meaning of the refusal, and the remedy.
         message: String,
     },
 }

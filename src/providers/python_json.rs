@@ -315,7 +315,7 @@ impl<'a> Parser<'a> {
         self.run(|byte| byte >= b' ' && byte != b'"' && byte != b'\\')
     }
 
-    /// What stands after a backslash.
+    /// Reads the escape after a backslash.
     fn escape(&mut self) -> Result<char, NotJson> {
         let meant = match self.peek() {
             Some(byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
@@ -363,7 +363,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-// ── WriterLoop ─────────────────────────────────────────────────────────────────────────────────────
+// ── Writing ─────────────────────────────────────────────────────────────────────────────────────
 
 fn write_value(value: &Value<'_>, out: &mut String) {
     match value {
@@ -474,7 +474,7 @@ mod tests {
         parse(text.as_bytes()).ok()?.canonical()
     }
 
-    /// What CPython 3.11 prints for each of these.
+    /// The output of CPython 3.11 for each of these.
     const PYTHON: &[(&str, &str)] = &[
         ("1.0", "1.0"),
         ("1e15", "1000000000000000.0"),

@@ -1,5 +1,5 @@
 //! HMAC-SHA-256 over exact bytes, with several secrets, in constant time, naming the one that
-//! matched. What the bytes are, and what a match is worth, is for each dialect to say.
+//! matched. What the bytes are, and what a match is worth, is for each provider to say.
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 use hmac::{Hmac, KeyInit, Mac};

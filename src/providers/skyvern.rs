@@ -52,7 +52,7 @@ use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::Keyring;
 
-/// The dialect.
+/// Skyvern Cloud and self-hosted Skyvern.
 #[derive(Debug)]
 pub struct Skyvern;
 
@@ -321,7 +321,7 @@ impl Provider for Skyvern {
 
 // ── States ──────────────────────────────────────────────────────────────────────────────────────
 
-/// What the state fields of a body say, wherever the body came from.
+/// The state that the fields of a body show, wherever the body came from.
 struct State {
     claim: Claim,
     reason: Option<&'static str>,
@@ -516,7 +516,7 @@ fn knows_no_organization(response: &Response) -> bool {
     said_why(response).is_some_and(|why| why.eq_ignore_ascii_case("organization not found"))
 }
 
-/// What an error says: `detail` is a text or a list of objects with a `msg`; an unexpected error is
+/// The text of an error: `detail` is a text or a list of objects with a `msg`; an unexpected error is
 /// under `error` instead.
 fn said_why(response: &Response) -> Option<String> {
     let body = json::object(&response.body).ok()?;
@@ -616,7 +616,7 @@ fn replayed_headers(body: &Map<String, Value>) -> Headers {
         .collect()
 }
 
-/// What a refusal means, and what to do about it.
+/// The meaning of a refusal, and the remedy.
 fn refusal(run_id: &RunId, response: &Response) -> String {
     let why = said_why(response).map_or_else(
         || "no reason given".to_owned(),

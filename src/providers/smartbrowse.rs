@@ -48,7 +48,7 @@ use crate::model::schedule::{Confirm, Policy};
 use crate::model::{At, Kind, Outcome, RunId};
 use crate::secret::{Keyring, RequiredHeader, SecretLabel, same};
 
-/// The dialect.
+/// SmartBrowse of webscrape.ai.
 #[derive(Debug)]
 pub struct SmartBrowse;
 
@@ -256,7 +256,7 @@ fn matching_value<'a>(
 
 // ── The words ───────────────────────────────────────────────────────────────────────────────────
 
-/// What a run state claims, wherever it was found.
+/// The claim of a run state, wherever it was found.
 fn claim_of(state: &str) -> Claim {
     match (end(state), state) {
         (Some(outcome), _) => Claim::Ended(Ending::needs_answer(outcome)),
@@ -274,7 +274,7 @@ fn end(state: &str) -> Option<Outcome> {
     }
 }
 
-/// What all three bodies call by the same names.
+/// The fields that all three bodies call by the same names.
 fn detail(fields: &Map<String, Value>) -> Detail {
     Detail {
         group_id: json::text(fields, "recipe_id").map(|recipe| json::shortened(recipe, 200)),

@@ -1,4 +1,4 @@
-//! BatchWriter: what is promised in one is processed in the next, and what was wrongly refused is heard
+//! Batches: what one stores, the next processes, and what was wrongly refused is heard
 //! again once its secret is known.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A small language for what is heard about a run, and a run that hears it.
 //!
-//! An observation is written `evidence:claim`. Pollers: `hint`, `secret`, `signed` (webhooks), `replay`,
+//! An observation is written `evidence:claim`. Evidence: `hint`, `secret`, `signed` (webhooks), `replay`,
 //! `get` (an answer), `list`, `client`, `clock`. Claims: `waiting`, `running`, an outcome (followed
 //! by `!` where the webhook is sufficient under `confirm = "auto"`, by `~other` where the word
 //! covers another outcome), `404`, `403` (of this run alone), `5xx`, `over`, `open`, `track`, `timer`.

@@ -130,7 +130,7 @@ fn all_short_histories_without_a_key() {
 
 // ── Orders ──────────────────────────────────────────────────────────────────────────────────────
 
-/// Pollers that say how it ended. Answers carry the second at which their question was asked.
+/// Evidence of an end. Answers carry the second at which their question was asked.
 const EVIDENCE: [&str; 10] = [
     "signed:succeeded!",
     "signed:failed",

@@ -181,7 +181,7 @@ impl Writer {
         transaction.write_totals()?;
         if let Err(replaced) = self.place.check() {
             drop(transaction);
-            // What is at the path now is not ours, nor is the log beside it.
+            // The file at the path now is not ours, nor is the log beside it.
             file::leave_log(&self.connection)?;
             return Err(replaced);
         }
