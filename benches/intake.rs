@@ -244,7 +244,7 @@ fn rows(path: &Path) -> (Connection, impl Fn(&Connection, &[u8]) + use<>) {
                 .expect("inserted");
         };
         execute(
-            "INSERT INTO reports (id, source, via, at, verdict, secret, head, body)
+            "INSERT INTO reports (id, source, via, at, verdict, secret, meta, body)
              VALUES (?1, 1, 'webhook', ?2, 'signed', 'api_key', ?3, ?4)",
             &[&id, &at, &head, &body],
         );
